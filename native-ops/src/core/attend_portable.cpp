@@ -1,0 +1,62 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Decode attention written for reading: every token is read back, then softmax(q K') V. The oracle of the fast versions.
+#include <limits>
+
+#include "attend.h"
+#include "parallel.h"
+#include "token_reader.h"
+
+namespace kvquant {
+namespace {
+
+/// Online softmax of one query: running maximum, sum of weights, weighted sum of values.
+struct QueryState {
+  double maximum = -std::numeric_limits<double>::infinity();
+  double sum = 0;
+  std::vector<double> output;
+
+  void add(double score, const float* v) {
+    const double raised = std::max(maximum, score);
+    const double keep = std::exp(maximum - raised), weight = std::exp(score - raised);
+    sum = sum * keep + weight;
+    for (size_t i = 0; i < output.size(); ++i) output[i] = output[i] * keep + weight * v[i];
+    maximum = raised;
+  }
+};
+
+void attend_sequence(const LayerCache& cache, int64_t b, const float* qkv, float* out) {
+  const LayerParams& params = *cache.params;
+  const int head_dim = params.head_dim, per_head = params.queries_per_kv_head();
+  const int64_t position = cache.length(b);
+  std::vector<float> q(static_cast<size_t>(params.num_heads) * head_dim);
+  for (int h = 0; h < params.num_heads; ++h) cache.rope.apply(qkv + h * head_dim, position, q.data() + h * head_dim);
+
+  std::vector<QueryState> states(params.num_heads);
+  for (QueryState& state : states) state.output.assign(head_dim, 0.0);
+  const TokenReader reader(cache, b, position + 1);
+  std::vector<float> k(params.channels()), v(params.channels());
+  for (int64_t token = 0; token <= position; ++token) {
+    reader.read(token, k.data(), v.data());
+    for (int h = 0; h < params.num_heads; ++h) {
+      const int kv = h / per_head * head_dim;
+      double score = 0;
+      for (int i = 0; i < head_dim; ++i) score += static_cast<double>(q[h * head_dim + i]) * k[kv + i];
+      states[h].add(score * params.score_scale, v.data() + kv);
+    }
+  }
+  for (int h = 0; h < params.num_heads; ++h) {
+    for (int i = 0; i < head_dim; ++i) out[h * head_dim + i] = static_cast<float>(states[h].output[i] / states[h].sum);
+  }
+}
+
+}  // namespace
+
+void attend_portable(const LayerCache& cache, const float* qkv, float* out) {
+  const LayerParams& params = *cache.params;
+  const int64_t row = static_cast<int64_t>(params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
+  parallel_for(cache.batch, [&](int64_t b) {
+    attend_sequence(cache, b, qkv + b * row, out + b * params.num_heads * params.head_dim);
+  });
+}
+
+}  // namespace kvquant

@@ -1,0 +1,51 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+#include "dispatch.h"
+
+#include <atomic>
+
+#include "attend.h"
+#include "linear.h"
+
+namespace kvquant {
+namespace {
+
+std::atomic<Variant>& selected() {
+  static std::atomic<Variant> variant{best_variant()};
+  return variant;
+}
+
+}  // namespace
+
+Variant best_variant() {
+#if defined(KVQUANT_HAVE_AVX2) && defined(KVQUANT_HAVE_AVX512)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    return Variant::kAvx512;
+  }
+  if (avx2) return Variant::kAvx2;
+#endif
+  return Variant::kPortable;
+}
+
+Variant current_variant() { return selected().load(std::memory_order_relaxed); }
+
+bool use_variant(Variant variant) {
+  if (variant < Variant::kPortable || variant > best_variant()) return false;
+  selected().store(variant);
+  return true;
+}
+
+void attend(const LayerCache& cache, const float* qkv, float* out) {
+#ifdef KVQUANT_HAVE_AVX2
+  // The vectorized versions know head_dim 64 and 128; any other size takes the portable one.
+  if (cache.params->head_dim == 64 || cache.params->head_dim == 128) {
+    if (current_variant() == Variant::kAvx512) return attend_avx512(cache, qkv, out);
+    if (current_variant() == Variant::kAvx2) return attend_avx2(cache, qkv, out);
+  }
+#endif
+  attend_portable(cache, qkv, out);
+}
+
+}  // namespace kvquant

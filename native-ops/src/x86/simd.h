@@ -1,0 +1,147 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// A vector of floats in the instruction set that this file is compiled for (KVQUANT_ISA): 16 lanes with AVX-512, 8 with AVX2.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace kvquant {
+namespace KVQUANT_ISA {
+
+#if defined(__AVX512F__)
+
+constexpr int kLanes = 16;
+using Vec = __m512;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+inline Vec load_halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+inline Vec load_bfloats(const void* p) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16));
+}
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }   // a b + c
+inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline float sum(Vec x) { return _mm512_reduce_add_ps(x); }
+inline float maximum(Vec x) { return _mm512_reduce_max_ps(x); }
+/// x where the lane's bit is set, else other.
+inline Vec select(uint32_t bits, Vec x, Vec other) {
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), other, x);
+}
+inline Vec round_even(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/// x 2^n for integral n.
+inline Vec scale2(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+
+/// The codes of 16 tokens, bits wide each, at p; 8 bytes at p are readable.
+template <int bits>
+inline Vec load_codes(const uint8_t* p, int /*part*/) {
+  if constexpr (bits == 8) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  } else if constexpr (bits <= 2) {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    const __m512i shifts = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                              _mm512_set1_epi32(bits));
+    const __m512i fields = _mm512_srlv_epi32(_mm512_set1_epi32(word), shifts);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(fields, _mm512_set1_epi32((1 << bits) - 1)));
+  } else {
+    int32_t low, high;
+    std::memcpy(&low, p, 4);
+    std::memcpy(&high, p + bits, 4);
+    const __m512i words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
+    const __m512i shifts = _mm512_mullo_epi32(_mm512_set_epi32(7, 6, 5, 4, 3, 2, 1, 0, 7, 6, 5, 4, 3, 2, 1, 0),
+                                              _mm512_set1_epi32(bits));
+    const __m512i fields = _mm512_srlv_epi32(words, shifts);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(fields, _mm512_set1_epi32((1 << bits) - 1)));
+  }
+}
+
+#else
+
+constexpr int kLanes = 8;
+using Vec = __m256;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
+inline Vec load_halves(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+inline Vec load_bfloats(const void* p) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))), 16));
+}
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }   // a b + c
+inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a b
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline float sum(Vec x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float maximum(Vec x) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+/// x where the lane's bit is set, else other.
+inline Vec select(uint32_t bits, Vec x, Vec other) {
+  const __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bits);
+  return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane_bits)));
+}
+inline Vec round_even(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/// x 2^n for integral n >= -126.
+inline Vec scale2(Vec x, Vec n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(exponent));
+}
+
+/// The codes of tokens 8 part to 8 part + 7 of a tile, bits wide each, at p; 4 bytes past them are readable.
+template <int bits>
+inline Vec load_codes(const uint8_t* p, int part) {
+  p += part * bits;
+  if constexpr (bits == 8) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  } else {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    const __m256i shifts =
+        _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
+    const __m256i fields = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
+    return _mm256_cvtepi32_ps(_mm256_and_si256(fields, _mm256_set1_epi32((1 << bits) - 1)));
+  }
+}
+
+#endif
+
+/// Vectors of a tile of 16 tokens.
+constexpr int kParts = 16 / kLanes;
+
+/// exp(x) for x <= 0 to 2e-7 relative; x below -87 gives exp(-87), which callers mask or neglect.
+inline Vec exp_negative(Vec x) {
+  x = max(x, broadcast(-87.0f));
+  const Vec n = round_even(mul(x, broadcast(1.44269504088896341f)));
+  Vec r = fnma(n, broadcast(0.693359375f), x);
+  r = fnma(n, broadcast(-2.12194440e-4f), r);
+  Vec p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(mul(p, r), r, add(r, broadcast(1.0f)));
+  return scale2(p, n);
+}
+
+}  // namespace KVQUANT_ISA
+}  // namespace kvquant

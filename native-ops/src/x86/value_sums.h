@@ -1,0 +1,118 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Weighted sums of the values of a run of tokens. Lanes are tokens: sums [queries, head_dim, kLanes] stay in vectors and are
+// reduced once at the end of a task. Scales go into the weights and zeros into one sum per group, so that codes are
+// multiplied as they are.
+#pragma once
+#include "../core/cache.h"
+#include "simd.h"
+
+namespace kvquant {
+namespace KVQUANT_ISA {
+
+constexpr int kValueQueries = 4;
+
+/// Most groups that the values of one head can have.
+constexpr int kMaxValueGroups = kMaxHeadDim / 16;
+
+/// sums[g, c] += weights[g] * value[c] over the vectors of a page for channels [begin, end) of one head, which share a group;
+/// weights [queries, kPageTokens] include the scales. valid: a bit per token; tokens outside are read as zero.
+template <Format format, int bits, int queries, bool masked>
+inline void add_channels(const uint8_t* head_codes, int64_t tile_bytes, int head_dim, int begin, int end,
+                         const float* weights, uint64_t valid, float* sums) {
+  constexpr int vectors = kPageTokens / kLanes;
+  for (int c = begin; c < end; ++c) {
+    Vec total[queries];
+    for (int g = 0; g < queries; ++g) total[g] = load(sums + (g * head_dim + c) * kLanes);
+    const uint8_t* codes = head_codes + c * 2 * bits;
+    for (int v = 0; v < vectors; ++v) {
+      const uint8_t* field = codes + v / kParts * tile_bytes;
+      const int part = v % kParts;
+      Vec value;
+      if constexpr (format == Format::kAffine) {
+        value = load_codes<bits>(field, part);
+      } else if constexpr (format == Format::kFloat16) {
+        value = load_halves(field + part * kLanes * 2);
+      } else {
+        value = load(reinterpret_cast<const float*>(field) + part * kLanes);
+      }
+      if constexpr (masked && format != Format::kAffine) {
+        value = select(static_cast<uint32_t>(valid >> (v * kLanes)), value, zero());
+      }
+      for (int g = 0; g < queries; ++g) {
+        total[g] = fma(load(weights + g * kPageTokens + v * kLanes), value, total[g]);
+      }
+    }
+    for (int g = 0; g < queries; ++g) store(sums + (g * head_dim + c) * kLanes, total[g]);
+  }
+}
+
+/// Scales the weights by the group's scales and adds weight * scale * zero to zero_sums [queries, kMaxValueGroups, kLanes].
+inline void apply_scales(const SideLayout& layout, const uint8_t* page, int group, int slot, const float* weights,
+                         int queries, uint64_t valid, float* scaled, float* zero_sums) {
+  for (int v = 0; v < kPageTokens / kLanes; ++v) {
+    const int tile = v / kParts, offset = v % kParts * kLanes * 2;
+    const uint32_t bits = static_cast<uint32_t>(valid >> (v * kLanes));
+    const Vec scale = select(bits, load_halves(page + layout.scales(tile, group) + offset), zero());
+    const Vec zero_point = select(bits, load_halves(page + layout.zeros(tile, group) + offset), zero());
+    for (int g = 0; g < queries; ++g) {
+      const Vec weight = mul(load(weights + g * kPageTokens + v * kLanes), scale);
+      store(scaled + g * kPageTokens + v * kLanes, weight);
+      float* sum = zero_sums + (g * kMaxValueGroups + slot) * kLanes;
+      store(sum, fma(weight, zero_point, load(sum)));
+    }
+  }
+}
+
+template <Format format, int bits, int queries>
+void add_values(const LayerCache& cache, const uint8_t* page, int head, const float* weights, uint64_t valid,
+                float* sums, float* zero_sums) {
+  const SideLayout& layout = cache.page_layout.values;
+  const int head_dim = cache.params->head_dim;
+  const uint8_t* codes = page + layout.codes(head, 0, 0);
+  const int64_t tile_bytes = layout.codes(head, 1, 0) - layout.codes(head, 0, 0);
+  if constexpr (format == Format::kAffine) {
+    const int group_size = cache.params->values.group_size, first = head * head_dim;
+    alignas(64) float scaled[kValueQueries * kPageTokens];
+    for (int c = 0; c < head_dim;) {
+      const int group = (first + c) / group_size, end = std::min(head_dim, (group + 1) * group_size - first);
+      apply_scales(layout, page, group, group - first / group_size, weights, queries, valid, scaled, zero_sums);
+      add_channels<format, bits, queries, false>(codes, tile_bytes, head_dim, c, end, scaled, valid, sums);
+      c = end;
+    }
+  } else if (valid == ~uint64_t{0}) {
+    add_channels<format, bits, queries, false>(codes, tile_bytes, head_dim, 0, head_dim, weights, valid, sums);
+  } else {
+    add_channels<format, bits, queries, true>(codes, tile_bytes, head_dim, 0, head_dim, weights, valid, sums);
+  }
+}
+
+template <Format format, int bits>
+void add_values_all(const LayerCache& cache, const uint8_t* page, int head, const float* weights, int queries,
+                    uint64_t valid, float* sums, float* zero_sums) {
+  const int head_dim = cache.params->head_dim;
+  while (queries >= kValueQueries) {
+    add_values<format, bits, kValueQueries>(cache, page, head, weights, valid, sums, zero_sums);
+    weights += kValueQueries * kPageTokens;
+    sums += kValueQueries * head_dim * kLanes;
+    zero_sums += kValueQueries * kMaxValueGroups * kLanes;
+    queries -= kValueQueries;
+  }
+  if (queries == 3) add_values<format, bits, 3>(cache, page, head, weights, valid, sums, zero_sums);
+  if (queries == 2) add_values<format, bits, 2>(cache, page, head, weights, valid, sums, zero_sums);
+  if (queries == 1) add_values<format, bits, 1>(cache, page, head, weights, valid, sums, zero_sums);
+}
+
+using AddValues = void (*)(const LayerCache&, const uint8_t* page, int head, const float* weights, int queries,
+                           uint64_t valid, float* sums, float* zero_sums);
+
+inline AddValues value_adder(const SideParams& side) {
+  if (side.format == Format::kFloat32) return add_values_all<Format::kFloat32, 32>;
+  if (side.format == Format::kFloat16) return add_values_all<Format::kFloat16, 16>;
+  if (side.bits == 2) return add_values_all<Format::kAffine, 2>;
+  if (side.bits == 3) return add_values_all<Format::kAffine, 3>;
+  if (side.bits == 4) return add_values_all<Format::kAffine, 4>;
+  return add_values_all<Format::kAffine, 8>;
+}
+
+}  // namespace KVQUANT_ISA
+}  // namespace kvquant
