@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-# Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE.
+# Copyright 2026 The djl-kvquant authors.
+# Licensed under the Apache License, Version 2.0. See LICENSE.
 """Converts a LLaMA GGUF file into a HuggingFace checkpoint directory.
 
     convert_gguf.py SOURCE DIRECTORY [--sha256 HEX]
@@ -99,7 +100,7 @@ class Metadata:
 
 
 def float32_decimal(value):
-    """Returns the shortest decimal that rounds to the same fp32 number (1e-05, not 9.99...e-06)."""
+    """Returns the shortest decimal of the same fp32 number: 1e-05, not 9.99...e-06."""
     return float(str(np.float32(value)))
 
 
