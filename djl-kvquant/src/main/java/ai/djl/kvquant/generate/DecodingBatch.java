@@ -1,0 +1,61 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import ai.djl.ndarray.NDArray;
+
+/**
+ * Sequences that are decoded together, one row each.
+ *
+ * <p>Rows are numbered from 0 to {@code size() - 1}. A batch is used by one thread at a time.
+ */
+public interface DecodingBatch extends AutoCloseable {
+
+    /**
+     * Returns the number of rows.
+     *
+     * @return the number of rows
+     */
+    int size();
+
+    /**
+     * Returns the number of tokens that the KV cache holds for a row.
+     *
+     * @param row the row
+     * @return the number of tokens, prompt and generated together
+     */
+    int length(int row);
+
+    /**
+     * Returns the logits that follow each row's last token.
+     *
+     * @return FLOAT32 {@code [size, vocabulary]}, owned by this batch and valid until the next
+     *     {@link #step}, {@link #keep} or {@link #close}
+     */
+    NDArray logits();
+
+    /**
+     * Appends one token to every row and computes the next logits.
+     *
+     * @param tokens one token id per row
+     * @throws ai.djl.kvquant.cache.CacheFullException if the KV cache has no room for them
+     */
+    void step(int[] tokens);
+
+    /**
+     * Goes on with some rows only; the KV cache of the others is released.
+     *
+     * @param rows the rows to keep, which become rows 0, 1, … in this order
+     */
+    void keep(int[] rows);
+
+    /**
+     * Returns what the KV cache of this batch takes now.
+     *
+     * @return the usage
+     */
+    CacheUsage usage();
+
+    /** Releases the KV cache; further calls do nothing. */
+    @Override
+    void close();
+}
