@@ -1,0 +1,86 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.cache;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.DataType;
+import ai.djl.ndarray.types.Shape;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.util.Arrays;
+import java.util.List;
+
+/**
+ * The tables that operators need to append to and attend over several sequences at once.
+ *
+ * @param lengths INT32 {@code [batch, 2]}: tokens before the append; tokens from the start without an exact copy
+ * @param pageTable INT32 {@code [batch, columns]}; -1 where unused
+ * @param exactTable INT32 {@code [batch, columns]}; -1 where unused
+ */
+public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable) {
+
+    /**
+     * Makes room for new tokens and builds the tables.
+     *
+     * @param manager the manager that the tables are attached to
+     * @param cache the cache of the sequences
+     * @param sequences the sequences, in batch order
+     * @param counts new tokens of each
+     * @param prefill whether the new tokens belong to prompts
+     * @return the tables
+     * @throws CacheFullException if there is no room; the sequences keep their tokens
+     */
+    public static CacheBatch reserve(
+            NDManager manager,
+            KvCache cache,
+            List<CacheSequence> sequences,
+            int[] counts,
+            boolean prefill) {
+        cache.reserve(sequences, counts, prefill);
+        int batch = sequences.size();
+        int[] lengths = new int[2 * batch];
+        int pageColumns = 1;
+        for (int b = 0; b < batch; ++b) {
+            lengths[2 * b] = sequences.get(b).length();
+            lengths[2 * b + 1] = sequences.get(b).exactFrom;
+            pageColumns = Math.max(pageColumns, sequences.get(b).pages.size());
+        }
+        int exactColumns = Math.max(1, cache.exactColumns());
+        return new CacheBatch(
+                create(manager, lengths, batch, 2),
+                create(manager, table(sequences, pageColumns, false), batch, pageColumns),
+                create(manager, table(sequences, exactColumns, true), batch, exactColumns));
+    }
+
+    private static int[] table(List<CacheSequence> sequences, int columns, boolean exact) {
+        int[] table = new int[sequences.size() * columns];
+        Arrays.fill(table, -1);
+        for (int b = 0; b < sequences.size(); ++b) {
+            IntArray row = exact ? sequences.get(b).exactPages : sequences.get(b).pages;
+            System.arraycopy(row.toArray(), 0, table, b * columns, row.size());
+        }
+        return table;
+    }
+
+    private static NDArray create(NDManager manager, int[] values, int rows, int columns) {
+        ByteBuffer bytes =
+                ByteBuffer.allocateDirect(values.length * Integer.BYTES)
+                        .order(ByteOrder.nativeOrder());
+        bytes.asIntBuffer().put(values);
+        return manager.create(bytes, new Shape(rows, columns), DataType.INT32);
+    }
+
+    /**
+     * Records that an append has been carried out.
+     *
+     * @param cache the cache
+     * @param sequences the sequences, in batch order
+     * @param tokens the tokens that were appended to each
+     */
+    public static void commit(KvCache cache, List<CacheSequence> sequences, List<int[]> tokens) {
+        for (int b = 0; b < sequences.size(); ++b) {
+            cache.commit(sequences.get(b), tokens.get(b));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.cache;
+
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.StringJoiner;
+
+/**
+ * A value of the option {@code kv_cache_dtype}: one name for keys and values, or a pair {@code K/V}.
+ *
+ * @param name the value as the user wrote it, with a slash in a pair
+ * @param keys how keys are stored
+ * @param values how values are stored
+ */
+public record CacheDtype(String name, Side keys, Side values) {
+
+    private static final Map<String, Side> SIDES = new LinkedHashMap<>();
+
+    static {
+        SIDES.put("auto", new Side(CacheMethod.AUTO, 32));
+        SIDES.put("fp16", new Side(CacheMethod.FP16, 16));
+        for (int bits : new int[] {4, 3, 2}) {
+            SIDES.put("rotatekv" + bits, new Side(CacheMethod.ROTATEKV, bits));
+        }
+    }
+
+    /**
+     * How one side is stored.
+     *
+     * @param method the method
+     * @param bits the bits of a stored element, without scales
+     */
+    record Side(CacheMethod method, int bits) {}
+
+    /**
+     * Parses a value.
+     *
+     * @param value a name, or key and value names joined by a slash or a comma
+     * @return the data type
+     * @throws IllegalArgumentException if there is no such data type
+     */
+    public static CacheDtype parse(String value) {
+        String[] parts = value.strip().split("[/,]", -1);
+        Side keys = SIDES.get(parts[0].strip());
+        Side values = SIDES.get(parts[parts.length - 1].strip());
+        if (parts.length > 2 || keys == null || values == null) {
+            StringJoiner allowed = new StringJoiner(", ");
+            SIDES.keySet().forEach(allowed::add);
+            throw new IllegalArgumentException(
+                    "kv_cache_dtype '"
+                            + value
+                            + "' is not supported; choose one of "
+                            + allowed
+                            + " or a pair K/V such as rotatekv4/rotatekv2.");
+        }
+        String name = parts[0].strip();
+        return new CacheDtype(
+                parts.length == 1 ? name : name + "/" + parts[1].strip(), keys, values);
+    }
+
+    /**
+     * Returns the names that can be used alone or in a pair.
+     *
+     * @return the names
+     */
+    public static List<String> names() {
+        return new ArrayList<>(SIDES.keySet());
+    }
+}

@@ -1,0 +1,99 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.cache;
+
+/**
+ * One sequence in the cache: its tokens and the pages that hold their keys and values.
+ *
+ * <p>Pages may be shared with other sequences; whoever appends to a shared page gets a copy first. A sequence belongs to
+ * one thread at a time; its cache may be used by many.
+ */
+public final class CacheSequence implements AutoCloseable {
+
+    private final KvCache cache;
+    final IntArray tokens;
+    final IntArray pages;
+    final IntArray exactPages;
+
+    /** Tokens from the start that have no exact copy any more, because of a truncation. */
+    int exactFrom;
+
+    /** The longest that the sequence has been since its window was last refilled from scratch. */
+    int longest;
+
+    /** Set by a truncation: sinks may name tokens that are gone, so their pages must be owned at the next append. */
+    boolean truncated;
+
+    private boolean closed;
+
+    CacheSequence(KvCache cache) {
+        this(cache, new IntArray(), new IntArray(), new IntArray());
+    }
+
+    CacheSequence(KvCache cache, IntArray tokens, IntArray pages, IntArray exactPages) {
+        this.cache = cache;
+        this.tokens = tokens;
+        this.pages = pages;
+        this.exactPages = exactPages;
+    }
+
+    /**
+     * Returns the number of tokens.
+     *
+     * @return the number of tokens
+     */
+    public int length() {
+        return tokens.size();
+    }
+
+    /**
+     * Returns the token ids.
+     *
+     * @return a copy
+     */
+    public int[] tokens() {
+        return tokens.toArray();
+    }
+
+    /**
+     * Returns a sequence with the same tokens that shares every page with this one.
+     *
+     * @return the new sequence; the caller closes it
+     */
+    public CacheSequence fork() {
+        return cache.fork(this);
+    }
+
+    /**
+     * Drops the last tokens. What stays is read as it is stored: tokens that had left the window stay quantized, unless they
+     * are within the rollback slack.
+     *
+     * @param length the new length, 0 to the present one
+     */
+    public void truncate(int length) {
+        if (length < 0 || length > length()) {
+            throw new IllegalArgumentException(
+                    "truncate("
+                            + length
+                            + "): the sequence has "
+                            + length()
+                            + " tokens; allowed: 0 to "
+                            + length()
+                            + ".");
+        }
+        cache.truncate(this, length);
+    }
+
+    boolean isClosed() {
+        return closed;
+    }
+
+    void markClosed() {
+        closed = true;
+    }
+
+    /** Releases the pages; further calls do nothing. */
+    @Override
+    public void close() {
+        cache.release(this);
+    }
+}

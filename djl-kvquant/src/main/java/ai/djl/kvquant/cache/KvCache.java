@@ -1,0 +1,443 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.cache;
+
+import ai.djl.kvquant.torch.Operators;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.DataType;
+import ai.djl.ndarray.types.Shape;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Set;
+
+/**
+ * The KV cache of a model: page pools, packed parameters and the sequences that use them; thread-safe.
+ *
+ * <p>Per layer, {@code pages} is UINT8 {@code [pages, pageBytes]}, 64 tokens of all kv heads a page, and {@code exact} UINT8
+ * {@code [exactPages, exactPageBytes]}, 16 tokens in fp16. A page number means the same tokens in every layer, so that one
+ * page table serves all. The pools are sized once; the operating system commits their memory as pages are first used.
+ */
+public final class KvCache implements AutoCloseable {
+
+    /** Tokens of a page. */
+    public static final int PAGE_TOKENS = 64;
+
+    static final int EXACT_TOKENS = 16;
+    static final int MASSIVE_ENTRIES = 20;
+
+    private final NDManager manager;
+    private final Operators operators;
+    private final CacheGeometry geometry;
+    private final CacheOptions options;
+    private final List<LayerFormat> layers = new ArrayList<>();
+    private final NDList params = new NDList();
+    private final NDList pages = new NDList();
+    private final NDList exact = new NDList();
+    private final NDArray rope;
+    private final PagePool pagePool;
+    private final PagePool exactPool;
+    private final PrefixCache prefixes;
+    private final long pageBytes;
+    private final long exactPageBytes;
+    private final long capacity;
+
+    /**
+     * Creates a cache.
+     *
+     * @param parent a manager of the PyTorch engine on the cache's device
+     * @param operators the operators
+     * @param geometry the model's sizes
+     * @param options the cache options
+     * @throws IllegalArgumentException if the options do not fit the model or the memory
+     */
+    public KvCache(
+            NDManager parent, Operators operators, CacheGeometry geometry, CacheOptions options) {
+        this.operators = operators;
+        this.geometry = geometry;
+        this.options = options;
+        Set<Integer> skipped = options.skipLayers(geometry.numLayers());
+        for (int i = 0; i < geometry.numLayers(); ++i) {
+            layers.add(LayerFormat.of(geometry, options, skipped.contains(i)));
+        }
+        manager = parent.newSubManager();
+        try {
+            rope = RopeTable.create(manager, geometry);
+            long[] pageSizes = new long[layers.size()];
+            long[] exactSizes = new long[layers.size()];
+            for (int i = 0; i < layers.size(); ++i) {
+                params.add(pack(manager, layers.get(i)));
+                long[] sizes = operators.layout(params.get(i));
+                pageSizes[i] = sizes[0];
+                exactSizes[i] = layers.get(i).hasExactPages() ? sizes[1] : 0;
+            }
+            pageBytes = sum(pageSizes);
+            exactPageBytes = sum(exactSizes);
+            CacheSize size = new CacheSize(geometry, options, pageBytes, exactPageBytes);
+            capacity = size.tokens();
+            pagePool = new PagePool(size.pages());
+            exactPool = new PagePool(exactColumns() == 0 ? 0 : size.sequences() * exactColumns());
+            for (int i = 0; i < layers.size(); ++i) {
+                pages.add(pool(pagePool.size(), pageSizes[i]));
+                exact.add(pool(Math.max(1, exactPool.size()), Math.max(1, exactSizes[i])));
+            }
+            prefixes = new PrefixCache(this);
+        } catch (RuntimeException | Error e) {
+            manager.close();
+            throw e;
+        }
+    }
+
+    private static long sum(long[] values) {
+        long total = 0;
+        for (long value : values) {
+            total += value;
+        }
+        return total;
+    }
+
+    private NDArray pack(NDManager owner, LayerFormat layer) {
+        java.nio.ByteBuffer bytes = layer.pack(geometry);
+        return owner.create(bytes, new Shape(bytes.remaining()), DataType.UINT8);
+    }
+
+    private NDArray pool(long rows, long bytes) {
+        return manager.create(new Shape(rows, bytes), DataType.UINT8);
+    }
+
+    /**
+     * Returns a new, empty sequence.
+     *
+     * @return the sequence; the caller closes it
+     */
+    public CacheSequence newSequence() {
+        return new CacheSequence(this);
+    }
+
+    /**
+     * Returns a sequence that begins as a prompt does, forked from the sequence still held that has most tokens in common
+     * with it; empty if there is none. At least the prompt's last token, and the window before it, are left to be computed.
+     *
+     * @param prompt the prompt's token ids
+     * @return the sequence; the caller closes it
+     */
+    public CacheSequence sequenceFor(int[] prompt) {
+        return prefixes.fork(prompt);
+    }
+
+    /**
+     * Takes a sequence whose generation has ended: it is kept as a prefix of later prompts until its pages are needed.
+     *
+     * @param sequence the sequence, which the caller does not use any more
+     */
+    public void retire(CacheSequence sequence) {
+        prefixes.add(sequence);
+    }
+
+    /**
+     * Returns the tokens that fit into the cache, over all sequences.
+     *
+     * @return the number of tokens
+     */
+    public long capacity() {
+        return capacity;
+    }
+
+    /**
+     * Returns the options of this cache.
+     *
+     * @return the options
+     */
+    public CacheOptions options() {
+        return options;
+    }
+
+    /**
+     * Returns the model's sizes.
+     *
+     * @return the sizes
+     */
+    public CacheGeometry geometry() {
+        return geometry;
+    }
+
+    /**
+     * Returns the bits per key element, scales and zeros included, sinks and window not; the mean over layers.
+     *
+     * @return the effective bits
+     */
+    public double bitsPerKey() {
+        return layers.stream().mapToDouble(l -> l.keys().effectiveBits()).average().orElse(0);
+    }
+
+    /**
+     * Returns the bits per value element, scales and zeros included, sinks and window not; the mean over layers.
+     *
+     * @return the effective bits
+     */
+    public double bitsPerValue() {
+        return layers.stream().mapToDouble(l -> l.values().effectiveBits()).average().orElse(0);
+    }
+
+    /**
+     * Returns the bytes that one more token takes in pages, over all layers.
+     *
+     * @return bytes per token
+     */
+    public double bytesPerToken() {
+        return (double) pageBytes / PAGE_TOKENS;
+    }
+
+    /**
+     * Returns the bytes that sequences hold: their pages, exact pages and table rows; shared pages count in each.
+     *
+     * @param sequences the sequences
+     * @return the bytes
+     */
+    public long bytes(List<CacheSequence> sequences) {
+        long total = 0;
+        for (CacheSequence sequence : sequences) {
+            total += sequence.pages.size() * (pageBytes + Integer.BYTES);
+            total += sequence.exactPages.size() * (exactPageBytes + Integer.BYTES);
+        }
+        return total;
+    }
+
+    /**
+     * Returns the recent tokens that are read exactly.
+     *
+     * @return the window, in tokens
+     */
+    public int window() {
+        return layers.stream().mapToInt(LayerFormat::window).max().orElse(0);
+    }
+
+    /**
+     * Tells whether the layers' inputs are searched for massive activations during prefill.
+     *
+     * @return true if so
+     */
+    public boolean wantsMassiveEntries() {
+        return layers.stream().anyMatch(l -> l.sinkPolicy() == SinkPolicy.MASSIVE);
+    }
+
+    /**
+     * Returns packed parameters without a window, with which evaluation stores a whole text.
+     *
+     * @param owner the manager that the tensors are attached to
+     * @return UINT8 tensors, one per layer
+     */
+    public NDList paramsWithoutWindow(NDManager owner) {
+        NDList list = new NDList();
+        layers.forEach(layer -> list.add(pack(owner, layer.withoutWindow())));
+        return list;
+    }
+
+    /**
+     * Returns the state that the operators work on, in the order of their arguments.
+     *
+     * @return pages, exact pages and packed parameters, one tensor per layer each
+     */
+    public List<NDList> pools() {
+        return List.of(pages, exact, params);
+    }
+
+    /**
+     * Returns RoPE's table.
+     *
+     * @return FLOAT32 {@code [64 + n, 2, headDim / 2]}
+     */
+    public NDArray rope() {
+        return rope;
+    }
+
+    /** Exact pages of a sequence: sink pages, then the ring of window pages. */
+    int exactColumns() {
+        int sinkPages = layers.stream().mapToInt(LayerFormat::sinkPages).max().orElse(0);
+        return sinkPages + ring();
+    }
+
+    int sinkPages() {
+        return layers.stream().mapToInt(LayerFormat::sinkPages).max().orElse(0);
+    }
+
+    int ring() {
+        int window = window();
+        if (window == 0) {
+            return 0;
+        }
+        return (window + options.rollback() + EXACT_TOKENS - 1) / EXACT_TOKENS + 1;
+    }
+
+    /** Tokens of a sequence that are stored in pages once it has the given length, in the layer that stores most. */
+    int stored(CacheSequence sequence, int length) {
+        int smallest = layers.stream().mapToInt(LayerFormat::window).min().orElse(0);
+        return smallest == 0
+                ? length
+                : Math.max(0, Math.max(length - smallest, Math.min(sequence.exactFrom, length)));
+    }
+
+    synchronized CacheSequence fork(CacheSequence parent) {
+        CacheSequence child =
+                new CacheSequence(
+                        this, parent.tokens.copy(), parent.pages.copy(), parent.exactPages.copy());
+        child.exactFrom = parent.exactFrom;
+        child.longest = parent.longest;
+        child.truncated = parent.truncated;
+        for (int i = 0; i < child.pages.size(); ++i) {
+            pagePool.retain(child.pages.get(i));
+        }
+        for (int i = 0; i < child.exactPages.size(); ++i) {
+            exactPool.retain(child.exactPages.get(i));
+        }
+        return child;
+    }
+
+    synchronized void truncate(CacheSequence sequence, int length) {
+        if (length == sequence.length()) {
+            return;
+        }
+        sequence.longest = Math.max(sequence.longest, sequence.length());
+        if (window() > 0) {
+            // The ring still holds this many tokens before the longest length.
+            int held = (ring() - 1) * EXACT_TOKENS;
+            sequence.exactFrom =
+                    Math.min(length, Math.max(sequence.exactFrom, sequence.longest - held));
+        }
+        sequence.truncated = true;
+        sequence.tokens.truncate(length);
+        int needed = pagesFor(stored(sequence, length));
+        while (sequence.pages.size() > needed) {
+            pagePool.release(sequence.pages.get(sequence.pages.size() - 1));
+            sequence.pages.truncate(sequence.pages.size() - 1);
+        }
+    }
+
+    synchronized void release(CacheSequence sequence) {
+        if (sequence.isClosed()) {
+            return;
+        }
+        sequence.markClosed();
+        for (int i = 0; i < sequence.pages.size(); ++i) {
+            pagePool.release(sequence.pages.get(i));
+        }
+        for (int i = 0; i < sequence.exactPages.size(); ++i) {
+            exactPool.release(sequence.exactPages.get(i));
+        }
+    }
+
+    static int pagesFor(int tokens) {
+        return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    }
+
+    /** Gives every sequence pages of its own for what an append will write. */
+    synchronized void reserve(List<CacheSequence> sequences, int[] counts, boolean prefill) {
+        RowCopies pageCopies = new RowCopies();
+        RowCopies exactCopies = new RowCopies();
+        try {
+            for (int i = 0; i < counts.length; ++i) {
+                reservePages(sequences.get(i), counts[i], pageCopies);
+                reserveExact(sequences.get(i), counts[i], prefill, exactCopies);
+            }
+        } finally {
+            // Also when the cache is full: tables that already name the copies must find them filled.
+            pageCopies.run(operators, pages);
+            exactCopies.run(operators, exact);
+        }
+    }
+
+    private void reservePages(CacheSequence sequence, int count, RowCopies copies) {
+        int begin = stored(sequence, sequence.length());
+        int end = stored(sequence, sequence.length() + count);
+        while (sequence.pages.size() < pagesFor(end)) {
+            sequence.pages.add(allocate(pagePool, sequence, count));
+        }
+        for (int i = begin / PAGE_TOKENS; i < pagesFor(end) && begin < end; ++i) {
+            own(pagePool, sequence.pages, i, sequence, count, copies);
+        }
+    }
+
+    private void reserveExact(
+            CacheSequence sequence, int count, boolean prefill, RowCopies copies) {
+        int length = sequence.length();
+        int sinkPages = sinkPages();
+        int runs = (length + count + EXACT_TOKENS - 1) / EXACT_TOKENS;
+        int columns = sinkPages + Math.min(ring(), runs);
+        while (sequence.exactPages.size() < columns) {
+            sequence.exactPages.add(allocate(exactPool, sequence, count));
+        }
+        boolean sinksChange = prefill || sequence.truncated || length < options.maxSinks();
+        for (int i = 0; i < sinkPages && sinksChange; ++i) {
+            own(exactPool, sequence.exactPages, i, sequence, count, copies);
+        }
+        for (int run = length / EXACT_TOKENS; run < runs && ring() > 0; ++run) {
+            if (run >= runs - ring()) {
+                int column = sinkPages + run % ring();
+                own(exactPool, sequence.exactPages, column, sequence, count, copies);
+            }
+        }
+    }
+
+    private void own(
+            PagePool pool,
+            IntArray table,
+            int column,
+            CacheSequence sequence,
+            int count,
+            RowCopies copies) {
+        int page = table.get(column);
+        if (!pool.isShared(page)) {
+            return;
+        }
+        int copy = allocate(pool, sequence, count);
+        copies.add(page, copy);
+        pool.release(page);
+        table.set(column, copy);
+    }
+
+    private int allocate(PagePool pool, CacheSequence sequence, int count) {
+        int page = pool.allocate();
+        while (page < 0 && prefixes.evictOldest()) {
+            page = pool.allocate();
+        }
+        if (page < 0) {
+            throw full(pool, sequence, count);
+        }
+        return page;
+    }
+
+    private CacheFullException full(PagePool pool, CacheSequence sequence, int count) {
+        String what =
+                pool == pagePool
+                        ? "all " + capacity + " tokens that fit are in use"
+                        : "all exact pages, enough for "
+                                + exactPool.size() / Math.max(1, exactColumns())
+                                + " sequences, are in use";
+        return new CacheFullException(
+                "The KV cache is full: "
+                        + what
+                        + ", and a sequence of "
+                        + sequence.length()
+                        + " tokens needs "
+                        + count
+                        + " more. A token takes "
+                        + String.format(java.util.Locale.ROOT, "%.1f", bytesPerToken() / 1024)
+                        + " KiB; set kv_cache_tokens or kv_cache_memory higher,"
+                        + (pool == pagePool ? "" : " or max_batch_size,")
+                        + " or close batches that are not used.");
+    }
+
+    /** After a successful append. */
+    synchronized void commit(CacheSequence sequence, int[] tokens) {
+        sequence.tokens.addAll(tokens);
+        sequence.longest = Math.max(sequence.longest, sequence.length());
+        sequence.truncated = false;
+    }
+
+    /** Frees the memory; sequences must not be used any more. */
+    @Override
+    public void close() {
+        manager.close();
+    }
+}

@@ -1,0 +1,231 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.llama;
+
+import ai.djl.kvquant.cache.CacheBatch;
+import ai.djl.kvquant.cache.CacheSequence;
+import ai.djl.kvquant.cache.KvCache;
+import ai.djl.kvquant.generate.CacheUsage;
+import ai.djl.kvquant.generate.DecodingBatch;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.IntStream;
+
+/** Sequences of a LLaMA model that are decoded together. */
+final class LlamaBatch implements DecodingBatch {
+
+    /** Tokens of all prompts together that one prefill call processes: bounds the memory of activations. */
+    private static final int CHUNK_TOKENS = 512;
+
+    private final LlamaModel model;
+    private final KvCache cache;
+    private final NDManager manager;
+    private List<CacheSequence> sequences;
+    private NDArray logits;
+
+    private LlamaBatch(LlamaModel model, KvCache cache, List<CacheSequence> sequences) {
+        this.model = model;
+        this.cache = cache;
+        this.sequences = new ArrayList<>(sequences);
+        manager = model.manager().newSubManager();
+    }
+
+    /** Appends what of each prompt its sequence does not hold yet, in chunks, and computes the last tokens' logits. */
+    static LlamaBatch prefill(
+            LlamaModel model, KvCache cache, List<CacheSequence> sequences, List<int[]> prompts) {
+        LlamaBatch batch = new LlamaBatch(model, cache, sequences);
+        try {
+            float[][] rows = new float[prompts.size()][];
+            for (Chunk chunk = batch.nextChunk(prompts);
+                    !chunk.rows.isEmpty();
+                    chunk = batch.nextChunk(prompts)) {
+                batch.run(chunk, prompts, rows);
+            }
+            batch.logits = batch.stack(rows);
+            return batch;
+        } catch (RuntimeException | Error e) {
+            batch.manager.close();
+            throw e;
+        }
+    }
+
+    /** Some new tokens of some rows. */
+    private record Chunk(List<Integer> rows, List<int[]> tokens) {}
+
+    private Chunk nextChunk(List<int[]> prompts) {
+        Chunk chunk = new Chunk(new ArrayList<>(), new ArrayList<>());
+        int room = CHUNK_TOKENS;
+        for (int row = 0; row < prompts.size() && room > 0; ++row) {
+            int begin = sequences.get(row).length();
+            int count = Math.min(room, prompts.get(row).length - begin);
+            if (count > 0) {
+                chunk.rows.add(row);
+                chunk.tokens.add(Arrays.copyOfRange(prompts.get(row), begin, begin + count));
+                room -= count;
+            }
+        }
+        return chunk;
+    }
+
+    private void run(Chunk chunk, List<int[]> prompts, float[][] logitRows) {
+        List<CacheSequence> parts = chunk.rows.stream().map(sequences::get).toList();
+        int[] counts = chunk.tokens.stream().mapToInt(t -> t.length).toArray();
+        int[] starts = starts(counts);
+        List<Integer> ended = new ArrayList<>();
+        List<Long> last = new ArrayList<>();
+        for (int i = 0; i < counts.length; ++i) {
+            int row = chunk.rows.get(i);
+            if (parts.get(i).length() + counts[i] == prompts.get(row).length) {
+                ended.add(row);
+                last.add(starts[i + 1] - 1L);
+            }
+        }
+        try (NDManager scope = manager.newSubManager()) {
+            NDArray out = prefillStep(scope, parts, chunk.tokens, counts, starts, last);
+            CacheBatch.commit(cache, parts, chunk.tokens);
+            for (int i = 0; i < ended.size(); ++i) {
+                logitRows[ended.get(i)] = out.get(i).toFloatArray();
+            }
+        }
+    }
+
+    private NDArray prefillStep(
+            NDManager scope,
+            List<CacheSequence> parts,
+            List<int[]> tokens,
+            int[] counts,
+            int[] starts,
+            List<Long> last) {
+        CacheBatch tables = CacheBatch.reserve(scope, cache, parts, counts, true);
+        long[] ids = tokens.stream().flatMapToInt(Arrays::stream).asLongStream().toArray();
+        long[] past = parts.stream().mapToLong(CacheSequence::length).toArray();
+        NDList result =
+                model.module()
+                        .run(
+                                scope,
+                                "prefill",
+                                scope.create(ids),
+                                scope.create(starts),
+                                Arrays.stream(starts).asLongStream().toArray(),
+                                past,
+                                scope.create(last.stream().mapToLong(Long::longValue).toArray()),
+                                cache.wantsMassiveEntries(),
+                                tables.lengths(),
+                                tables.pageTable(),
+                                tables.exactTable(),
+                                cache.pools().get(0),
+                                cache.pools().get(1),
+                                cache.pools().get(2),
+                                cache.rope());
+        return result.get(0);
+    }
+
+    private static int[] starts(int[] counts) {
+        int[] starts = new int[counts.length + 1];
+        for (int i = 0; i < counts.length; ++i) {
+            starts[i + 1] = starts[i] + counts[i];
+        }
+        return starts;
+    }
+
+    private NDArray stack(float[][] rows) {
+        return manager.create(rows);
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public int size() {
+        return sequences.size();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public int length(int row) {
+        return sequences.get(row).length();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public NDArray logits() {
+        return logits;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public void step(int[] tokens) {
+        if (tokens.length != size()) {
+            throw new IllegalArgumentException(
+                    "step got " + tokens.length + " tokens for " + size() + " rows; give one a row.");
+        }
+        int[] counts = new int[size()];
+        Arrays.fill(counts, 1);
+        try (NDManager scope = manager.newSubManager()) {
+            CacheBatch tables = CacheBatch.reserve(scope, cache, sequences, counts, false);
+            NDList result =
+                    model.module()
+                            .run(
+                                    manager,
+                                    "decode",
+                                    scope.create(Arrays.stream(tokens).asLongStream().toArray()),
+                                    scope.create(starts(counts)),
+                                    tables.lengths(),
+                                    tables.pageTable(),
+                                    tables.exactTable(),
+                                    cache.pools().get(0),
+                                    cache.pools().get(1),
+                                    cache.pools().get(2),
+                                    cache.rope());
+            List<int[]> appended = new ArrayList<>();
+            for (int token : tokens) {
+                appended.add(new int[] {token});
+            }
+            CacheBatch.commit(cache, sequences, appended);
+            replaceLogits(result.get(0));
+        }
+    }
+
+    private void replaceLogits(NDArray next) {
+        logits.close();
+        logits = next;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public void keep(int[] rows) {
+        List<CacheSequence> kept = Arrays.stream(rows).mapToObj(sequences::get).toList();
+        try (NDManager scope = manager.newSubManager()) {
+            NDArray index = scope.create(Arrays.stream(rows).asLongStream().toArray());
+            NDArray picked = logits.take(manager, index);
+            replaceLogits(picked);
+        }
+        IntStream.range(0, size())
+                .mapToObj(sequences::get)
+                .filter(s -> !kept.contains(s))
+                .forEach(cache::retire);
+        sequences = new ArrayList<>(kept);
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public CacheUsage usage() {
+        long tokens = sequences.stream().mapToLong(CacheSequence::length).sum();
+        return new CacheUsage(
+                cache.bytes(sequences),
+                tokens * cache.geometry().fp16BytesPerToken(),
+                cache.bitsPerKey(),
+                cache.bitsPerValue(),
+                cache.options().dtype().name());
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public void close() {
+        sequences.forEach(cache::retire);
+        sequences = List.of();
+        manager.close();
+    }
+}

@@ -1,0 +1,279 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.llama;
+
+/**
+ * Writes the TorchScript code of a LLaMA model for a given configuration.
+ *
+ * <p>The module's list {@code w} holds the weights: embedding, final norm, output projection, an empty tensor, then {@link
+ * #LAYER_WEIGHTS} tensors per layer in the order of {@link LlamaWeights}. Its methods take the state of a cache: lengths,
+ * page_table, exact_table, and per layer pages, exact and params, and rope.
+ */
+final class LlamaCode {
+
+    /** Tensors before those of the first layer. */
+    static final int SHARED_WEIGHTS = 4;
+
+    /** Tensors of a layer. */
+    static final int LAYER_WEIGHTS = 16;
+
+    /** Up to this many rows, linear layers run at the speed of memory in our operators; above, in libtorch's. */
+    private static final int FEW_ROWS = 16;
+
+    /** Tokens of the past that are dequantized at once during prefill. */
+    private static final int PAST_SEGMENT = 4096;
+
+    /** Queries of a block in streaming attention. */
+    private static final int QUERY_BLOCK = 256;
+
+    private static final String CACHE_PARAMETERS =
+            "lengths: Tensor, page_table: Tensor, exact_table: Tensor, pages: List[Tensor], exact:"
+                    + " List[Tensor], params: List[Tensor], rope: Tensor";
+    private static final String LAYER_CACHE =
+            "lengths, page_table, exact_table, pages[l], exact[l], rope, params[l]";
+    private static final String CACHE =
+            "lengths, page_table, exact_table, pages, exact, params, rope";
+
+    private final LlamaConfig config;
+
+    LlamaCode(LlamaConfig config) {
+        this.config = config;
+    }
+
+    /** All methods of the module. */
+    String methods() {
+        return load() + layers() + logits() + decode() + attention() + prefill() + streaming();
+    }
+
+    private static String load() {
+        return """
+          def load(self: __torch__.M, w: List[Tensor]) -> Tensor:
+            self.w = w
+            return w[3]
+        """;
+    }
+
+    /** Few rows: fused operators on the weights as they are. Many: libtorch's, a layer's weights widened once. */
+    private String layers() {
+        String text =
+                """
+          def wide(self: __torch__.M, i: int) -> Tensor:
+            return torch.to((self.w)[i], 6)
+          def qkv(self: __torch__.M, x: Tensor, l: int) -> Tensor:
+            w = self.w
+            i = l * LAYER_WEIGHTS + SHARED_WEIGHTS
+            if torch.size(x, 0) <= FEW_ROWS:
+              y = ops.kvquant.norm_qkv(x, w[i], EPS, w[i + 1], w[i + 2], w[i + 3], w[i + 4], w[i + 5], w[i + 6])
+            else:
+              h = torch.rms_norm(x, [HIDDEN], self.wide(i), EPS)
+              q = torch.linear(h, self.wide(i + 1)BIAS_Q)
+              k = torch.linear(h, self.wide(i + 2)BIAS_K)
+              v = torch.linear(h, self.wide(i + 3)BIAS_V)
+              y = torch.cat([q, k, v], 1)
+            return y
+          def finish(self: __torch__.M, x: Tensor, a: Tensor, l: int) -> Tensor:
+            w = self.w
+            i = l * LAYER_WEIGHTS + SHARED_WEIGHTS
+            if torch.size(x, 0) <= FEW_ROWS:
+              x1 = ops.kvquant.linear_add(a, w[i + 7], w[i + 8], x)
+              h = ops.kvquant.norm_mlp(x1, w[i + 9], EPS, w[i + 10], w[i + 11], w[i + 12], w[i + 13])
+              y = ops.kvquant.linear_add(h, w[i + 14], w[i + 15], x1)
+            else:
+              x2 = torch.add(x, torch.linear(a, self.wide(i + 7)BIAS_O))
+              h2 = torch.rms_norm(x2, [HIDDEN], self.wide(i + 9), EPS)
+              g = torch.silu(torch.linear(h2, self.wide(i + 10)BIAS_GATE))
+              u = torch.linear(h2, self.wide(i + 11)BIAS_UP)
+              y = torch.add(x2, torch.linear(torch.mul(g, u), self.wide(i + 14)BIAS_DOWN))
+            return y
+        """;
+        boolean attention = config.attentionBias();
+        boolean mlp = config.mlpBias();
+        text = text.replace("BIAS_Q", bias(attention, 4)).replace("BIAS_K", bias(attention, 5));
+        text = text.replace("BIAS_V", bias(attention, 6)).replace("BIAS_O", bias(attention, 8));
+        text = text.replace("BIAS_GATE", bias(mlp, 12)).replace("BIAS_UP", bias(mlp, 13));
+        return fill(text.replace("BIAS_DOWN", bias(mlp, 15)));
+    }
+
+    private static String bias(boolean present, int offset) {
+        return present ? ", self.wide(i + " + offset + ")" : "";
+    }
+
+    private String logits() {
+        return fill(
+                """
+          def embed(self: __torch__.M, ids: Tensor) -> Tensor:
+            return torch.to(torch.embedding((self.w)[0], ids), 6)
+          def logits(self: __torch__.M, x: Tensor) -> Tensor:
+            w = self.w
+            if torch.size(x, 0) <= FEW_ROWS:
+              y = ops.kvquant.norm_linear(x, w[1], EPS, w[2])
+            else:
+              y = torch.linear(torch.rms_norm(x, [HIDDEN], self.wide(1), EPS), self.wide(2))
+            return y
+        """);
+    }
+
+    /** One token per sequence. */
+    private String decode() {
+        return fill(
+                """
+          def decode(self: __torch__.M, ids: Tensor, starts: Tensor, CACHE_PARAMETERS) -> Tensor:
+            x = self.embed(ids)
+            none = (self.w)[3]
+            for l in range(LAYERS):
+              qkv = self.qkv(x, l)
+              ops.kvquant.append(qkv, starts, none, none, LAYER_CACHE)
+              a = ops.kvquant.attend(qkv, LAYER_CACHE)
+              x = self.finish(x, a, l)
+            return self.logits(x)
+        """);
+    }
+
+    /**
+     * Attention of the new tokens of one sequence, [KV, G, T, D], over themselves in full precision and over the past as it
+     * is stored, merged by log-sum-exp. Heads are laid out as [KV, G]: unexpanded GQA heads would be read out of bounds.
+     */
+    private String attention() {
+        return fill(
+                """
+          def flash(self: __torch__.M, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tuple[Tensor, Tensor]:
+            k1 = torch.expand(torch.unsqueeze(k, 1), [KV_HEADS, GROUPS, torch.size(k, 1), HEAD_DIM])
+            v1 = torch.expand(torch.unsqueeze(v, 1), [KV_HEADS, GROUPS, torch.size(v, 1), HEAD_DIM])
+            o, lse, = torch._scaled_dot_product_flash_attention_for_cpu(q, k1, v1, 0., causal, attn_mask=None, scale=SCALE)
+            return (o, lse)
+          def attend_chunk(self: __torch__.M, q: Tensor, k: Tensor, v: Tensor, b: int, past: int, l: int, CACHE_PARAMETERS) -> Tensor:
+            q1 = torch.reshape(q, [KV_HEADS, GROUPS, torch.size(q, 1), HEAD_DIM])
+            o, lse, = self.flash(q1, k, v, True)
+            for i in range((past + (PAST_SEGMENT - 1)) // PAST_SEGMENT):
+              k2, v2, = ops.kvquant.dequantize(b, i * PAST_SEGMENT, torch.min([past, (i + 1) * PAST_SEGMENT]), LAYER_CACHE)
+              o2, lse2, = self.flash(q1, k2, v2, False)
+              m = torch.maximum(lse, lse2)
+              w1 = torch.unsqueeze(torch.exp(torch.sub(lse, m)), -1)
+              w2 = torch.unsqueeze(torch.exp(torch.sub(lse2, m)), -1)
+              total = torch.add(w1, w2)
+              o = torch.div(torch.add(torch.mul(o, w1), torch.mul(o2, w2)), total)
+              lse = torch.add(m, torch.log(torch.squeeze(total, -1)))
+            return torch.reshape(torch.permute(o, [2, 0, 1, 3]), [torch.size(q, 1), HEADS * HEAD_DIM])
+        """);
+    }
+
+    /**
+     * New tokens of prompts: ids [N] of all sequences one after the other, first and past their beginnings and stored
+     * tokens, last the rows of N whose logits are wanted.
+     */
+    private String prefill() {
+        return fill(
+                """
+          def prefill(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], last: Tensor, massive: bool, CACHE_PARAMETERS) -> Tensor:
+            x = self.embed(ids)
+            none = (self.w)[3]
+            for l in range(LAYERS):
+              if massive:
+                values, rows, = ops.kvquant.massive_entries(x, starts)
+              else:
+                values, rows = none, none
+              qkv = self.qkv(x, l)
+              q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
+              outs = annotate(List[Tensor], [])
+              for b in range(torch.len(past)):
+                qb = torch.slice(q, 1, first[b], first[b + 1])
+                kb = torch.slice(k, 1, first[b], first[b + 1])
+                vb = torch.slice(v, 1, first[b], first[b + 1])
+                _0 = torch.append(outs, self.attend_chunk(qb, kb, vb, b, past[b], l, CACHE))
+              ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
+              x = self.finish(x, torch.cat(outs), l)
+            return self.logits(torch.index_select(x, 0, last))
+        """);
+    }
+
+    /**
+     * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than window, else as it is read
+     * back from the cache. params describe layers without a window, lengths is 0 and after is the text's length.
+     */
+    private String streaming() {
+        return fill(
+                """
+          def stream_block(self: __torch__.M, q: Tensor, kq: Tensor, vq: Tensor, kx: Tensor, vx: Tensor, begin: int, end: int, window: int) -> Tensor:
+            far = torch.max([0, end - window])
+            near = torch.max([0, begin - window + 1])
+            if window == 0:
+              near = end
+            k = torch.cat([torch.slice(kq, 1, 0, far), torch.slice(kx, 1, near, end)], 1)
+            v = torch.cat([torch.slice(vq, 1, 0, far), torch.slice(vx, 1, near, end)], 1)
+            i = torch.unsqueeze(torch.arange(begin, end), 1)
+            j1 = torch.unsqueeze(torch.arange(far), 0)
+            j2 = torch.unsqueeze(torch.arange(near, end), 0)
+            seen_far = torch.le(j1, torch.sub(i, window))
+            if window > 0:
+              seen_near = torch.logical_and(torch.le(j2, i), torch.lt(torch.sub(i, j2), window))
+            else:
+              seen_near = torch.le(j2, i)
+            mask = torch.cat([seen_far, seen_near], 1)
+            n = torch.size(k, 1)
+            k1 = torch.expand(torch.unsqueeze(k, 1), [KV_HEADS, GROUPS, n, HEAD_DIM])
+            v1 = torch.expand(torch.unsqueeze(v, 1), [KV_HEADS, GROUPS, n, HEAD_DIM])
+            q1 = torch.reshape(torch.slice(q, 1, begin, end), [KV_HEADS, GROUPS, end - begin, HEAD_DIM])
+            o = torch.scaled_dot_product_attention(q1, k1, v1, mask, 0., False, scale=SCALE)
+            return torch.reshape(torch.permute(o, [2, 0, 1, 3]), [end - begin, HEADS * HEAD_DIM])
+          def streaming(self: __torch__.M, ids: Tensor, starts: Tensor, after: Tensor, window: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
+            x = self.embed(ids)
+            none = (self.w)[3]
+            n = torch.size(ids, 0)
+            for l in range(LAYERS):
+              if massive:
+                values, rows, = ops.kvquant.massive_entries(x, starts)
+              else:
+                values, rows = none, none
+              qkv = self.qkv(x, l)
+              ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
+              q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
+              qr, kx, vx, = ops.kvquant.rope_heads(torch.to(torch.to(qkv, 5), 6), starts, LAYER_CACHE)
+              kq, vq, = ops.kvquant.dequantize(0, 0, n, after, page_table, exact_table, pages[l], exact[l], rope, params[l])
+              outs = annotate(List[Tensor], [])
+              for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
+                _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, torch.min([n, (i + 1) * QUERY_BLOCK]), window))
+              x = self.finish(x, torch.cat(outs), l)
+            return x
+          def compare(self: __torch__.M, x: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
+            n = torch.size(targets, 0)
+            sums = torch.zeros([3], dtype=7)
+            for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
+              begin = i * QUERY_BLOCK
+              end = torch.min([n, begin + QUERY_BLOCK])
+              p = torch.log_softmax(self.logits(torch.slice(x, 0, begin, end)), -1)
+              r = torch.log_softmax(self.logits(torch.slice(reference, 0, begin, end)), -1)
+              t = torch.unsqueeze(torch.slice(targets, 0, begin, end), 1)
+              nll = torch.neg(torch.sum(torch.to(torch.gather(p, 1, t), 7)))
+              kl = torch.sum(torch.to(torch.mul(torch.exp(r), torch.sub(r, p)), 7))
+              same = torch.sum(torch.to(torch.eq(torch.argmax(p, -1), torch.argmax(r, -1)), 7))
+              sums = torch.add(sums, torch.stack([nll, kl, same]))
+            return sums
+        """);
+    }
+
+    private String fill(String text) {
+        int heads = config.numHeads();
+        int kvHeads = config.numKvHeads();
+        return text.replace("CACHE_PARAMETERS", CACHE_PARAMETERS)
+                .replace("LAYER_CACHE", LAYER_CACHE)
+                .replace("LAYER_WEIGHTS", Integer.toString(LAYER_WEIGHTS))
+                .replace("SHARED_WEIGHTS", Integer.toString(SHARED_WEIGHTS))
+                .replace("PAST_SEGMENT", Integer.toString(PAST_SEGMENT))
+                .replace("QUERY_BLOCK", Integer.toString(QUERY_BLOCK))
+                .replace("FEW_ROWS", Integer.toString(FEW_ROWS))
+                .replace("LAYERS", Integer.toString(config.numLayers()))
+                .replace("KV_HEADS", Integer.toString(kvHeads))
+                .replace("GROUPS", Integer.toString(heads / kvHeads))
+                .replace("HEADS", Integer.toString(heads))
+                .replace("HEAD_DIM", Integer.toString(config.headDim()))
+                .replace("HIDDEN", Integer.toString(config.hiddenSize()))
+                .replace("SCALE", Double.toString(scoreScale(config)))
+                .replace("EPS", Double.toString(config.rmsNormEps()))
+                .replace("CACHE", CACHE);
+    }
+
+    /** 1 / sqrt(headDim), times the square of RoPE's attention factor, which belongs to q and to k. */
+    static double scoreScale(LlamaConfig config) {
+        double factor = config.rope().attentionFactor();
+        return factor * factor / Math.sqrt(config.headDim());
+    }
+}

@@ -1,0 +1,104 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.llama;
+
+import ai.djl.kvquant.cache.CacheSequence;
+import ai.djl.kvquant.cache.KvCache;
+import ai.djl.kvquant.generate.DecodingBatch;
+import ai.djl.kvquant.generate.LanguageModel;
+
+import java.util.ArrayList;
+import java.util.List;
+
+/** A LLaMA model with its cache; thread-safe. */
+public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
+
+    private final LlamaModel model;
+    private final KvCache cache;
+
+    LlamaLanguageModel(LlamaModel model, KvCache cache) {
+        this.model = model;
+        this.cache = cache;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public int vocabularySize() {
+        return model.config().vocabSize();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public int contextLength() {
+        return cache.geometry().maxTokens();
+    }
+
+    /**
+     * {@inheritDoc}
+     *
+     * <p>A prompt that begins like an earlier sequence, still held, takes over its cache.
+     */
+    @Override
+    public DecodingBatch prefill(List<int[]> prompts) {
+        List<CacheSequence> sequences = new ArrayList<>();
+        try {
+            for (int[] prompt : prompts) {
+                checkPrompt(prompt);
+                sequences.add(cache.sequenceFor(prompt));
+            }
+            return LlamaBatch.prefill(model, cache, sequences, prompts);
+        } catch (RuntimeException | Error e) {
+            sequences.forEach(CacheSequence::close);
+            throw e;
+        }
+    }
+
+    private void checkPrompt(int[] prompt) {
+        if (prompt.length == 0) {
+            throw new IllegalArgumentException(
+                    "A prompt has no tokens; give at least one, for example the BOS token.");
+        }
+        model.config().rope().checkLength(prompt.length);
+        if (prompt.length > contextLength()) {
+            throw new IllegalArgumentException(
+                    "A prompt has "
+                            + prompt.length
+                            + " tokens, but the model's context is "
+                            + contextLength()
+                            + ". Shorten the prompt.");
+        }
+        for (int id : prompt) {
+            if (id < 0 || id >= vocabularySize()) {
+                throw new IllegalArgumentException(
+                        "Token id "
+                                + id
+                                + " is outside the vocabulary; allowed: 0 to "
+                                + (vocabularySize() - 1)
+                                + ". Is the tokenizer that of the model?");
+            }
+        }
+    }
+
+    /**
+     * Returns the cache.
+     *
+     * @return the cache
+     */
+    public KvCache cache() {
+        return cache;
+    }
+
+    /**
+     * Returns the weights' model.
+     *
+     * @return the model
+     */
+    public LlamaModel model() {
+        return model;
+    }
+
+    /** Frees the cache; the weights stay. */
+    @Override
+    public void close() {
+        cache.close();
+    }
+}
