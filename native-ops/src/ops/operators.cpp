@@ -192,6 +192,19 @@ void configure_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = out.release();
 }
 
+/// view_bfloat16(raw INT8 [..., 2 n]) -> BFLOAT16 [..., n] over the same bytes, which must outlive the result: BFLOAT16 can not
+/// cross DJL's JNI.
+void view_bfloat16_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "view_bfloat16";
+  Tensor raw(stack[0]);
+  raw.expect(op, "raw", DType::kInt8, raw.dim());
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < raw.dim(); ++i) sizes.push_back(raw.size(i));
+  if (sizes.empty() || sizes.back() % 2 != 0) fail(op, "raw's last axis must have an even number of bytes");
+  sizes.back() /= 2;
+  stack[0] = Tensor::wrap(raw.data<void>(), DType::kBFloat16, sizes).release();
+}
+
 Weight read_weight(const char* op, const char* name, const Tensor& weight, const Tensor* bias) {
   const DType dtype = weight.dtype();
   if (dtype != DType::kFloat && dtype != DType::kHalf && dtype != DType::kBFloat16) {
@@ -326,6 +339,7 @@ const Operator kOperators[] = {
     {"massive_entries", "massive_entries(Tensor x, Tensor starts) -> (Tensor, Tensor)", massive_entries_op},
     {"layout", "layout(Tensor params) -> Tensor", layout_op},
     {"configure", "configure(Tensor settings) -> Tensor", configure_op},
+    {"view_bfloat16", "view_bfloat16(Tensor raw) -> Tensor", view_bfloat16_op},
     {"norm_qkv",
      "norm_qkv(Tensor x, Tensor norm, float eps, Tensor q, Tensor k, Tensor v, Tensor q_bias, Tensor k_bias, Tensor "
      "v_bias) -> Tensor",
@@ -339,6 +353,7 @@ const Operator kOperators[] = {
 
 /// Registers everything when the library is loaded; the libraries stay registered for the life of the process.
 const bool registered = [] {
+  if (!find_torch_functions()) return false;
   TorchLibraryHandle definitions = nullptr, kernels = nullptr;
   AOTITorchError error = aoti_torch_library_init_def("kvquant", __FILE__, __LINE__, &definitions);
   error |= aoti_torch_library_init_impl("kvquant", "CPU", __FILE__, __LINE__, &kernels);

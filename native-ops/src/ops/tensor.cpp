@@ -29,18 +29,38 @@ void fail(const std::string& op, const std::string& message) {
   throw std::runtime_error("kvquant::" + op + ": " + message);
 }
 
-Tensor Tensor::empty(DType dtype, std::initializer_list<int64_t> sizes) {
-  int64_t strides[8];
+namespace {
+
+constexpr int32_t kCpu = 0;
+
+std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
-  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
+  for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= sizes.begin()[i];
+    stride *= sizes[i];
   }
+  return strides;
+}
+
+}  // namespace
+
+Tensor Tensor::empty(DType dtype, std::initializer_list<int64_t> sizes) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
   AtenTensorHandle handle = nullptr;
-  const int32_t cpu = 0;
-  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, static_cast<int32_t>(dtype),
-                               cpu, 0, &handle) != 0) {
-    throw std::runtime_error("kvquant: out of memory for a tensor of " + std::to_string(stride) + " elements");
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
+                               static_cast<int32_t>(dtype), kCpu, 0, &handle) != 0) {
+    throw std::runtime_error("kvquant: out of memory for a result");
+  }
+  return Tensor(handle);
+}
+
+Tensor Tensor::wrap(void* data, DType dtype, const std::vector<int64_t>& sizes) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  if (aoti_torch_create_tensor_from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
+                                         static_cast<int32_t>(dtype), kCpu, 0, &handle) != 0) {
+    throw std::runtime_error("kvquant: libtorch could not wrap a tensor");
   }
   return Tensor(handle);
 }

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "torch_shim.h"
 
@@ -33,6 +34,9 @@ class Tensor {
 
   /// A new contiguous, uninitialised CPU tensor.
   static Tensor empty(DType dtype, std::initializer_list<int64_t> sizes);
+
+  /// A contiguous CPU tensor over memory that the caller keeps alive.
+  static Tensor wrap(void* data, DType dtype, const std::vector<int64_t>& sizes);
 
   /// Gives the handle away as an operator result.
   StableIValue release() {

@@ -144,7 +144,7 @@ final class LlamaCode {
             q1 = torch.reshape(q, [KV_HEADS, GROUPS, torch.size(q, 1), HEAD_DIM])
             o, lse, = self.flash(q1, k, v, True)
             for i in range((past + (PAST_SEGMENT - 1)) // PAST_SEGMENT):
-              k2, v2, = ops.kvquant.dequantize(b, i * PAST_SEGMENT, torch.min([past, (i + 1) * PAST_SEGMENT]), LAYER_CACHE)
+              k2, v2, = ops.kvquant.dequantize(b, i * PAST_SEGMENT, ops.prim.min(past, (i + 1) * PAST_SEGMENT), LAYER_CACHE)
               o2, lse2, = self.flash(q1, k2, v2, False)
               m = torch.maximum(lse, lse2)
               w1 = torch.unsqueeze(torch.exp(torch.sub(lse, m)), -1)
@@ -193,8 +193,8 @@ final class LlamaCode {
         return fill(
                 """
           def stream_block(self: __torch__.M, q: Tensor, kq: Tensor, vq: Tensor, kx: Tensor, vx: Tensor, begin: int, end: int, window: int) -> Tensor:
-            far = torch.max([0, end - window])
-            near = torch.max([0, begin - window + 1])
+            far = ops.prim.max(0, end - window)
+            near = ops.prim.max(0, begin - window + 1)
             if window == 0:
               near = end
             k = torch.cat([torch.slice(kq, 1, 0, far), torch.slice(kx, 1, near, end)], 1)
@@ -230,7 +230,7 @@ final class LlamaCode {
               kq, vq, = ops.kvquant.dequantize(0, 0, n, after, page_table, exact_table, pages[l], exact[l], rope, params[l])
               outs = annotate(List[Tensor], [])
               for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
-                _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, torch.min([n, (i + 1) * QUERY_BLOCK]), window))
+                _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window))
               x = self.finish(x, torch.cat(outs), l)
             return x
           def compare(self: __torch__.M, x: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ final class LlamaCode {
             sums = torch.zeros([3], dtype=7)
             for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
               begin = i * QUERY_BLOCK
-              end = torch.min([n, begin + QUERY_BLOCK])
+              end = ops.prim.min(n, begin + QUERY_BLOCK)
               p = torch.log_softmax(self.logits(torch.slice(x, 0, begin, end)), -1)
               r = torch.log_softmax(self.logits(torch.slice(reference, 0, begin, end)), -1)
               t = torch.unsqueeze(torch.slice(targets, 0, begin, end), 1)

@@ -25,7 +25,7 @@ public final class Operators implements AutoCloseable {
                     + "  def convert(self: __torch__.M, x: Tensor, dtype: int) -> Tensor:\n"
                     + "    return torch.to(x, dtype)\n"
                     + "  def view_bfloat16(self: __torch__.M, x: Tensor) -> Tensor:\n"
-                    + "    return torch.view(x, dtype=15)\n"
+                    + "    return ops.kvquant.view_bfloat16(x)\n"
                     + "  def copy_rows(self: __torch__.M, pools: List[Tensor], source: Tensor,"
                     + " target: Tensor) -> Tensor:\n"
                     + "    for i in range(torch.len(pools)):\n"
