@@ -273,6 +273,7 @@ class GroupAttention {
   }
 
   void add_window(Worker<head_dim>& worker) const {
+    if (quantized_ == length_) return;
     for (int64_t run = quantized_ / kExactTokens; run * kExactTokens < length_; ++run) {
       const int64_t begin = run * kExactTokens;
       uint32_t valid = 0;
