@@ -33,9 +33,6 @@ class ArchitectureTest {
     private static final Pattern NOT_PUBLIC_API =
             Pattern.compile(
                     "\\bai\\.djl\\.(pytorch|kvquant\\.torch|kvquant\\.([a-z]+\\.)*internal)\\b");
-    private static final Pattern LICENCE =
-            Pattern.compile("\\A/\\* Copyright \\d{4} The djl-kvquant authors\\.");
-
     private static JavaClasses classes;
 
     @BeforeAll
@@ -133,20 +130,6 @@ class ArchitectureTest {
                                         && !path.toString().contains("/contract/")
                                         && !path.toString().contains("/benchmark/")),
                 "end-to-end tests do what a user does");
-    }
-
-    /** The formatter checks all other Java files. */
-    @Test
-    void packageInfosStartWithTheLicence() throws IOException {
-        List<String> bare = new ArrayList<>();
-        for (String module : List.of("djl-kvquant/src", "examples/src", "tests/src")) {
-            for (Path path : files(module, file -> file.endsWith("package-info.java"))) {
-                if (!LICENCE.matcher(Files.readString(path)).find()) {
-                    bare.add(REPOSITORY.relativize(path).toString());
-                }
-            }
-        }
-        assertEquals(List.of(), bare, "each source file starts with the licence");
     }
 
     @Test
