@@ -12,7 +12,8 @@ class TokenSource {
  public:
   TokenSource(const LayerCache& cache, const NewTokens& tokens, int64_t b)
       : cache_(cache),
-        k_(tokens.qkv + (static_cast<int64_t>(tokens.starts[b]) * row_heads() + cache.params->num_heads) * cache.params->head_dim),
+        k_(tokens.qkv +
+           (static_cast<int64_t>(tokens.starts[b]) * row_heads() + cache.params->num_heads) * cache.params->head_dim),
         b_(b) {}
 
   /// k and v of a token, [channels] each, as new tokens came or, from the window, rounded to fp16.
@@ -34,8 +35,8 @@ class TokenSource {
   int64_t b_;
 };
 
-/// Brings one side of a token into the basis in which it is stored. Quantized sides see what an exact copy would hold, so
-/// that the codes do not depend on whether the token passed through the window.
+/// Brings one side of a token into the basis in which it is stored. Quantized sides see what an exact copy would hold,
+/// so that the codes do not depend on whether the token passed through the window.
 void to_stored_basis(const LayerParams& params, const SideParams& side, float* x) {
   if (side.format != Format::kAffine) return;
   for (int c = 0; c < params.channels(); ++c) x[c] = round_to_half(x[c]);
@@ -75,7 +76,8 @@ void encode_leaving(const LayerCache& cache, const NewTokens& tokens, int64_t b)
   });
 }
 
-/// Copies the new tokens that are still recent into the ring, oldest first: a later token may reuse an earlier one's page.
+/// Copies the new tokens that are still recent into the ring, oldest first: a later token may reuse an earlier one's
+/// page.
 void fill_window(const LayerCache& cache, const NewTokens& tokens, int64_t b) {
   if (cache.params->window == 0) return;
   const int64_t length = cache.length(b) + tokens.count(b);

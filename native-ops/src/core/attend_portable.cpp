@@ -1,5 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Decode attention written for reading: every token is read back, then softmax(q K') V. The oracle of the fast versions.
+// Decode attention written for reading: every token is read back, then softmax(q K') V. The oracle of the fast
+// versions.
 #include <limits>
 
 #include "attend.h"

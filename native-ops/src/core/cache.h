@@ -24,7 +24,7 @@ struct LayerCache {
   uint8_t* pages = nullptr;  // [num_pages, page_layout.bytes]
   uint8_t* exact = nullptr;  // [num_exact, exact_layout.bytes]
   int64_t batch = 0;
-  const int32_t* lengths = nullptr;      // [batch, 2]: tokens before this call; tokens from the start without an exact copy
+  const int32_t* lengths = nullptr;  // [batch, 2]: tokens before this call; tokens from the start without an exact copy
   const int32_t* page_table = nullptr;   // [batch, page_columns]
   const int32_t* exact_table = nullptr;  // [batch, exact_columns]
   int64_t page_columns = 0, exact_columns = 0;
@@ -66,7 +66,8 @@ void load_exact(const LayerCache& cache, const uint8_t* page, int slot, float* k
 /// Writes k and v, [channels] each, into a slot of an exact page.
 void store_exact(const LayerCache& cache, uint8_t* page, int slot, const float* k, const float* v);
 
-/// What kvquant::append gets besides the cache: the fused projections of the new tokens, and the prompt's largest entries.
+/// What kvquant::append gets besides the cache: the fused projections of the new tokens, and the prompt's largest
+/// entries.
 struct NewTokens {
   const float* qkv;                  // [tokens, num_heads + 2 num_kv_heads, head_dim]
   const int32_t* starts;             // [batch + 1]: rows of qkv that belong to each sequence
@@ -83,8 +84,8 @@ void append(const LayerCache& cache, const NewTokens& tokens);
 /// q from qkv [batch, num_heads + 2 num_kv_heads, head_dim], out [batch, num_heads, head_dim].
 void attend(const LayerCache& cache, const float* qkv, float* out);
 
-/// Tokens [begin, end) of sequence b as attention sees them, after RoPE, natural basis: k and v [num_kv_heads, end - begin,
-/// head_dim]; sinks and window are exact.
+/// Tokens [begin, end) of sequence b as attention sees them, after RoPE, natural basis: k and v [num_kv_heads, end -
+/// begin, head_dim]; sinks and window are exact.
 void dequantize(const LayerCache& cache, int64_t b, int64_t begin, int64_t end, float* k, float* v);
 
 }  // namespace kvquant

@@ -20,8 +20,8 @@ struct AffineGroup {
   float scale, zero;
 };
 
-/// Scale and zero of a group (RotateKV section 3.4, with 2^bits - 1 levels): both bounds are clipped, the scale is rounded to
-/// fp16 before it is used; a constant group is stored exactly up to that rounding.
+/// Scale and zero of a group (RotateKV section 3.4, with 2^bits - 1 levels): both bounds are clipped, the scale is
+/// rounded to fp16 before it is used; a constant group is stored exactly up to that rounding.
 inline AffineGroup affine_group(float low, float high, const SideParams& side) {
   const float levels = static_cast<float>((1 << side.bits) - 1);
   if (low == high) {
@@ -33,7 +33,8 @@ inline AffineGroup affine_group(float low, float high, const SideParams& side) {
   high *= side.clip;
   float scale = std::clamp(round_to_half((high - low) / levels), kSmallestHalf, kLargestHalf);
   // A group far from zero: a larger step keeps the zero exact in fp16.
-  if (std::fabs(low) > kMaxZero * scale) scale = std::min(round_to_half(std::fabs(low) / kMaxZero * 1.001f), kLargestHalf);
+  if (std::fabs(low) > kMaxZero * scale)
+    scale = std::min(round_to_half(std::fabs(low) / kMaxZero * 1.001f), kLargestHalf);
   const float zero = -low / scale;
   return {scale, std::clamp(side.float_zero != 0 ? round_to_half(zero) : std::nearbyint(zero), -kMaxZero, kMaxZero)};
 }

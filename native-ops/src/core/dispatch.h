@@ -1,5 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Which variant of the operators runs: the best one that this processor has, chosen once, unless a test asks for another.
+// Which variant of the operators runs: the best one that this processor has, chosen once, unless a test asks for
+// another.
 #pragma once
 
 namespace kvquant {

@@ -1,13 +1,15 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Where everything lies in memory: the packed parameters of a layer, a page of stored tokens, an exact page. The Java side
-// writes LayerParams field by field in this order (LayerParams.java) and learns the page sizes from kvquant::layout.
+// Where everything lies in memory: the packed parameters of a layer, a page of stored tokens, an exact page. The Java
+// side writes LayerParams field by field in this order (LayerParams.java) and learns the page sizes from
+// kvquant::layout.
 #pragma once
 #include <cstdint>
 
 namespace kvquant {
 
-/// Tokens of a tile. The codes of one channel for the 16 tokens of a tile are contiguous, token t at bit t * bits, least
-/// significant first: a reader keeps tokens in vector lanes and needs no shuffle, whatever the width of a channel.
+/// Tokens of a tile. The codes of one channel for the 16 tokens of a tile are contiguous, token t at bit t * bits,
+/// least significant first: a reader keeps tokens in vector lanes and needs no shuffle, whatever the width of a
+/// channel.
 constexpr int kTileTokens = 16;
 /// Tokens of a page of stored keys and values.
 constexpr int kPageTokens = 64;
@@ -23,7 +25,7 @@ constexpr int kMaxRotationHeads = 4;
 enum class Format : int32_t {
   kFloat32 = 0,  ///< the element itself
   kFloat16 = 1,  ///< rounded to half precision
-  kAffine = 2,   ///< code * scale - zero * scale, scale and zero (in code units) in fp16 per token and group of channels
+  kAffine = 2,  ///< code * scale - zero * scale, scale and zero (in code units) in fp16 per token and group of channels
 };
 
 enum class SinkPolicy : int32_t {
@@ -40,8 +42,8 @@ struct SideParams {
   int32_t group_size;      ///< channels that share a scale and zero (kAffine)
   float clip;              ///< factor on a group's minimum and maximum before the scale is taken (kAffine)
   int32_t float_zero;      ///< 1: the zero is not rounded to an integer (kAffine)
-  int32_t order_offset;    ///< byte offset, in the packed parameters, of INT16[channels]: the channel at each place of the
-                           ///< order whose runs of group_size form the groups; 0: natural order
+  int32_t order_offset;    ///< byte offset, in the packed parameters, of INT16[channels]: the channel at each place of
+                           ///< the order whose runs of group_size form the groups; 0: natural order
   int32_t reserved;
 };
 
@@ -70,7 +72,8 @@ constexpr int32_t kMagic = 0x3151564b;  // "KVQ1", little endian
 static_assert(sizeof(SideParams) == 32 && sizeof(LayerParams) == 112, "LayerParams.java writes these bytes");
 
 /// Byte offsets of one side within a page:
-/// codes [num_kv_heads, kPageTiles, head_dim, 2 * bits bytes], then (kAffine) fp16 [kPageTiles, groups, {scale, zero}, 16].
+/// codes [num_kv_heads, kPageTiles, head_dim, 2 * bits bytes], then (kAffine) fp16 [kPageTiles, groups, {scale, zero},
+/// 16].
 class SideLayout {
  public:
   SideLayout(const LayerParams& params, const SideParams& side, int64_t begin)

@@ -15,8 +15,8 @@ struct Weight {
   int64_t rows, columns;
 };
 
-/// out[r, 0 .. weight.rows) = x[r] weight' + bias, for r < rows; out rows are stride apart. With add, the result is added to
-/// what out holds.
+/// out[r, 0 .. weight.rows) = x[r] weight' + bias, for r < rows; out rows are stride apart. With add, the result is
+/// added to what out holds.
 void linear(const float* x, int64_t rows, const Weight& weight, float* out, int64_t stride, bool add);
 
 /// x / sqrt(mean(x^2) + eps) * weight for every row of x [rows, columns].

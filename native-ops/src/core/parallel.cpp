@@ -15,7 +15,8 @@
 namespace kvquant {
 namespace {
 
-/// About 30 microseconds: longer than the gap between two operators of a layer, shorter than what a neighbour would notice.
+/// About 30 microseconds: longer than the gap between two operators of a layer, shorter than what a neighbour would
+/// notice.
 constexpr int kSpins = 2000;
 
 void relax() {
@@ -24,8 +25,8 @@ void relax() {
 #endif
 }
 
-/// One parallel_for in flight. The counters are tagged with the job's number, so that a worker that wakes late can not take
-/// chunks of a job that it did not see begin.
+/// One parallel_for in flight. The counters are tagged with the job's number, so that a worker that wakes late can not
+/// take chunks of a job that it did not see begin.
 class Pool {
  public:
   ~Pool() { resize(1); }

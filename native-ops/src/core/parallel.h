@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// A small thread pool for operators. Workers spin briefly and then sleep; chunks are taken one by one from a counter, so
-// that a caller never waits for a worker that another process keeps off its core, only for chunks that were begun.
+// A small thread pool for operators. Workers spin briefly and then sleep; chunks are taken one by one from a counter,
+// so that a caller never waits for a worker that another process keeps off its core, only for chunks that were begun.
 #pragma once
 #include <cstdint>
 #include <functional>

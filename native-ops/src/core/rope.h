@@ -7,9 +7,10 @@
 
 namespace kvquant {
 
-/// FLOAT32 [rows, 2, head_dim / 2]. The first 64 rows, read as [2, head_dim / 2, 64], hold cosine and sine of the angle of
-/// positions 0 to 63, positions last, so that a reader with tokens in its lanes loads them as they are. Row 64 + i holds cosines,
-/// then sines, of position 64 i. Channel i is paired with channel i + head_dim / 2, as HuggingFace's LLaMA does.
+/// FLOAT32 [rows, 2, head_dim / 2]. The first 64 rows, read as [2, head_dim / 2, 64], hold cosine and sine of the angle
+/// of positions 0 to 63, positions last, so that a reader with tokens in its lanes loads them as they are. Row 64 + i
+/// holds cosines, then sines, of position 64 i. Channel i is paired with channel i + head_dim / 2, as HuggingFace's
+/// LLaMA does.
 class RopeTable {
  public:
   RopeTable(const float* data, int64_t rows, int head_dim) : data_(data), rows_(rows), half_(head_dim / 2) {}

@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// The rotation of RotateKV (sections 3.1 and 3.2): a normalised Walsh-Hadamard transform of every head, combined with an
-// orthogonal matrix over the heads of a group. Symmetric and orthogonal, hence its own inverse.
+// The rotation of RotateKV (sections 3.1 and 3.2): a normalised Walsh-Hadamard transform of every head, combined with
+// an orthogonal matrix over the heads of a group. Symmetric and orthogonal, hence its own inverse.
 #pragma once
 #include <cmath>
 

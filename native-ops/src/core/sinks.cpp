@@ -63,8 +63,8 @@ void clear_sinks(const LayerCache& cache, int64_t b) {
   }
 }
 
-/// Forgets what belongs to tokens that were truncated since. Writes nothing if there is nothing to forget: while decoding,
-/// sink pages may be shared with other sequences.
+/// Forgets what belongs to tokens that were truncated since. Writes nothing if there is nothing to forget: while
+/// decoding, sink pages may be shared with other sequences.
 void forget_truncated(const LayerCache& cache, int64_t b) {
   for (int i = 0; i < cache.params->sink_pages(); ++i) {
     auto* header = reinterpret_cast<ExactHeader*>(cache.sink_page(b, i));
@@ -94,7 +94,8 @@ void add_sink(const LayerCache& cache, const NewTokens& tokens, int64_t b, int64
     for (int slot = 0; slot < kExactTokens; ++slot) {
       if (header->tokens[slot] >= 0) continue;
       const int64_t row = tokens.starts[b] + token - cache.length(b);
-      const float* k = tokens.qkv + (row * (params.num_heads + 2 * params.num_kv_heads) + params.num_heads) * params.head_dim;
+      const float* k =
+          tokens.qkv + (row * (params.num_heads + 2 * params.num_kv_heads) + params.num_heads) * params.head_dim;
       store_exact(cache, page, slot, k, k + params.channels());
       header->tokens[slot] = static_cast<int32_t>(token);
       return;

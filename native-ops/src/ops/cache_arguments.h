@@ -1,5 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// The cache arguments that several operators share, checked once: lengths, page_table, exact_table, pages, exact, rope, params.
+// The cache arguments that several operators share, checked once: lengths, page_table, exact_table, pages, exact, rope,
+// params.
 #pragma once
 #include "../core/cache.h"
 #include "tensor.h"
@@ -14,7 +15,8 @@ class CacheArguments {
   /// Takes the seven tensors at stack[0 .. 7).
   CacheArguments(const char* op, const StableIValue* stack);
 
-  /// Checks that every sequence may grow by added(b) tokens: positions, pages and exact pages that will be touched exist.
+  /// Checks that every sequence may grow by added(b) tokens: positions, pages and exact pages that will be touched
+  /// exist.
   template <class Added>
   void expect_room(Added added) const {
     for (int64_t b = 0; b < cache.batch; ++b) expect_room_for(b, added(b));

@@ -1,5 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// The operators of namespace kvquant, registered through libtorch's C interface. Shapes, dtypes and ranges are checked here.
+// The operators of namespace kvquant, registered through libtorch's C interface. Shapes, dtypes and ranges are checked
+// here.
 //
 // Every operator on a cache ends with the same seven arguments (CacheArguments):
 //   lengths      INT32 [batch, 2]            tokens before this call; tokens from the start without an exact copy
@@ -38,8 +39,8 @@ const int32_t* check_starts(const char* op, const Tensor& starts, int64_t batch,
   return data;
 }
 
-/// append(qkv FLOAT32 [tokens, (heads + 2 kv heads) head_dim], starts INT32 [batch + 1], massive_values FLOAT32 [batch, 20],
-/// massive_positions INT32 [batch, 20], cache...); while decoding the massive tensors are empty.
+/// append(qkv FLOAT32 [tokens, (heads + 2 kv heads) head_dim], starts INT32 [batch + 1], massive_values FLOAT32 [batch,
+/// 20], massive_positions INT32 [batch, 20], cache...); while decoding the massive tensors are empty.
 void append_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "append";
   Tensor qkv(stack[0]), starts(stack[1]), massive_values(stack[2]), massive_positions(stack[3]);
@@ -65,8 +66,8 @@ void append_op(StableIValue* stack, uint64_t, uint64_t) {
   append(cache, tokens);
 }
 
-/// attend(qkv FLOAT32 [batch, (heads + 2 kv heads) head_dim], cache...) -> FLOAT32 [batch, heads head_dim]: attention of the
-/// token just appended to every sequence; lengths are those before it was appended.
+/// attend(qkv FLOAT32 [batch, (heads + 2 kv heads) head_dim], cache...) -> FLOAT32 [batch, heads head_dim]: attention
+/// of the token just appended to every sequence; lengths are those before it was appended.
 void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "attend";
   Tensor qkv(stack[0]);
@@ -76,7 +77,8 @@ void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   expect_size(op, "qkv", qkv.size(0), cache.batch, "rows");
   expect_size(op, "qkv", qkv.size(1), qkv_columns(*cache.params), "columns");
   arguments.expect_room([](int64_t) { return int64_t{1}; });
-  Tensor out = Tensor::empty(DType::kFloat, {cache.batch, static_cast<int64_t>(cache.params->num_heads) * cache.params->head_dim});
+  Tensor out = Tensor::empty(DType::kFloat,
+                             {cache.batch, static_cast<int64_t>(cache.params->num_heads) * cache.params->head_dim});
   attend(cache, qkv.data<float>(), out.data<float>());
   stack[0] = out.release();
 }
@@ -99,8 +101,8 @@ void dequantize_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[1] = v.release();
 }
 
-/// rope_heads(qkv, starts, cache...) -> (q, k, v) FLOAT32 [heads, tokens, head_dim]: the new tokens of a prompt by head, q and
-/// k turned to their positions.
+/// rope_heads(qkv, starts, cache...) -> (q, k, v) FLOAT32 [heads, tokens, head_dim]: the new tokens of a prompt by
+/// head, q and k turned to their positions.
 void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "rope_heads";
   Tensor qkv(stack[0]), starts(stack[1]);
@@ -142,8 +144,8 @@ void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[2] = v.release();
 }
 
-/// massive_entries(x FLOAT32 [tokens, hidden], starts INT32 [batch + 1]) -> (values FLOAT32, rows INT32) [batch, 20]: for each
-/// sequence the largest |entries| of a layer's input and the rows, within the sequence, that own them.
+/// massive_entries(x FLOAT32 [tokens, hidden], starts INT32 [batch + 1]) -> (values FLOAT32, rows INT32) [batch, 20]:
+/// for each sequence the largest |entries| of a layer's input and the rows, within the sequence, that own them.
 void massive_entries_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "massive_entries";
   Tensor x(stack[0]), starts(stack[1]);
@@ -192,8 +194,8 @@ void configure_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = out.release();
 }
 
-/// view_bfloat16(raw INT8 [..., 2 n]) -> BFLOAT16 [..., n] over the same bytes, which must outlive the result: BFLOAT16 can not
-/// cross DJL's JNI.
+/// view_bfloat16(raw INT8 [..., 2 n]) -> BFLOAT16 [..., n] over the same bytes, which must outlive the result: BFLOAT16
+/// can not cross DJL's JNI.
 void view_bfloat16_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "view_bfloat16";
   Tensor raw(stack[0]);
@@ -284,7 +286,8 @@ void norm_mlp_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = out.release();
 }
 
-/// linear_add(x FLOAT32 [rows, in], weight [out, in], bias [out or 0], residual FLOAT32 [rows, out]) -> FLOAT32 [rows, out].
+/// linear_add(x FLOAT32 [rows, in], weight [out, in], bias [out or 0], residual FLOAT32 [rows, out]) -> FLOAT32 [rows,
+/// out].
 void linear_add_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "linear_add";
   Tensor x(stack[0]), weight(stack[1]), bias(stack[2]), residual(stack[3]);
@@ -316,8 +319,9 @@ void norm_linear_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = out.release();
 }
 
-#define KVQUANT_CACHE \
-  "Tensor lengths, Tensor page_table, Tensor exact_table, Tensor(a!) pages, Tensor(b!) exact, Tensor rope, Tensor params"
+#define KVQUANT_CACHE                                                                                               \
+  "Tensor lengths, Tensor page_table, Tensor exact_table, Tensor(a!) pages, Tensor(b!) exact, Tensor rope, Tensor " \
+  "params"
 #define KVQUANT_CACHE_READ \
   "Tensor lengths, Tensor page_table, Tensor exact_table, Tensor pages, Tensor exact, Tensor rope, Tensor params"
 

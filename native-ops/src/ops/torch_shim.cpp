@@ -23,11 +23,11 @@ bool find_torch_functions() {
     std::fprintf(stderr, "kvquant: %s is not loaded; load libtorch first\n", file);
     return false;
   }
-#define KVQUANT_FIND(name, parameters)                                                             \
-  name = reinterpret_cast<decltype(name)>(dlsym(libtorch, #name));                                 \
-  if (name == nullptr) {                                                                           \
-    std::fprintf(stderr, "kvquant: this libtorch has no %s; 2.7 or later is needed\n", #name);     \
-    return false;                                                                                  \
+#define KVQUANT_FIND(name, parameters)                                                         \
+  name = reinterpret_cast<decltype(name)>(dlsym(libtorch, #name));                             \
+  if (name == nullptr) {                                                                       \
+    std::fprintf(stderr, "kvquant: this libtorch has no %s; 2.7 or later is needed\n", #name); \
+    return false;                                                                              \
   }
   KVQUANT_TORCH_FUNCTIONS(KVQUANT_FIND)
 #undef KVQUANT_FIND

@@ -1,7 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Decode attention with tokens in vector lanes. A task is a run of pages (or the exact pages) of one group of kv heads of one
-// sequence; its result is a partial softmax, and the partials are merged in a fixed order, so that the result does not
-// depend on the number of threads.
+// Decode attention with tokens in vector lanes. A task is a run of pages (or the exact pages) of one group of kv heads
+// of one sequence; its result is a partial softmax, and the partials are merged in a fixed order, so that the result
+// does not depend on the number of threads.
 #include <limits>
 
 #include "../core/attend.h"
@@ -64,8 +64,8 @@ class Worker {
     for (int v = 0; v < kPageTokens / kLanes; ++v) {
       load_keys(cache_, page, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
       unrotate_keys();
-      score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr, rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr,
-            kPageTokens, v);
+      score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
+            rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr, kPageTokens, v);
     }
     softmax(kPageTokens / kLanes, valid);
     const AddValues add_values = value_adder(params.values);
@@ -77,7 +77,8 @@ class Worker {
   }
 
   /// Adds the tokens of an exact page; cos and sin [head_dim / 2, stride] turn them from page base base_page.
-  void add_exact(const uint8_t* page, uint32_t valid, int64_t base_page, const float* cos, const float* sin, int stride) {
+  void add_exact(const uint8_t* page, uint32_t valid, int64_t base_page, const float* cos, const float* sin,
+                 int stride) {
     if (valid == 0) return;
     turn_queries(base_page, 1.0f);
     for (int v = 0; v < kParts; ++v) {

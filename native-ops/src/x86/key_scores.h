@@ -76,8 +76,8 @@ inline float rotation_scale(int head_dim, int rotation_heads) {
   return mix / std::sqrt(static_cast<float>(head_dim));
 }
 
-/// Scores of one head's queries: q [queries, head_dim] against x [head_dim, kLanes]; cos and sin [head_dim / 2, stride], or
-/// nullptr for keys that are already rotated to their positions. out [queries, out_stride].
+/// Scores of one head's queries: q [queries, head_dim] against x [head_dim, kLanes]; cos and sin [head_dim / 2,
+/// stride], or nullptr for keys that are already rotated to their positions. out [queries, out_stride].
 template <int head_dim, int queries, bool rope>
 inline void dot(const float* q, const float* x, const float* cos, const float* sin, int stride, float* out,
                 int out_stride) {
@@ -114,7 +114,8 @@ inline void dot_all(const float* q, int queries, const float* x, const float* co
   if (queries == 1) dot<head_dim, 1, rope>(q, x, cos, sin, stride, out, out_stride);
 }
 
-/// Scale and -scale * zero of the groups [first, last] of a vector of tokens: affine [groups, 2, kLanes], indexed by group.
+/// Scale and -scale * zero of the groups [first, last] of a vector of tokens: affine [groups, 2, kLanes], indexed by
+/// group.
 inline void load_affine(const SideLayout& layout, const uint8_t* page, int tile, int part, int first, int last,
                         float* affine) {
   for (int g = first; g <= last; ++g) {

@@ -1,5 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// A vector of floats in the instruction set that this file is compiled for (KVQUANT_ISA): 16 lanes with AVX-512, 8 with AVX2.
+// A vector of floats in the instruction set that this file is compiled for (KVQUANT_ISA): 16 lanes with AVX-512, 8 with
+// AVX2.
 #pragma once
 #include <immintrin.h>
 
@@ -26,7 +27,7 @@ inline Vec load_bfloats(const void* p) {
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }   // a b + c
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }    // a b + c
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline float sum(Vec x) { return _mm512_reduce_add_ps(x); }
@@ -56,8 +57,8 @@ inline Vec load_codes(const uint8_t* p, int /*part*/) {
     std::memcpy(&low, p, 4);
     std::memcpy(&high, p + bits, 4);
     const __m512i words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
-    const __m512i shifts = _mm512_mullo_epi32(_mm512_set_epi32(7, 6, 5, 4, 3, 2, 1, 0, 7, 6, 5, 4, 3, 2, 1, 0),
-                                              _mm512_set1_epi32(bits));
+    const __m512i shifts =
+        _mm512_mullo_epi32(_mm512_set_epi32(7, 6, 5, 4, 3, 2, 1, 0, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(bits));
     const __m512i fields = _mm512_srlv_epi32(words, shifts);
     return _mm512_cvtepi32_ps(_mm512_and_si512(fields, _mm512_set1_epi32((1 << bits) - 1)));
   }
@@ -80,7 +81,7 @@ inline Vec load_bfloats(const void* p) {
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }   // a b + c
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }    // a b + c
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a b
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline float sum(Vec x) {
@@ -115,8 +116,7 @@ inline Vec load_codes(const uint8_t* p, int part) {
   } else {
     int32_t word;
     std::memcpy(&word, p, 4);
-    const __m256i shifts =
-        _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
+    const __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
     const __m256i fields = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
     return _mm256_cvtepi32_ps(_mm256_and_si256(fields, _mm256_set1_epi32((1 << bits) - 1)));
   }

@@ -1,7 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Weighted sums of the values of a run of tokens. Lanes are tokens: sums [queries, head_dim, kLanes] stay in vectors and are
-// reduced once at the end of a task. Scales go into the weights and zeros into one sum per group, so that codes are
-// multiplied as they are.
+// Weighted sums of the values of a run of tokens. Lanes are tokens: sums [queries, head_dim, kLanes] stay in vectors
+// and are reduced once at the end of a task. Scales go into the weights and zeros into one sum per group, so that codes
+// are multiplied as they are.
 #pragma once
 #include "../core/cache.h"
 #include "simd.h"
@@ -14,8 +14,8 @@ constexpr int kValueQueries = 4;
 /// Most groups that the values of one head can have.
 constexpr int kMaxValueGroups = kMaxHeadDim / 16;
 
-/// sums[g, c] += weights[g] * value[c] over the vectors of a page for channels [begin, end) of one head, which share a group;
-/// weights [queries, kPageTokens] include the scales. valid: a bit per token; tokens outside are read as zero.
+/// sums[g, c] += weights[g] * value[c] over the vectors of a page for channels [begin, end) of one head, which share a
+/// group; weights [queries, kPageTokens] include the scales. valid: a bit per token; tokens outside are read as zero.
 template <Format format, int bits, int queries, bool masked>
 inline void add_channels(const uint8_t* head_codes, int64_t tile_bytes, int head_dim, int begin, int end,
                          const float* weights, uint64_t valid, float* sums) {
@@ -46,7 +46,8 @@ inline void add_channels(const uint8_t* head_codes, int64_t tile_bytes, int head
   }
 }
 
-/// Scales the weights by the group's scales and adds weight * scale * zero to zero_sums [queries, kMaxValueGroups, kLanes].
+/// Scales the weights by the group's scales and adds weight * scale * zero to zero_sums [queries, kMaxValueGroups,
+/// kLanes].
 inline void apply_scales(const SideLayout& layout, const uint8_t* page, int group, int slot, const float* weights,
                          int queries, uint64_t valid, float* scaled, float* zero_sums) {
   for (int v = 0; v < kPageTokens / kLanes; ++v) {

@@ -5,7 +5,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
-
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.Arrays;
@@ -14,7 +13,8 @@ import java.util.List;
 /**
  * The tables that operators need to append to and attend over several sequences at once.
  *
- * @param lengths INT32 {@code [batch, 2]}: tokens before the append; tokens from the start without an exact copy
+ * @param lengths INT32 {@code [batch, 2]}: tokens before the append; tokens from the start without
+ *     an exact copy
  * @param pageTable INT32 {@code [batch, columns]}; -1 where unused
  * @param exactTable INT32 {@code [batch, columns]}; -1 where unused
  */

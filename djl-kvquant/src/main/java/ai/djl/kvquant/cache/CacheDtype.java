@@ -8,7 +8,8 @@ import java.util.Map;
 import java.util.StringJoiner;
 
 /**
- * A value of the option {@code kv_cache_dtype}: one name for keys and values, or a pair {@code K/V}.
+ * A value of the option {@code kv_cache_dtype}: one name for keys and values, or a pair {@code
+ * K/V}.
  *
  * @param name the value as the user wrote it, with a slash in a pair
  * @param keys how keys are stored

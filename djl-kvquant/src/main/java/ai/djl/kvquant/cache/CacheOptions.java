@@ -12,7 +12,8 @@ import java.util.stream.Collectors;
 /**
  * The cache options of a model: {@code kv_cache_dtype} and the expert options, checked.
  *
- * <p>Options that do not begin with {@code kv_} belong to others and are ignored, except {@code max_batch_size}.
+ * <p>Options that do not begin with {@code kv_} belong to others and are ignored, except {@code
+ * max_batch_size}.
  */
 public final class CacheOptions {
 
@@ -97,7 +98,8 @@ public final class CacheOptions {
     }
 
     /**
-     * Returns max_batch_size, the number of sequences that the default size of the cache allows for.
+     * Returns max_batch_size, the number of sequences that the default size of the cache allows
+     * for.
      *
      * @return the number of sequences
      */
@@ -227,7 +229,8 @@ public final class CacheOptions {
             throw new IllegalArgumentException(
                     "kv_cache_tokens and kv_cache_memory are both set; set one of them.");
         }
-        return integer("kv_cache_tokens", 0, values.containsKey("kv_cache_tokens") ? 1 : 0, 1 << 30);
+        return integer(
+                "kv_cache_tokens", 0, values.containsKey("kv_cache_tokens") ? 1 : 0, 1 << 30);
     }
 
     /** kv_cache_memory in bytes, or 0 if it is not set. */
@@ -276,6 +279,13 @@ public final class CacheOptions {
             // The message below says what is allowed.
         }
         throw new IllegalArgumentException(
-                name + " is '" + value + "'; allowed: a whole number from " + low + " to " + high + ".");
+                name
+                        + " is '"
+                        + value
+                        + "'; allowed: a whole number from "
+                        + low
+                        + " to "
+                        + high
+                        + ".");
     }
 }

@@ -4,8 +4,8 @@ package ai.djl.kvquant.cache;
 /**
  * One sequence in the cache: its tokens and the pages that hold their keys and values.
  *
- * <p>Pages may be shared with other sequences; whoever appends to a shared page gets a copy first. A sequence belongs to
- * one thread at a time; its cache may be used by many.
+ * <p>Pages may be shared with other sequences; whoever appends to a shared page gets a copy first.
+ * A sequence belongs to one thread at a time; its cache may be used by many.
  */
 public final class CacheSequence implements AutoCloseable {
 
@@ -20,7 +20,10 @@ public final class CacheSequence implements AutoCloseable {
     /** The longest that the sequence has been since its window was last refilled from scratch. */
     int longest;
 
-    /** Set by a truncation: sinks may name tokens that are gone, so their pages must be owned at the next append. */
+    /**
+     * Set by a truncation: sinks may name tokens that are gone, so their pages must be owned at the
+     * next append.
+     */
     boolean truncated;
 
     private boolean closed;
@@ -64,8 +67,8 @@ public final class CacheSequence implements AutoCloseable {
     }
 
     /**
-     * Drops the last tokens. What stays is read as it is stored: tokens that had left the window stay quantized, unless they
-     * are within the rollback slack.
+     * Drops the last tokens. What stays is read as it is stored: tokens that had left the window
+     * stay quantized, unless they are within the rollback slack.
      *
      * @param length the new length, 0 to the present one
      */

@@ -75,7 +75,10 @@ final class CacheSize {
                 ManagementFactory.getOperatingSystemMXBean();
     }
 
-    /** What could be allocated without swapping: on Linux, page cache that can be dropped counts as well. */
+    /**
+     * What could be allocated without swapping: on Linux, page cache that can be dropped counts as
+     * well.
+     */
     private static long freeMemory() {
         try (Stream<String> lines = Files.lines(Path.of("/proc/meminfo"))) {
             return lines.filter(line -> line.startsWith("MemAvailable:"))

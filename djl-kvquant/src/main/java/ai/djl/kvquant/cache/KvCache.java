@@ -7,17 +7,18 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
-
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Set;
 
 /**
- * The KV cache of a model: page pools, packed parameters and the sequences that use them; thread-safe.
+ * The KV cache of a model: page pools, packed parameters and the sequences that use them;
+ * thread-safe.
  *
- * <p>Per layer, {@code pages} is UINT8 {@code [pages, pageBytes]}, 64 tokens of all kv heads a page, and {@code exact} UINT8
- * {@code [exactPages, exactPageBytes]}, 16 tokens in fp16. A page number means the same tokens in every layer, so that one
- * page table serves all. The pools are sized once; the operating system commits their memory as pages are first used.
+ * <p>Per layer, {@code pages} is UINT8 {@code [pages, pageBytes]}, 64 tokens of all kv heads a
+ * page, and {@code exact} UINT8 {@code [exactPages, exactPageBytes]}, 16 tokens in fp16. A page
+ * number means the same tokens in every layer, so that one page table serves all. The pools are
+ * sized once; the operating system commits their memory as pages are first used.
  */
 public final class KvCache implements AutoCloseable {
 
@@ -116,8 +117,9 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns a sequence that begins as a prompt does, forked from the sequence still held that has most tokens in common
-     * with it; empty if there is none. At least the prompt's last token, and the window before it, are left to be computed.
+     * Returns a sequence that begins as a prompt does, forked from the sequence still held that has
+     * most tokens in common with it; empty if there is none. At least the prompt's last token, and
+     * the window before it, are left to be computed.
      *
      * @param prompt the prompt's token ids
      * @return the sequence; the caller closes it
@@ -127,7 +129,8 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Takes a sequence whose generation has ended: it is kept as a prefix of later prompts until its pages are needed.
+     * Takes a sequence whose generation has ended: it is kept as a prefix of later prompts until
+     * its pages are needed.
      *
      * @param sequence the sequence, which the caller does not use any more
      */
@@ -163,7 +166,8 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns the bits per key element, scales and zeros included, sinks and window not; the mean over layers.
+     * Returns the bits per key element, scales and zeros included, sinks and window not; the mean
+     * over layers.
      *
      * @return the effective bits
      */
@@ -172,7 +176,8 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns the bits per value element, scales and zeros included, sinks and window not; the mean over layers.
+     * Returns the bits per value element, scales and zeros included, sinks and window not; the mean
+     * over layers.
      *
      * @return the effective bits
      */
@@ -190,7 +195,8 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns the bytes that sequences hold: their pages, exact pages and table rows; shared pages count in each.
+     * Returns the bytes that sequences hold: their pages, exact pages and table rows; shared pages
+     * count in each.
      *
      * @param sequences the sequences
      * @return the bytes
@@ -270,7 +276,10 @@ public final class KvCache implements AutoCloseable {
         return (window + options.rollback() + EXACT_TOKENS - 1) / EXACT_TOKENS + 1;
     }
 
-    /** Tokens of a sequence that are stored in pages once it has the given length, in the layer that stores most. */
+    /**
+     * Tokens of a sequence that are stored in pages once it has the given length, in the layer that
+     * stores most.
+     */
     int stored(CacheSequence sequence, int length) {
         int smallest = layers.stream().mapToInt(LayerFormat::window).min().orElse(0);
         return smallest == 0
@@ -341,7 +350,8 @@ public final class KvCache implements AutoCloseable {
                 reserveExact(sequences.get(i), counts[i], prefill, exactCopies);
             }
         } finally {
-            // Also when the cache is full: tables that already name the copies must find them filled.
+            // Also when the cache is full: tables that already name the copies must find them
+            // filled.
             pageCopies.run(operators, pages);
             exactCopies.run(operators, exact);
         }

@@ -5,8 +5,8 @@ import java.util.ArrayDeque;
 import java.util.Deque;
 
 /**
- * Sequences of ended generations, kept so that a later prompt that begins alike is not computed again; the least recently
- * used one goes first when pages are needed. Uses the cache's lock.
+ * Sequences of ended generations, kept so that a later prompt that begins alike is not computed
+ * again; the least recently used one goes first when pages are needed. Uses the cache's lock.
  */
 final class PrefixCache {
 
@@ -51,8 +51,8 @@ final class PrefixCache {
     }
 
     /**
-     * Tokens of a prompt that need not be computed: the common beginning, less the last token, whose logits are wanted, and
-     * less the window before a cut whose exact copies are gone.
+     * Tokens of a prompt that need not be computed: the common beginning, less the last token,
+     * whose logits are wanted, and less the window before a cut whose exact copies are gone.
      */
     private int reusable(CacheSequence candidate, int[] prompt) {
         int common = Math.min(candidate.tokens.commonPrefix(prompt), prompt.length - 1);

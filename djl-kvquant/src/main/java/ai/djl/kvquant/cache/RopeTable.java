@@ -10,7 +10,10 @@ final class RopeTable {
 
     private RopeTable() {}
 
-    /** FLOAT32 [64 + n, 2, headDim / 2]: steps of positions 0 to 63, then the bases of every 64th position. */
+    /**
+     * FLOAT32 [64 + n, 2, headDim / 2]: steps of positions 0 to 63, then the bases of every 64th
+     * position.
+     */
     static NDArray create(NDManager manager, CacheGeometry geometry) {
         int half = geometry.headDim() / 2;
         int bases = KvCache.pagesFor(geometry.maxTokens()) + 1;

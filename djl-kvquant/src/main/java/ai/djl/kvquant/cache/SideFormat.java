@@ -4,7 +4,8 @@ package ai.djl.kvquant.cache;
 import java.nio.ByteBuffer;
 
 /**
- * One side (keys or values) of a layer's packed parameters; the fields of SideParams in the operators' layout.h.
+ * One side (keys or values) of a layer's packed parameters; the fields of SideParams in the
+ * operators' layout.h.
  *
  * @param format 0: fp32, 1: fp16, 2: codes with a scale and zero per token and group
  * @param bits bits of a stored element

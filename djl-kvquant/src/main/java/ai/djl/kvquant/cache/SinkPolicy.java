@@ -2,7 +2,8 @@
 package ai.djl.kvquant.cache;
 
 /**
- * Which tokens of a sequence are sinks, kept exactly for ever; ordinals are those of the operators' layout.h.
+ * Which tokens of a sequence are sinks, kept exactly for ever; ordinals are those of the operators'
+ * layout.h.
  */
 enum SinkPolicy {
     /** None. */

@@ -9,7 +9,6 @@ import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -18,7 +17,10 @@ import java.util.stream.IntStream;
 /** Sequences of a LLaMA model that are decoded together. */
 final class LlamaBatch implements DecodingBatch {
 
-    /** Tokens of all prompts together that one prefill call processes: bounds the memory of activations. */
+    /**
+     * Tokens of all prompts together that one prefill call processes: bounds the memory of
+     * activations.
+     */
     private static final int CHUNK_TOKENS = 512;
 
     private final LlamaModel model;
@@ -34,7 +36,10 @@ final class LlamaBatch implements DecodingBatch {
         manager = model.manager().newSubManager();
     }
 
-    /** Appends what of each prompt its sequence does not hold yet, in chunks, and computes the last tokens' logits. */
+    /**
+     * Appends what of each prompt its sequence does not hold yet, in chunks, and computes the last
+     * tokens' logits.
+     */
     static LlamaBatch prefill(
             LlamaModel model, KvCache cache, List<CacheSequence> sequences, List<int[]> prompts) {
         LlamaBatch batch = new LlamaBatch(model, cache, sequences);
@@ -159,7 +164,11 @@ final class LlamaBatch implements DecodingBatch {
     public void step(int[] tokens) {
         if (tokens.length != size()) {
             throw new IllegalArgumentException(
-                    "step got " + tokens.length + " tokens for " + size() + " rows; give one a row.");
+                    "step got "
+                            + tokens.length
+                            + " tokens for "
+                            + size()
+                            + " rows; give one a row.");
         }
         int[] counts = new int[size()];
         Arrays.fill(counts, 1);

@@ -4,9 +4,10 @@ package ai.djl.kvquant.llama;
 /**
  * Writes the TorchScript code of a LLaMA model for a given configuration.
  *
- * <p>The module's list {@code w} holds the weights: embedding, final norm, output projection, an empty tensor, then {@link
- * #LAYER_WEIGHTS} tensors per layer in the order of {@link LlamaWeights}. Its methods take the state of a cache: lengths,
- * page_table, exact_table, and per layer pages, exact and params, and rope.
+ * <p>The module's list {@code w} holds the weights: embedding, final norm, output projection, an
+ * empty tensor, then {@link #LAYER_WEIGHTS} tensors per layer in the order of {@link LlamaWeights}.
+ * Its methods take the state of a cache: lengths, page_table, exact_table, and per layer pages,
+ * exact and params, and rope.
  */
 final class LlamaCode {
 
@@ -16,7 +17,10 @@ final class LlamaCode {
     /** Tensors of a layer. */
     static final int LAYER_WEIGHTS = 16;
 
-    /** Up to this many rows, linear layers run at the speed of memory in our operators; above, in libtorch's. */
+    /**
+     * Up to this many rows, linear layers run at the speed of memory in our operators; above, in
+     * libtorch's.
+     */
     private static final int FEW_ROWS = 16;
 
     /** Tokens of the past that are dequantized at once during prefill. */
@@ -52,7 +56,10 @@ final class LlamaCode {
         """;
     }
 
-    /** Few rows: fused operators on the weights as they are. Many: libtorch's, a layer's weights widened once. */
+    /**
+     * Few rows: fused operators on the weights as they are. Many: libtorch's, a layer's weights
+     * widened once.
+     */
     private String layers() {
         String text =
                 """
@@ -129,8 +136,9 @@ final class LlamaCode {
     }
 
     /**
-     * Attention of the new tokens of one sequence, [KV, G, T, D], over themselves in full precision and over the past as it
-     * is stored, merged by log-sum-exp. Heads are laid out as [KV, G]: unexpanded GQA heads would be read out of bounds.
+     * Attention of the new tokens of one sequence, [KV, G, T, D], over themselves in full precision
+     * and over the past as it is stored, merged by log-sum-exp. Heads are laid out as [KV, G]:
+     * unexpanded GQA heads would be read out of bounds.
      */
     private String attention() {
         return fill(
@@ -157,8 +165,8 @@ final class LlamaCode {
     }
 
     /**
-     * New tokens of prompts: ids [N] of all sequences one after the other, first and past their beginnings and stored
-     * tokens, last the rows of N whose logits are wanted.
+     * New tokens of prompts: ids [N] of all sequences one after the other, first and past their
+     * beginnings and stored tokens, last the rows of N whose logits are wanted.
      */
     private String prefill() {
         return fill(
@@ -186,8 +194,9 @@ final class LlamaCode {
     }
 
     /**
-     * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than window, else as it is read
-     * back from the cache. params describe layers without a window, lengths is 0 and after is the text's length.
+     * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than
+     * window, else as it is read back from the cache. params describe layers without a window,
+     * lengths is 0 and after is the text's length.
      */
     private String streaming() {
         return fill(
@@ -271,7 +280,9 @@ final class LlamaCode {
                 .replace("CACHE", CACHE);
     }
 
-    /** 1 / sqrt(headDim), times the square of RoPE's attention factor, which belongs to q and to k. */
+    /**
+     * 1 / sqrt(headDim), times the square of RoPE's attention factor, which belongs to q and to k.
+     */
     static double scoreScale(LlamaConfig config) {
         double factor = config.rope().attentionFactor();
         return factor * factor / Math.sqrt(config.headDim());

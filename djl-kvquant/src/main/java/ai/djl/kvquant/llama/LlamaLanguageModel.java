@@ -5,7 +5,6 @@ import ai.djl.kvquant.cache.CacheSequence;
 import ai.djl.kvquant.cache.KvCache;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.generate.LanguageModel;
-
 import java.util.ArrayList;
 import java.util.List;
 

@@ -10,13 +10,12 @@ import ai.djl.kvquant.torch.TorchArchive;
 import ai.djl.kvquant.torch.TorchModule;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-
 import java.io.IOException;
 import java.nio.file.Path;
 
 /**
- * The weights of a LLaMA checkpoint and the module that runs them; thread-safe. Several caches may be used with the same
- * weights: {@link #withCache}.
+ * The weights of a LLaMA checkpoint and the module that runs them; thread-safe. Several caches may
+ * be used with the same weights: {@link #withCache}.
  */
 public final class LlamaModel implements AutoCloseable {
 

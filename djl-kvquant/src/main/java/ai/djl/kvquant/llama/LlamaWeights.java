@@ -7,7 +7,6 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
-
 import java.io.IOException;
 import java.nio.ByteBuffer;
 
@@ -38,15 +37,17 @@ final class LlamaWeights {
     private final Checkpoint checkpoint;
     private final WeightType type;
 
-    LlamaWeights(
-            NDManager manager, Operators operators, Checkpoint checkpoint, WeightType type) {
+    LlamaWeights(NDManager manager, Operators operators, Checkpoint checkpoint, WeightType type) {
         this.manager = manager;
         this.operators = operators;
         this.checkpoint = checkpoint;
         this.type = type;
     }
 
-    /** Embedding, final norm, output projection, an empty tensor, then the layers' tensors; absent biases are empty. */
+    /**
+     * Embedding, final norm, output projection, an empty tensor, then the layers' tensors; absent
+     * biases are empty.
+     */
     NDList read(LlamaConfig config) throws IOException {
         NDArray none = manager.create(new Shape(0), DataType.FLOAT32);
         NDArray embedding = tensor("model.embed_tokens.weight");

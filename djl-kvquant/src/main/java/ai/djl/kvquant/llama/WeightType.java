@@ -6,7 +6,8 @@ import java.util.Locale;
 import java.util.stream.Collectors;
 
 /**
- * The option {@code dtype}: the type in which weights are kept. On a CPU sums are fp32 whatever the weights are.
+ * The option {@code dtype}: the type in which weights are kept. On a CPU sums are fp32 whatever the
+ * weights are.
  */
 public enum WeightType {
     /** The checkpoint's type. */

@@ -4,10 +4,6 @@ package ai.djl.kvquant.torch;
 import ai.djl.engine.Engine;
 import ai.djl.engine.EngineException;
 import ai.djl.util.Utils;
-
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
-
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.file.Files;
@@ -16,9 +12,12 @@ import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
 import java.util.Locale;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
- * Loads the operator library into the process, once: after the PyTorch engine, whose libtorch it registers with.
+ * Loads the operator library into the process, once: after the PyTorch engine, whose libtorch it
+ * registers with.
  *
  * <p>The library comes from, in this order: the file that the system property {@code
  * ai.djl.kvquant.library} names; the jar {@code djl-kvquant-native}, extracted into DJL's engine
@@ -31,7 +30,8 @@ public final class OperatorLibrary {
     /** Names the file of an operator library to load instead of the one in the jar. */
     public static final String LIBRARY_PROPERTY = "ai.djl.kvquant.library";
 
-    // A property of the JVM rather than of the class: a second class loader must not load a second copy.
+    // A property of the JVM rather than of the class: a second class loader must not load a second
+    // copy.
     private static final String LOADED_PROPERTY = "ai.djl.kvquant.library.loaded";
     private static final int[] OLDEST_LIBTORCH = {2, 7};
 
@@ -54,7 +54,8 @@ public final class OperatorLibrary {
                 System.load(file.toAbsolutePath().toString());
             } catch (UnsatisfiedLinkError e) {
                 throw new EngineException(
-                        "The operator library " + file + " can not be loaded: " + e.getMessage(), e);
+                        "The operator library " + file + " can not be loaded: " + e.getMessage(),
+                        e);
             }
             System.setProperty(LOADED_PROPERTY, file.toString());
             logger.debug("Loaded {}", file);
@@ -119,7 +120,9 @@ public final class OperatorLibrary {
         return osName + "-" + ("amd64".equals(arch) ? "x86_64" : arch);
     }
 
-    /** Into a directory named by the content, by rename: concurrent processes see whole files only. */
+    /**
+     * Into a directory named by the content, by rename: concurrent processes see whole files only.
+     */
     private static Path extract(byte[] library) throws IOException {
         String hash = sha256(library);
         Path directory = Utils.getEngineCacheDir("kvquant").resolve(hash.substring(0, 16));

@@ -7,13 +7,12 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import ai.djl.pytorch.jni.JniUtils;
-
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 
 /**
- * The operators that do not belong to a layer's step: what a cache needs to be laid out and copied, and the library's
- * settings.
+ * The operators that do not belong to a layer's step: what a cache needs to be laid out and copied,
+ * and the library's settings.
  */
 public final class Operators implements AutoCloseable {
 
@@ -157,7 +156,8 @@ public final class Operators implements AutoCloseable {
             case "F16":
                 return owner.create(data, shape, DataType.FLOAT16);
             case "BF16":
-                // BF16 can not cross DJL's JNI: the bytes do, and are reinterpreted inside libtorch.
+                // BF16 can not cross DJL's JNI: the bytes do, and are reinterpreted inside
+                // libtorch.
                 long[] sizes = shape.getShape().clone();
                 sizes[sizes.length - 1] *= 2;
                 NDArray raw = owner.create(data, new Shape(sizes), DataType.INT8);

@@ -12,7 +12,8 @@ import java.util.zip.ZipEntry;
 import java.util.zip.ZipOutputStream;
 
 /**
- * Writes TorchScript modules without weights: an uncompressed zip with the module's code and a pickle of its empty state.
+ * Writes TorchScript modules without weights: an uncompressed zip with the module's code and a
+ * pickle of its empty state.
  *
  * <p>The code defines {@code class M(Module)}, whose attributes are {@code training}, {@code
  * _is_full_backward_hook} and {@code w : List[Tensor]}, empty until a method sets it.
@@ -26,7 +27,8 @@ public final class TorchArchive {
     /**
      * Returns the bytes of an archive.
      *
-     * @param methods the methods of the class, each indented by two spaces and ending with a line break
+     * @param methods the methods of the class, each indented by two spaces and ending with a line
+     *     break
      * @return the archive
      */
     public static byte[] write(String methods) {

@@ -10,7 +10,6 @@ import ai.djl.pytorch.engine.PtSymbolBlock;
 import ai.djl.pytorch.jni.IValue;
 import ai.djl.pytorch.jni.IValueUtils;
 import ai.djl.pytorch.jni.JniUtils;
-
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
@@ -28,7 +27,8 @@ public final class TorchModule implements AutoCloseable {
     /**
      * Loads a module.
      *
-     * @param manager a manager of the PyTorch engine, which decides the device; closing it closes the module
+     * @param manager a manager of the PyTorch engine, which decides the device; closing it closes
+     *     the module
      * @param archive what {@link TorchArchive#write} returned
      * @return the module
      */
@@ -64,8 +64,8 @@ public final class TorchModule implements AutoCloseable {
      *
      * @param manager the manager that the results are attached to
      * @param method the method's name
-     * @param arguments NDArray (Tensor), NDList (List[Tensor]), Long or Integer (int), Double (float), Boolean (bool), long[]
-     *     (List[int])
+     * @param arguments NDArray (Tensor), NDList (List[Tensor]), Long or Integer (int), Double
+     *     (float), Boolean (bool), long[] (List[int])
      * @return the tensors that the method returned, in order
      */
     public NDList run(NDManager manager, String method, Object... arguments) {
@@ -93,7 +93,8 @@ public final class TorchModule implements AutoCloseable {
             return IValue.from((PtNDArray) argument);
         } else if (argument instanceof NDList) {
             return IValue.listFrom(
-                    ((NDList) argument).stream().map(PtNDArray.class::cast).toArray(PtNDArray[]::new));
+                    ((NDList) argument)
+                            .stream().map(PtNDArray.class::cast).toArray(PtNDArray[]::new));
         } else if (argument instanceof Long || argument instanceof Integer) {
             return IValue.from(((Number) argument).longValue());
         } else if (argument instanceof Double) {

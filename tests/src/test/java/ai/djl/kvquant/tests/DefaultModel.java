@@ -1,7 +1,4 @@
-/*
- * Copyright 2026 The djl-kvquant authors.
- * Licensed under the Apache License, Version 2.0. See LICENSE.
- */
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests;
 
 import java.io.IOException;

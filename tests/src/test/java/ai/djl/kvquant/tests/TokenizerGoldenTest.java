@@ -1,7 +1,4 @@
-/*
- * Copyright 2026 The djl-kvquant authors.
- * Licensed under the Apache License, Version 2.0. See LICENSE.
- */
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests;
 
 import static org.junit.jupiter.api.Assertions.assertAll;
@@ -102,8 +99,7 @@ class TokenizerGoldenTest {
         for (long id : ids) {
             bytes.putShort((short) id);
         }
-        return HexFormat.of()
-                .formatHex(MessageDigest.getInstance("SHA-256").digest(bytes.array()));
+        return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(bytes.array()));
     }
 
     /** Skips the test, and says so, where WikiText-2 is not at hand. */
