@@ -1,0 +1,176 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import ai.djl.Device;
+import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import ai.djl.kvquant.cache.CacheFullException;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.types.DataType;
+
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ThreadLocalRandom;
+
+/**
+ * Decodes a batch of prompts, one token of each sequence a call.
+ *
+ * <p>Used by one thread at a time, except {@link Cancellation#cancel}.
+ */
+final class DecodingLoop implements AutoCloseable {
+
+    private final LanguageModel model;
+    private final List<int[]> prompts;
+    private final GenerationListener listener;
+    private final Cancellation cancellation;
+    private final Sampler sampler;
+    private final float[] row;
+    private final GenerationResult[] results;
+    private final long startNanos = System.nanoTime();
+    private List<GeneratingSequence> running = new ArrayList<>();
+    private DecodingBatch batch;
+    private boolean stepDue;
+
+    DecodingLoop(
+            LanguageModel model,
+            HuggingFaceTokenizer tokenizer,
+            List<int[]> prompts,
+            GenerationConfig config,
+            GenerationListener listener,
+            Cancellation cancellation) {
+        this.model = model;
+        this.prompts = prompts;
+        this.listener = listener;
+        this.cancellation = cancellation;
+        sampler = new Sampler(config, model.vocabularySize());
+        row = new float[model.vocabularySize()];
+        results = new GenerationResult[prompts.size()];
+        long seed = config.getSeed().orElseGet(() -> ThreadLocalRandom.current().nextLong());
+        Map<List<Integer>, Integer> copies = new HashMap<>();
+        for (int i = 0; i < prompts.size(); i++) {
+            int[] prompt = prompts.get(i);
+            int copy = copies.merge(Arrays.stream(prompt).boxed().toList(), 1, Integer::sum) - 1;
+            SamplerState state = new SamplerState(config, seed, copy, prompt);
+            running.add(
+                    new GeneratingSequence(
+                            i, prompt, model.contextLength(), config, state, tokenizer));
+        }
+    }
+
+    /**
+     * Gives every running sequence one token.
+     *
+     * @return whether any sequence goes on
+     */
+    boolean advance() {
+        if (!cancellation.isCancelled() && batch == null && !running.isEmpty()) {
+            batch = model.prefill(prompts);
+        }
+        if (cancellation.isCancelled()) {
+            endAll(FinishReason.CANCELLED, "");
+        } else if (prepareLogits()) {
+            chooseTokens();
+            dropFinished();
+        }
+        return !running.isEmpty();
+    }
+
+    List<GenerationResult> results() {
+        return List.of(results);
+    }
+
+    @Override
+    public void close() {
+        running = List.of();
+        if (batch != null) {
+            batch.close();
+        }
+    }
+
+    /** Feeds the tokens chosen last; a full cache ends all sequences with the text they have. */
+    private boolean prepareLogits() {
+        if (!stepDue) {
+            stepDue = true;
+            return !running.isEmpty();
+        }
+        try {
+            batch.step(running.stream().mapToInt(GeneratingSequence::lastToken).toArray());
+            return true;
+        } catch (CacheFullException e) {
+            endAll(FinishReason.CACHE_FULL, e.getMessage());
+            return false;
+        }
+    }
+
+    private void chooseTokens() {
+        NDArray logits = batch.logits();
+        if (logits.getDevice().isGpu()) {
+            try (NDArray copy = logits.toDevice(Device.cpu(), true)) {
+                chooseTokens(copy);
+            }
+        } else {
+            chooseTokens(logits);
+        }
+    }
+
+    private void chooseTokens(NDArray logits) {
+        long[] shape = logits.getShape().getShape();
+        long[] expected = {running.size(), row.length};
+        if (logits.getDataType() != DataType.FLOAT32 || !Arrays.equals(shape, expected)) {
+            throw new IllegalStateException(
+                    "The model gave logits "
+                            + logits.getDataType()
+                            + " "
+                            + Arrays.toString(shape)
+                            + " where FLOAT32 "
+                            + Arrays.toString(expected)
+                            + " was expected.");
+        }
+        FloatBuffer buffer = logits.toByteBuffer(true).asFloatBuffer();
+        for (int i = 0; i < running.size(); i++) {
+            buffer.position(i * row.length);
+            buffer.get(row);
+            GeneratingSequence sequence = running.get(i);
+            GeneratedToken token = sequence.advance(row, sampler);
+            boolean goOn = listener.onToken(token);
+            if (sequence.finished()) {
+                finish(sequence, "", "");
+            } else if (!goOn) {
+                finish(sequence, sequence.end(FinishReason.CANCELLED), "");
+            }
+        }
+    }
+
+    private void dropFinished() {
+        int[] rows = new int[running.size()];
+        int count = 0;
+        List<GeneratingSequence> left = new ArrayList<>();
+        for (int i = 0; i < running.size(); i++) {
+            if (!running.get(i).finished()) {
+                rows[count++] = i;
+                left.add(running.get(i));
+            }
+        }
+        if (count > 0 && count < running.size()) {
+            batch.keep(Arrays.copyOf(rows, count));
+        }
+        running = left;
+    }
+
+    private void endAll(FinishReason reason, String message) {
+        for (GeneratingSequence sequence : running) {
+            finish(sequence, sequence.end(reason), message);
+        }
+        running = List.of();
+    }
+
+    private void finish(GeneratingSequence sequence, String remainder, String message) {
+        CacheUsage usage = batch == null ? null : batch.usage();
+        GenerationResult result = sequence.result(startNanos, message, usage);
+        results[sequence.index()] = result;
+        listener.onFinish(sequence.index(), remainder, result);
+    }
+}

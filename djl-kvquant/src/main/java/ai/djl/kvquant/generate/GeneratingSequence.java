@@ -1,0 +1,142 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+
+/** One sequence on its way: its tokens and text so far, and why it ends. */
+final class GeneratingSequence {
+
+    private final int index;
+    private final int promptTokens;
+    private final int limit;
+    private final GenerationConfig config;
+    private final SamplerState state;
+    private final TextStream pieces;
+    private final StopStrings stops;
+    private final StringBuilder text = new StringBuilder();
+    private final List<TokenLogProb> logProbs = new ArrayList<>();
+    private final List<List<TokenLogProb>> topLogProbs = new ArrayList<>();
+    private int[] tokens = new int[16];
+    private int size;
+    private long firstNanos;
+    private long lastNanos;
+    private FinishReason finishReason;
+
+    GeneratingSequence(
+            int index,
+            int[] prompt,
+            int contextLength,
+            GenerationConfig config,
+            SamplerState state,
+            HuggingFaceTokenizer tokenizer) {
+        this.index = index;
+        this.promptTokens = prompt.length;
+        this.limit = contextLength - prompt.length;
+        this.config = config;
+        this.state = state;
+        this.pieces = tokenizer == null ? null : new TextStream(tokenizer, true, prompt);
+        this.stops = new StopStrings(config.getStopStrings());
+    }
+
+    /** Chooses the next token from the raw logits of this sequence. */
+    GeneratedToken advance(float[] logits, Sampler sampler) {
+        int token = sampler.sample(logits, state);
+        float logProb = Float.NaN;
+        List<TokenLogProb> alternatives = List.of();
+        if (config.isLogProbs()) {
+            logProb = Sampler.logProb(logits, token);
+            logProbs.add(new TokenLogProb(token, logProb));
+            if (config.getTopLogProbs() > 0) {
+                alternatives = Sampler.topLogProbs(logits, config.getTopLogProbs());
+                topLogProbs.add(alternatives);
+            }
+        }
+        String piece = append(token);
+        return new GeneratedToken(
+                index, size - 1, token, piece, logProb, alternatives, finishReason);
+    }
+
+    private String append(int token) {
+        if (size == tokens.length) {
+            tokens = Arrays.copyOf(tokens, 2 * size);
+        }
+        tokens[size++] = token;
+        lastNanos = System.nanoTime();
+        firstNanos = size == 1 ? lastNanos : firstNanos;
+        boolean eos = !config.isIgnoreEos() && config.getEosTokenIds().contains(token);
+        String piece = eos || pieces == null ? "" : stops.add(pieces.add(token));
+        text.append(piece);
+        finishReason = reasonAfter(eos);
+        return finishReason == null ? piece : piece + flush();
+    }
+
+    private FinishReason reasonAfter(boolean eos) {
+        if (eos) {
+            return FinishReason.EOS;
+        }
+        if (stops.found()) {
+            return FinishReason.STOP;
+        }
+        if (size >= config.getMaxNewTokens()) {
+            return FinishReason.LENGTH;
+        }
+        return size >= limit ? FinishReason.CONTEXT_FULL : null;
+    }
+
+    /**
+     * Gives out the text that was held back. An incomplete character may complete a stop string,
+     * so a sequence may still end with STOP here.
+     */
+    private String flush() {
+        if (pieces == null || stops.found()) {
+            return "";
+        }
+        String rest = stops.add(pieces.flush());
+        if (stops.found()) {
+            finishReason = FinishReason.STOP;
+        } else {
+            rest += stops.flush();
+        }
+        text.append(rest);
+        return rest;
+    }
+
+    /** Ends the sequence from outside and returns the text that was held back. */
+    String end(FinishReason reason) {
+        finishReason = reason;
+        return flush();
+    }
+
+    int index() {
+        return index;
+    }
+
+    int lastToken() {
+        return tokens[size - 1];
+    }
+
+    boolean finished() {
+        return finishReason != null;
+    }
+
+    GenerationResult result(long startNanos, String message, CacheUsage usage) {
+        Duration first = size == 0 ? Duration.ZERO : Duration.ofNanos(firstNanos - startNanos);
+        double seconds = (lastNanos - firstNanos) / 1e9;
+        return new GenerationResult(
+                Arrays.copyOf(tokens, size),
+                text.toString(),
+                finishReason,
+                message,
+                promptTokens,
+                logProbs,
+                topLogProbs,
+                first,
+                size < 2 || seconds <= 0 ? 0 : (size - 1) / seconds,
+                usage);
+    }
+}
