@@ -30,6 +30,9 @@ public final class TextStream {
     /** How many tokens of a prompt are decoded to know how the text goes on. */
     private static final int CONTEXT = 8;
 
+    /** The same where every character is several tokens. */
+    private static final int MAX_CONTEXT = 256;
+
     private final Function<long[], String> decoder;
     private long[] window = new long[16];
     private int size;
@@ -65,23 +68,26 @@ public final class TextStream {
         }
     }
 
-    /** Takes a few tokens more where the window would start inside a character. */
     private void begin(int[] context) {
-        for (int count = CONTEXT; count <= CONTEXT + 4; count++) {
-            size = 0;
-            for (int i = Math.max(0, context.length - count); i < context.length; i++) {
-                push(context[i]);
-            }
-            givenText = decode(0);
-            if (givenText.indexOf(INCOMPLETE) < 0) {
-                break;
-            }
+        int start = Math.max(0, context.length - CONTEXT);
+        int earliest = Math.max(0, context.length - MAX_CONTEXT);
+        while (start > earliest && startsInsideCharacter(context[start])) {
+            start--;
         }
+        for (int i = start; i < context.length; i++) {
+            push(context[i]);
+        }
+        givenText = decode(0);
         given = size;
         // A character that the context leaves open belongs to the first piece.
         while (!givenText.isEmpty() && givenText.charAt(givenText.length() - 1) == INCOMPLETE) {
             givenText = givenText.substring(0, givenText.length() - 1);
         }
+    }
+
+    /** Says yes also for some tokens that end inside a character; an earlier one is found then. */
+    private boolean startsInsideCharacter(int id) {
+        return decoder.apply(new long[] {id}).indexOf(INCOMPLETE) >= 0;
     }
 
     /**

@@ -1,0 +1,20 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.translate;
+
+import java.util.Objects;
+
+/**
+ * One message of a conversation.
+ *
+ * @param role who speaks: {@code system}, {@code user}, {@code assistant}, or what else the model's
+ *     chat template knows
+ * @param content the text
+ */
+public record ChatMessage(String role, String content) {
+
+    /** Checks that nothing is missing. */
+    public ChatMessage {
+        Objects.requireNonNull(role, "role");
+        Objects.requireNonNull(content, "content");
+    }
+}
