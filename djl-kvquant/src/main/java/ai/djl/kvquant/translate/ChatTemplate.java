@@ -65,6 +65,17 @@ public final class ChatTemplate {
     }
 
     /**
+     * Tells whether a model has a chat template.
+     *
+     * @param directory the model directory
+     * @return whether one of its files has one
+     * @throws IOException if a file cannot be read
+     */
+    public static boolean existsIn(Path directory) throws IOException {
+        return new ChatTemplateFiles(directory).hasTemplate();
+    }
+
+    /**
      * Reads a named template of a model.
      *
      * @param directory the model directory

@@ -25,6 +25,10 @@ final class ChatTemplateFiles {
         config = read(CONFIG);
     }
 
+    boolean hasTemplate() throws IOException {
+        return !templates().isEmpty();
+    }
+
     String template(String name) throws IOException {
         Map<String, String> templates = templates();
         if (templates.isEmpty()) {

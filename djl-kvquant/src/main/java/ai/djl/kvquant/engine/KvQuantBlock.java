@@ -1,0 +1,84 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.engine;
+
+import ai.djl.kvquant.generate.DecodingBatch;
+import ai.djl.kvquant.generate.LanguageModel;
+import ai.djl.kvquant.llama.LlamaLanguageModel;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.types.Shape;
+import ai.djl.nn.AbstractSymbolBlock;
+import ai.djl.training.ParameterStore;
+import ai.djl.util.PairList;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+
+/**
+ * The block of a loaded model; thread-safe.
+ *
+ * <p>Programs that generate use {@link #languageModel}. As a plain block it maps token ids INT64 {@code [batch, tokens]} to
+ * the logits FLOAT32 {@code [batch, vocabulary]} that follow the last token of each row.
+ */
+public final class KvQuantBlock extends AbstractSymbolBlock {
+
+    private final LlamaLanguageModel model;
+
+    KvQuantBlock(LlamaLanguageModel model) {
+        this.model = model;
+    }
+
+    /**
+     * Returns the language model, with which tokens are generated step by step.
+     *
+     * @return the model, closed with the DJL model
+     */
+    public LanguageModel languageModel() {
+        return model;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    protected NDList forwardInternal(
+            ParameterStore parameterStore,
+            NDList inputs,
+            boolean training,
+            PairList<String, Object> params) {
+        if (inputs.isEmpty()) {
+            // A translator that generates by itself has nothing for the block to do.
+            return new NDList();
+        }
+        NDArray ids = inputs.get(0);
+        if (ids.getShape().dimension() != 2) {
+            throw new IllegalArgumentException(
+                    "Token ids must be INT64 [batch, tokens], not " + ids.getShape() + ".");
+        }
+        int tokens = Math.toIntExact(ids.getShape().get(1));
+        int[] all = Arrays.stream(ids.toLongArray()).mapToInt(Math::toIntExact).toArray();
+        List<int[]> prompts = new ArrayList<>();
+        for (int from = 0; from < all.length; from += tokens) {
+            prompts.add(Arrays.copyOfRange(all, from, from + tokens));
+        }
+        try (DecodingBatch batch = model.prefill(prompts)) {
+            NDArray logits = batch.logits();
+            // DJL's contract: outputs live as long as the inputs.
+            logits.attach(ids.getManager());
+            return new NDList(logits);
+        }
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public Shape[] getOutputShapes(Shape[] inputShapes) {
+        return new Shape[] {new Shape(inputShapes[0].get(0), model.vocabularySize())};
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public PairList<String, Shape> describeInput() {
+        PairList<String, Shape> inputs = new PairList<>();
+        inputs.add("input_ids", new Shape(-1, -1));
+        return inputs;
+    }
+}

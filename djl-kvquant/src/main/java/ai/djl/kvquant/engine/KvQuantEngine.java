@@ -1,0 +1,99 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.engine;
+
+import ai.djl.Device;
+import ai.djl.Model;
+import ai.djl.engine.Engine;
+import ai.djl.ndarray.NDManager;
+import ai.djl.nn.SymbolBlock;
+import ai.djl.training.GradientCollector;
+
+/**
+ * The engine {@code KvQuant}. Arrays, devices and versions are those of the PyTorch engine; models are LLaMA checkpoints
+ * with a quantized KV cache.
+ */
+public final class KvQuantEngine extends Engine {
+
+    /** The name under which criteria, serving.properties and URLs ask for this engine. */
+    public static final String ENGINE_NAME = "KvQuant";
+
+    /** Behind every other engine: nobody gets this one without asking for it. */
+    static final int RANK = 100;
+
+    private final Engine pytorch = Engine.getEngine("PyTorch");
+
+    KvQuantEngine() {}
+
+    /** {@inheritDoc} */
+    @Override
+    public Engine getAlternativeEngine() {
+        return null;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public String getEngineName() {
+        return ENGINE_NAME;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public int getRank() {
+        return RANK;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public String getVersion() {
+        return pytorch.getVersion();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public boolean hasCapability(String capability) {
+        return pytorch.hasCapability(capability);
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public SymbolBlock newSymbolBlock(NDManager manager) {
+        return pytorch.newSymbolBlock(manager);
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public Model newModel(String name, Device device) {
+        return new KvQuantModel(name, device, pytorch.newBaseManager(device));
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public NDManager newBaseManager() {
+        return pytorch.newBaseManager();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public NDManager newBaseManager(Device device) {
+        return pytorch.newBaseManager(device);
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public GradientCollector newGradientCollector() {
+        return pytorch.newGradientCollector();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public void setRandomSeed(int seed) {
+        super.setRandomSeed(seed);
+        pytorch.setRandomSeed(seed);
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public String toString() {
+        return ENGINE_NAME + " on " + pytorch;
+    }
+}

@@ -1,0 +1,96 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.engine;
+
+import ai.djl.BaseModel;
+import ai.djl.Device;
+import ai.djl.MalformedModelException;
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.llama.LlamaLanguageModel;
+import ai.djl.kvquant.llama.LlamaModel;
+import ai.djl.kvquant.llama.WeightType;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.DataType;
+
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+
+/** A DJL model whose block is a LLaMA checkpoint with its cache. */
+final class KvQuantModel extends BaseModel {
+
+    private static final Logger logger = LoggerFactory.getLogger(KvQuantModel.class);
+
+    /** PyTorch engine settings under which an in-place cache gives wrong results. */
+    private static final List<String> REFUSED_PROPERTIES =
+            List.of("ai.djl.pytorch.enable_cuda_stream", "ai.djl.pytorch.use_mkldnn");
+
+    KvQuantModel(String name, Device device, NDManager manager) {
+        super(name);
+        this.manager = manager;
+        manager.setName("kvQuantModel");
+        dataType = DataType.FLOAT32;
+        if (device != null && device.isGpu()) {
+            manager.close();
+            throw new IllegalArgumentException(
+                    "The engine KvQuant has operators for the CPU only, but the device is "
+                            + device
+                            + ". Use Device.cpu().");
+        }
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public void load(Path modelPath, String prefix, Map<String, ?> options)
+            throws IOException, MalformedModelException {
+        setModelDir(modelPath);
+        for (String property : REFUSED_PROPERTIES) {
+            if (Boolean.getBoolean(property)) {
+                throw new IllegalArgumentException(
+                        "The engine KvQuant can not run with -D"
+                                + property
+                                + "=true, which does not keep the order of writes to the KV cache."
+                                + " Remove it.");
+            }
+        }
+        Map<String, String> settings = settings(options);
+        CacheOptions cacheOptions = new CacheOptions(settings);
+        WeightType weightType = WeightType.parse(settings.getOrDefault("dtype", "auto"));
+        LlamaModel llama = LlamaModel.load(manager, modelDir, weightType);
+        LlamaLanguageModel model = llama.withCache(cacheOptions);
+        block = new KvQuantBlock(model);
+        wasLoaded = true;
+        logLoaded(model);
+    }
+
+    /** Options and arguments alike; DJL makes arguments the model's properties. Options win. */
+    private Map<String, String> settings(Map<String, ?> options) {
+        Map<String, String> settings = new HashMap<>(getProperties());
+        if (options != null) {
+            options.forEach((name, value) -> settings.put(name, String.valueOf(value)));
+        }
+        return settings;
+    }
+
+    private void logLoaded(LlamaLanguageModel model) {
+        double perToken = model.cache().bytesPerToken();
+        long fp16 = model.cache().geometry().fp16BytesPerToken();
+        logger.info(
+                "{}: kv_cache_dtype {}, {} bits per key, {} per value, {} KiB per token (fp16:"
+                        + " {}), room for {} tokens; dtype {}, operators {}",
+                getName(),
+                model.cache().options().dtype().name(),
+                model.cache().bitsPerKey(),
+                model.cache().bitsPerValue(),
+                String.format(Locale.ROOT, "%.2f", perToken / 1024),
+                String.format(Locale.ROOT, "%.2f", fp16 / 1024.0),
+                model.cache().capacity(),
+                model.model().weightType(),
+                model.model().operators().currentVariant());
+    }
+}

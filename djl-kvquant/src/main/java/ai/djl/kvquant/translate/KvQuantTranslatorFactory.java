@@ -1,0 +1,62 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.translate;
+
+import ai.djl.Model;
+import ai.djl.ndarray.NDList;
+import ai.djl.translate.NoopTranslator;
+import ai.djl.translate.TranslateException;
+import ai.djl.translate.Translator;
+import ai.djl.translate.TranslatorFactory;
+import ai.djl.util.Pair;
+
+import java.io.IOException;
+import java.io.Serializable;
+import java.lang.reflect.Type;
+import java.util.Map;
+import java.util.Set;
+
+/**
+ * Creates the translators of models of the engine {@code KvQuant}: (String, String) generates text, (NDList, NDList) is the
+ * plain block.
+ *
+ * <p>DJL chooses a translator before it knows the engine, hence criteria name this factory: {@code
+ * optTranslatorFactory(new KvQuantTranslatorFactory())}.
+ */
+public final class KvQuantTranslatorFactory implements TranslatorFactory, Serializable {
+
+    private static final long serialVersionUID = 1L;
+
+    /** Creates a factory. */
+    public KvQuantTranslatorFactory() {}
+
+    /** {@inheritDoc} */
+    @Override
+    public Set<Pair<Type, Type>> getSupportedTypes() {
+        return Set.of(
+                new Pair<>(String.class, String.class), new Pair<>(NDList.class, NDList.class));
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    @SuppressWarnings("unchecked")
+    public <I, O> Translator<I, O> newInstance(
+            Class<I> input, Class<O> output, Model model, Map<String, ?> arguments)
+            throws TranslateException {
+        if (input == NDList.class && output == NDList.class) {
+            return (Translator<I, O>) new NoopTranslator();
+        }
+        if (input != String.class || output != String.class) {
+            throw new IllegalArgumentException(
+                    "KvQuantTranslatorFactory has no translator from "
+                            + input.getName()
+                            + " to "
+                            + output.getName()
+                            + "; use (String, String) or (NDList, NDList).");
+        }
+        try {
+            return (Translator<I, O>) TextTranslator.create(model, arguments);
+        } catch (IOException e) {
+            throw new TranslateException(e.getMessage(), e);
+        }
+    }
+}
