@@ -8,9 +8,9 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.types.Shape;
 import ai.djl.nn.AbstractSymbolBlock;
+import ai.djl.nn.ParameterList;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
-
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -18,8 +18,9 @@ import java.util.List;
 /**
  * The block of a loaded model; thread-safe.
  *
- * <p>Programs that generate use {@link #languageModel}. As a plain block it maps token ids INT64 {@code [batch, tokens]} to
- * the logits FLOAT32 {@code [batch, vocabulary]} that follow the last token of each row.
+ * <p>Programs that generate use {@link #languageModel}. As a plain block it maps token ids INT64
+ * {@code [batch, tokens]} to the logits FLOAT32 {@code [batch, vocabulary]} that follow the last
+ * token of each row.
  */
 public final class KvQuantBlock extends AbstractSymbolBlock {
 
@@ -66,6 +67,13 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
             logits.attach(ids.getManager());
             return new NDList(logits);
         }
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public ParameterList getDirectParameters() {
+        // The weights are not for training, and DJL could not name their types.
+        return new ParameterList();
     }
 
     /** {@inheritDoc} */

@@ -9,8 +9,8 @@ import ai.djl.nn.SymbolBlock;
 import ai.djl.training.GradientCollector;
 
 /**
- * The engine {@code KvQuant}. Arrays, devices and versions are those of the PyTorch engine; models are LLaMA checkpoints
- * with a quantized KV cache.
+ * The engine {@code KvQuant}. Arrays, devices and versions are those of the PyTorch engine; models
+ * are LLaMA checkpoints with a quantized KV cache.
  */
 public final class KvQuantEngine extends Engine {
 

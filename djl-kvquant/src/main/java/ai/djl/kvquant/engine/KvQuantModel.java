@@ -10,16 +10,14 @@ import ai.djl.kvquant.llama.LlamaModel;
 import ai.djl.kvquant.llama.WeightType;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
-
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
-
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /** A DJL model whose block is a LLaMA checkpoint with its cache. */
 final class KvQuantModel extends BaseModel {

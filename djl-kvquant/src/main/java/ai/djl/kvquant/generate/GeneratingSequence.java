@@ -2,7 +2,6 @@
 package ai.djl.kvquant.generate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
-
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -89,8 +88,8 @@ final class GeneratingSequence {
     }
 
     /**
-     * Gives out the text that was held back. An incomplete character may complete a stop string,
-     * so a sequence may still end with STOP here.
+     * Gives out the text that was held back. An incomplete character may complete a stop string, so
+     * a sequence may still end with STOP here.
      */
     private String flush() {
         if (pieces == null || stops.found()) {

@@ -2,7 +2,6 @@
 package ai.djl.kvquant.generate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
-
 import java.util.ArrayList;
 import java.util.List;
 
@@ -196,21 +195,31 @@ public final class Generator {
     private void check(int[] prompt, String name) {
         if (prompt.length == 0) {
             throw new IllegalArgumentException(
-                    name + " is empty; give at least one token, for example the one that begins"
+                    name
+                            + " is empty; give at least one token, for example the one that begins"
                             + " a text.");
         }
         int longest = model.contextLength() - 1;
         if (prompt.length > longest) {
             throw new IllegalArgumentException(
-                    name + " has " + prompt.length + " tokens, but the model's context of "
-                            + model.contextLength() + " tokens leaves room for at most " + longest
+                    name
+                            + " has "
+                            + prompt.length
+                            + " tokens, but the model's context of "
+                            + model.contextLength()
+                            + " tokens leaves room for at most "
+                            + longest
                             + " and one new token; shorten it.");
         }
         for (int token : prompt) {
             if (token < 0 || token >= model.vocabularySize()) {
                 throw new IllegalArgumentException(
-                        name + " has the token " + token + ", but the model's vocabulary goes from"
-                                + " 0 to " + (model.vocabularySize() - 1)
+                        name
+                                + " has the token "
+                                + token
+                                + ", but the model's vocabulary goes from"
+                                + " 0 to "
+                                + (model.vocabularySize() - 1)
                                 + "; use the tokenizer that came with the model.");
             }
         }

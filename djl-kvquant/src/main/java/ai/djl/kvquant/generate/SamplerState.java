@@ -7,8 +7,8 @@ import java.util.Random;
 /**
  * What sampling remembers of one sequence: its random numbers and the tokens seen.
  *
- * <p>Each sequence has a stream of its own, so that its text does not depend on what else is in
- * the batch.
+ * <p>Each sequence has a stream of its own, so that its text does not depend on what else is in the
+ * batch.
  */
 final class SamplerState {
 

@@ -7,8 +7,8 @@ import java.util.List;
  * Finds stop strings in a text that arrives in pieces.
  *
  * <p>The result does not depend on how the text is cut into pieces: the stop string that is
- * complete first wins, and of several that end at the same character the longest. Text that may
- * be the beginning of a stop string is held back.
+ * complete first wins, and of several that end at the same character the longest. Text that may be
+ * the beginning of a stop string is held back.
  */
 final class StopStrings {
 

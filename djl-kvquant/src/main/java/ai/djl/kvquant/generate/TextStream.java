@@ -2,7 +2,6 @@
 package ai.djl.kvquant.generate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
-
 import java.util.Arrays;
 import java.util.function.Function;
 
@@ -56,8 +55,7 @@ public final class TextStream {
      * @param skipSpecialTokens whether special tokens have no text
      * @param context the tokens before the first one; they give no piece
      */
-    public TextStream(
-            HuggingFaceTokenizer tokenizer, boolean skipSpecialTokens, int[] context) {
+    public TextStream(HuggingFaceTokenizer tokenizer, boolean skipSpecialTokens, int[] context) {
         this(ids -> tokenizer.decode(ids, skipSpecialTokens), context);
     }
 

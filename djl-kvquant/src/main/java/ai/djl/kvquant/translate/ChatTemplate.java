@@ -3,7 +3,6 @@ package ai.djl.kvquant.translate;
 
 import com.hubspot.jinjava.interpret.RenderResult;
 import com.hubspot.jinjava.interpret.TemplateError;
-
 import java.io.IOException;
 import java.nio.file.Path;
 import java.time.Clock;
@@ -22,8 +21,8 @@ import java.util.Map;
  * special tokens of the tokenizer as variables. Where Jinjava means something else than Jinja2
  * (operators, truth of strings, loops, string methods), {@link TemplateEngine} puts it right.
  *
- * <p>The rendered text has its special tokens already: tokenize it without adding any. Immutable and
- * thread-safe.
+ * <p>The rendered text has its special tokens already: tokenize it without adding any. Immutable
+ * and thread-safe.
  */
 public final class ChatTemplate {
 
@@ -53,8 +52,8 @@ public final class ChatTemplate {
     /**
      * Reads the template of a model.
      *
-     * <p>It is in chat_template.jinja, in chat_template.json or in tokenizer_config.json, looked for
-     * in this order; of several named ones the one called {@code default} is taken.
+     * <p>It is in chat_template.jinja, in chat_template.json or in tokenizer_config.json, looked
+     * for in this order; of several named ones the one called {@code default} is taken.
      *
      * @param directory the model directory
      * @return the template
@@ -83,8 +82,7 @@ public final class ChatTemplate {
      * @return the template
      * @throws IOException if there is no chat template of that name, or a file cannot be read
      */
-    public static ChatTemplate fromModelDirectory(Path directory, String name)
-            throws IOException {
+    public static ChatTemplate fromModelDirectory(Path directory, String name) throws IOException {
         ChatTemplateFiles files = new ChatTemplateFiles(directory);
         return new ChatTemplate(files.template(name), files.specialTokens());
     }

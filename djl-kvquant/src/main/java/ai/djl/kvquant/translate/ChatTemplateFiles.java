@@ -5,7 +5,6 @@ import com.google.gson.JsonElement;
 import com.google.gson.JsonObject;
 import com.google.gson.JsonParseException;
 import com.google.gson.JsonParser;
-
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -77,8 +76,7 @@ final class ChatTemplateFiles {
         if (element.isJsonArray()) {
             for (JsonElement each : element.getAsJsonArray()) {
                 JsonObject named = each.getAsJsonObject();
-                templates.put(
-                        named.get("name").getAsString(), named.get("template").getAsString());
+                templates.put(named.get("name").getAsString(), named.get("template").getAsString());
             }
         } else {
             templates.put("default", element.getAsString());

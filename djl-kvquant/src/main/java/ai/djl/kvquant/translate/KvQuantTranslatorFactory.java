@@ -8,7 +8,6 @@ import ai.djl.translate.TranslateException;
 import ai.djl.translate.Translator;
 import ai.djl.translate.TranslatorFactory;
 import ai.djl.util.Pair;
-
 import java.io.IOException;
 import java.io.Serializable;
 import java.lang.reflect.Type;
@@ -16,8 +15,8 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * Creates the translators of models of the engine {@code KvQuant}: (String, String) generates text, (NDList, NDList) is the
- * plain block.
+ * Creates the translators of models of the engine {@code KvQuant}: (String, String) generates text,
+ * (NDList, NDList) is the plain block.
  *
  * <p>DJL chooses a translator before it knows the engine, hence criteria name this factory: {@code
  * optTranslatorFactory(new KvQuantTranslatorFactory())}.

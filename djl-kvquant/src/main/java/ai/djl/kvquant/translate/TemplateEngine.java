@@ -10,15 +10,13 @@ import com.hubspot.jinjava.interpret.Context;
 import com.hubspot.jinjava.interpret.InterpreterFactory;
 import com.hubspot.jinjava.interpret.JinjavaInterpreter;
 import com.hubspot.jinjava.lib.fn.ELFunctionDefinition;
-
+import java.util.Collection;
+import java.util.Map;
+import java.util.Properties;
 import jinjava.de.odysseus.el.ExpressionFactoryImpl;
 import jinjava.de.odysseus.el.tree.TreeBuilder;
 import jinjava.javax.el.CompositeELResolver;
 import jinjava.javax.el.ExpressionFactory;
-
-import java.util.Collection;
-import java.util.Map;
-import java.util.Properties;
 
 /**
  * Jinjava, set up to mean what Jinja2 means as HuggingFace's chat templates use it.

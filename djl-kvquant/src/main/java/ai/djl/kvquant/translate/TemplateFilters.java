@@ -4,7 +4,6 @@ package ai.djl.kvquant.translate;
 import com.hubspot.jinjava.interpret.JinjavaInterpreter;
 import com.hubspot.jinjava.lib.exptest.ExpTest;
 import com.hubspot.jinjava.lib.filter.Filter;
-
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -14,7 +13,8 @@ final class TemplateFilters {
 
     static final List<Filter> ALL = List.of(new ToJson(), new Items());
 
-    static final List<ExpTest> TESTS = List.of(new IsIterable("iterable"), new IsIterable("sequence"));
+    static final List<ExpTest> TESTS =
+            List.of(new IsIterable("iterable"), new IsIterable("sequence"));
 
     private TemplateFilters() {}
 
@@ -67,7 +67,11 @@ final class TemplateFilters {
         }
 
         private static void writeAll(
-                String brackets, List<Runnable> entries, int indent, int level, StringBuilder json) {
+                String brackets,
+                List<Runnable> entries,
+                int indent,
+                int level,
+                StringBuilder json) {
             json.append(brackets.charAt(0));
             for (int i = 0; i < entries.size(); i++) {
                 json.append(i == 0 ? "" : indent < 0 ? ", " : ",");
@@ -127,8 +131,7 @@ final class TemplateFilters {
         }
 
         @Override
-        public boolean evaluate(
-                Object value, JinjavaInterpreter interpreter, Object... arguments) {
+        public boolean evaluate(Object value, JinjavaInterpreter interpreter, Object... arguments) {
             return value instanceof Iterable<?>
                     || value instanceof Map<?, ?>
                     || value instanceof CharSequence;

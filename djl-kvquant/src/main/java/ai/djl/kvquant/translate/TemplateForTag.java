@@ -7,7 +7,6 @@ import com.hubspot.jinjava.tree.Node;
 import com.hubspot.jinjava.tree.TagNode;
 import com.hubspot.jinjava.util.ForLoop;
 import com.hubspot.jinjava.util.ObjectIterator;
-
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;

@@ -2,7 +2,6 @@
 package ai.djl.kvquant.translate;
 
 import com.hubspot.jinjava.interpret.JinjavaInterpreter;
-
 import java.time.ZonedDateTime;
 import java.time.format.DateTimeFormatter;
 import java.util.Locale;
@@ -72,8 +71,7 @@ public final class TemplateFunctions {
                     case 'T' -> "HH:mm:ss";
                     case '%' -> "'%'";
                     default ->
-                            throw new ChatTemplateException(
-                                    "strftime_now does not know %" + code);
+                            throw new ChatTemplateException("strftime_now does not know %" + code);
                 };
         return DateTimeFormatter.ofPattern(pattern, Locale.US).format(now);
     }

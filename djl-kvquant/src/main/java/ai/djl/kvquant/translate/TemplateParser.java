@@ -3,7 +3,9 @@ package ai.djl.kvquant.translate;
 
 import com.hubspot.jinjava.el.ExtendedSyntaxBuilder;
 import com.hubspot.jinjava.el.ext.ExtendedParser;
-
+import java.math.BigDecimal;
+import java.util.Map;
+import java.util.Objects;
 import jinjava.de.odysseus.el.misc.NumberOperations;
 import jinjava.de.odysseus.el.tree.Bindings;
 import jinjava.de.odysseus.el.tree.impl.Builder;
@@ -14,14 +16,10 @@ import jinjava.de.odysseus.el.tree.impl.ast.AstNode;
 import jinjava.de.odysseus.el.tree.impl.ast.AstUnary;
 import jinjava.javax.el.ELContext;
 
-import java.math.BigDecimal;
-import java.util.Map;
-import java.util.Objects;
-
 /**
  * Operators as in Python: {@code not} binds weaker than comparisons, {@code and} gives one of its
- * operands, {@code %} has the sign of the divisor, {@code *} repeats strings, and values of different types are different (Jinjava would convert {@code ''} to
- * {@code false}).
+ * operands, {@code %} has the sign of the divisor, {@code *} repeats strings, and values of
+ * different types are different (Jinjava would convert {@code ''} to {@code false}).
  */
 final class TemplateParser extends ExtendedParser {
 
@@ -65,20 +63,17 @@ final class TemplateParser extends ExtendedParser {
     }
 
     @Override
-    protected AstBinary createAstBinary(
-            AstNode left, AstNode right, AstBinary.Operator operator) {
+    protected AstBinary createAstBinary(AstNode left, AstNode right, AstBinary.Operator operator) {
         AstBinary.Operator inPython = IN_PYTHON.getOrDefault(operator, operator);
         return super.createAstBinary(left, right, inPython);
     }
 
-    private static Object and(
-            Bindings bindings, ELContext context, AstNode left, AstNode right) {
+    private static Object and(Bindings bindings, ELContext context, AstNode left, AstNode right) {
         Object value = left.eval(bindings, context);
         return TemplateEngine.isTrue(value) ? right.eval(bindings, context) : value;
     }
 
-    private static Object times(
-            Bindings bindings, ELContext context, AstNode left, AstNode right) {
+    private static Object times(Bindings bindings, ELContext context, AstNode left, AstNode right) {
         Object a = left.eval(bindings, context);
         Object b = right.eval(bindings, context);
         return a instanceof String text && b instanceof Long count

@@ -12,7 +12,6 @@ import ai.djl.translate.Batchifier;
 import ai.djl.translate.TranslateException;
 import ai.djl.translate.Translator;
 import ai.djl.translate.TranslatorContext;
-
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.List;
@@ -21,9 +20,9 @@ import java.util.Map;
 /**
  * Generates text from prompts; a batch of prompts is decoded together.
  *
- * <p>Arguments of the criteria are those of {@link GenerationConfig.Builder#configure}, over the model's
- * generation_config.json, and {@code apply_chat_template}: whether a prompt is wrapped as a user's message, by default if
- * the model has a chat template.
+ * <p>Arguments of the criteria are those of {@link GenerationConfig.Builder#configure}, over the
+ * model's generation_config.json, and {@code apply_chat_template}: whether a prompt is wrapped as a
+ * user's message, by default if the model has a chat template.
  */
 final class TextTranslator implements Translator<String, String> {
 
@@ -51,16 +50,16 @@ final class TextTranslator implements Translator<String, String> {
         HuggingFaceTokenizer tokenizer = Tokenizers.load(model.getModelPath());
         model.getNDManager().attachInternal(tokenizer.getUid(), tokenizer);
         GenerationConfig config =
-                GenerationConfig.fromModelDirectory(model.getModelPath())
-                        .toBuilder()
+                GenerationConfig.fromModelDirectory(model.getModelPath()).toBuilder()
                         .configure(arguments)
                         .build();
         return new TextTranslator(
-                new Generator(block.languageModel(), tokenizer), config, template(model, arguments));
+                new Generator(block.languageModel(), tokenizer),
+                config,
+                template(model, arguments));
     }
 
-    private static ChatTemplate template(Model model, Map<String, ?> arguments)
-            throws IOException {
+    private static ChatTemplate template(Model model, Map<String, ?> arguments) throws IOException {
         Object wanted = arguments.get("apply_chat_template");
         String value = wanted == null ? "auto" : wanted.toString();
         return switch (value) {

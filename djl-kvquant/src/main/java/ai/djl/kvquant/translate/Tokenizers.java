@@ -2,13 +2,15 @@
 package ai.djl.kvquant.translate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
-
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 
-/** Loads the tokenizer of a HuggingFace directory as language models need it: whole texts, nothing cut or padded. */
+/**
+ * Loads the tokenizer of a HuggingFace directory as language models need it: whole texts, nothing
+ * cut or padded.
+ */
 public final class Tokenizers {
 
     private Tokenizers() {}

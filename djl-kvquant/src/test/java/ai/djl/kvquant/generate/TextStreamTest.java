@@ -6,16 +6,14 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
-
-import org.junit.jupiter.api.Test;
-import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.EnumSource;
-
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import java.util.function.Supplier;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
 
 class TextStreamTest {
 
@@ -64,8 +62,22 @@ class TextStreamTest {
     @EnumSource(Kind.class)
     void piecesOfRandomTextJoinToItsDecoding(Kind kind) {
         String[] parts = {
-            "hello", " ", "  ", "the", " world", "\n", ",", "\u4F60", "\u597D", "\uD83D\uDE42",
-            "\u00e9", "z", "\u00df", "</s>", "<|end|>", "\uFFFD"
+            "hello",
+            " ",
+            "  ",
+            "the",
+            " world",
+            "\n",
+            ",",
+            "\u4F60",
+            "\u597D",
+            "\uD83D\uDE42",
+            "\u00e9",
+            "z",
+            "\u00df",
+            "</s>",
+            "<|end|>",
+            "\uFFFD"
         };
         Random random = new Random(7);
         try (HuggingFaceTokenizer tokenizer = kind.tokenizer.get()) {
@@ -143,8 +155,7 @@ class TextStreamTest {
         return tokenizer.encode(text, false, false).getIds();
     }
 
-    private static List<String> pieces(
-            HuggingFaceTokenizer tokenizer, long[] context, long[] ids) {
+    private static List<String> pieces(HuggingFaceTokenizer tokenizer, long[] context, long[] ids) {
         int[] before = Arrays.stream(context).mapToInt(Math::toIntExact).toArray();
         TextStream stream = new TextStream(tokenizer, true, before);
         List<String> pieces = new ArrayList<>();

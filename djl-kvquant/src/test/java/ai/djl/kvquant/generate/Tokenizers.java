@@ -2,9 +2,7 @@
 package ai.djl.kvquant.generate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
-
 import com.google.gson.Gson;
-
 import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
@@ -29,8 +27,13 @@ final class Tokenizers {
         List<String> merges = new ArrayList<>();
         // "\u00f0\u0178" are the first two bytes of most emoji: the last two stay single tokens.
         String[][] pairs = {
-            {"\u0120", "t"}, {"h", "e"}, {"\u0120t", "he"}, {"l", "l"}, {"ll", "o"},
-            {visible(0xF0), visible(0x9F)}, {visible(0xE4), visible(0xBD)}
+            {"\u0120", "t"},
+            {"h", "e"},
+            {"\u0120t", "he"},
+            {"l", "l"},
+            {"ll", "o"},
+            {visible(0xF0), visible(0x9F)},
+            {visible(0xE4), visible(0xBD)}
         };
         for (String[] pair : pairs) {
             merges.add(pair[0] + " " + pair[1]);
@@ -96,8 +99,15 @@ final class Tokenizers {
         }
         List<String> merges = new ArrayList<>();
         String[][] pairs = {
-            {"\u2581", "h"}, {"e", "l"}, {"l", "o"}, {"\u2581h", "el"}, {"\u2581hel", "lo"},
-            {"\u2581", "w"}, {"o", "r"}, {"\u2581w", "or"}, {"\u2581", "\u2581"}
+            {"\u2581", "h"},
+            {"e", "l"},
+            {"l", "o"},
+            {"\u2581h", "el"},
+            {"\u2581hel", "lo"},
+            {"\u2581", "w"},
+            {"o", "r"},
+            {"\u2581w", "or"},
+            {"\u2581", "\u2581"}
         };
         for (String[] pair : pairs) {
             merges.add(pair[0] + " " + pair[1]);

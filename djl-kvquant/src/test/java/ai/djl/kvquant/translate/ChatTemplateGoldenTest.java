@@ -9,10 +9,6 @@ import com.google.gson.Gson;
 import com.google.gson.JsonElement;
 import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
-
-import org.junit.jupiter.api.DynamicTest;
-import org.junit.jupiter.api.TestFactory;
-
 import java.io.IOException;
 import java.io.InputStreamReader;
 import java.io.Reader;
@@ -24,6 +20,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import java.util.stream.StreamSupport;
+import org.junit.jupiter.api.DynamicTest;
+import org.junit.jupiter.api.TestFactory;
 
 /**
  * Renders what src/test/python/chat_template_golden.py rendered with Python's jinja2, set up as
@@ -41,14 +39,13 @@ class ChatTemplateGoldenTest {
     }
 
     private static void check(JsonObject row) {
-        ChatTemplate template =
-                new ChatTemplate(row.get("template").getAsString(), Map.of(), NOW);
-        Map<String, ?> variables = new Gson().<Map<String, ?>>fromJson(row.get("variables"), Map.class);
+        ChatTemplate template = new ChatTemplate(row.get("template").getAsString(), Map.of(), NOW);
+        Map<String, ?> variables =
+                new Gson().<Map<String, ?>>fromJson(row.get("variables"), Map.class);
         JsonElement expected = row.get("expected");
         if (expected.isJsonObject()) {
             assertThrows(
-                    ChatTemplateException.class,
-                    () -> template.render(List.of(), true, variables));
+                    ChatTemplateException.class, () -> template.render(List.of(), true, variables));
         } else {
             assertEquals(expected.getAsString(), template.render(List.of(), true, variables));
         }
