@@ -102,14 +102,12 @@ class TokenizerGoldenTest {
         return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(bytes.array()));
     }
 
-    /** Skips the test, and says so, where WikiText-2 is not at hand. */
+    /** Skips the test (the build prints and counts skips) where WikiText-2 is not at hand. */
     private static Path wikiText(String name) {
         String directory = System.getProperty("kvquant.wikitext", "");
         boolean given = !directory.isEmpty() && !directory.startsWith("${");
         if (!given) {
-            String skipped = "skipped: 1 (set KVQUANT_WIKITEXT to the directory of " + name + ")";
-            System.out.println("TokenizerGoldenTest " + skipped);
-            Assumptions.abort(skipped);
+            Assumptions.abort("set KVQUANT_WIKITEXT to the directory that holds " + name);
         }
         return Path.of(directory, name);
     }
