@@ -108,7 +108,7 @@ SPECS = {
     ),
     "rope-linear": Spec(
         "positions divided by 4, beyond the original length",
-        {"rope_scaling": {"type": "linear", "factor": 4.0}, "max_position_embeddings": 32},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}, "max_position_embeddings": 64},
         prompt=110,
     ),
     "rope-llama3": Spec(

@@ -170,6 +170,14 @@ final class LlamaBatch implements DecodingBatch {
                             + size()
                             + " rows; give one a row.");
         }
+        for (CacheSequence sequence : sequences) {
+            if (sequence.length() == cache.geometry().maxTokens()) {
+                throw new IllegalArgumentException(
+                        "A sequence has reached the model's context of "
+                                + sequence.length()
+                                + " tokens; end it, or use a shorter prompt.");
+            }
+        }
         int[] counts = new int[size()];
         Arrays.fill(counts, 1);
         try (NDManager scope = manager.newSubManager()) {

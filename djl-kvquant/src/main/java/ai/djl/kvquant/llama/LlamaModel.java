@@ -110,7 +110,7 @@ public final class LlamaModel implements AutoCloseable {
                 config.headDim(),
                 LlamaCode.scoreScale(config),
                 config.rope().inverseFrequencies(),
-                Math.min(config.maxPositionEmbeddings(), config.rope().maxPosition()));
+                config.rope().contextLength());
     }
 
     NDManager manager() {

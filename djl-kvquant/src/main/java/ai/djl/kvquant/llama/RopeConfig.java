@@ -130,6 +130,22 @@ public final class RopeConfig {
     }
 
     /**
+     * Returns the longest sequence that the model is meant for.
+     *
+     * @return {@code max_position_embeddings}; with linear scaling times its factor, with yarn at
+     *     least the original length times its factor
+     */
+    public int contextLength() {
+        if (scaling instanceof RopeScaling.Linear linear) {
+            return (int) Math.min(maxPositionEmbeddings * linear.factor(), Integer.MAX_VALUE);
+        }
+        if (scaling instanceof RopeScaling.Yarn yarn) {
+            return (int) Math.max(maxPositionEmbeddings, yarn.originalLength() * yarn.factor());
+        }
+        return maxPositionEmbeddings;
+    }
+
+    /**
      * Refuses a sequence that is longer than {@link #maxPosition()}.
      *
      * @param tokens the length of the sequence, prompt and generated tokens together
