@@ -132,8 +132,8 @@ final class GeneratingSequence {
                 finishReason,
                 message,
                 promptTokens,
-                logProbs,
-                topLogProbs,
+                List.copyOf(logProbs),
+                List.copyOf(topLogProbs),
                 first,
                 size < 2 || seconds <= 0 ? 0 : (size - 1) / seconds,
                 usage);

@@ -34,13 +34,6 @@ public record GenerationResult(
         double tokensPerSecond,
         CacheUsage cacheUsage) {
 
-    /** Copies what could change. */
-    public GenerationResult {
-        tokens = tokens.clone();
-        logProbs = List.copyOf(logProbs);
-        topLogProbs = List.copyOf(topLogProbs);
-    }
-
     /**
      * Returns the generated token ids, an end-of-sequence token included.
      *

@@ -37,6 +37,7 @@ public final class TextStream {
     private int size;
     private int given;
     private String givenText = "";
+    private boolean cleanCut = true;
 
     /**
      * Creates a stream that starts a text.
@@ -78,7 +79,8 @@ public final class TextStream {
         givenText = decode(0);
         given = size;
         // A character that the context leaves open belongs to the first piece.
-        while (!givenText.isEmpty() && givenText.charAt(givenText.length() - 1) == INCOMPLETE) {
+        while (endsIncomplete(givenText)) {
+            cleanCut = false;
             givenText = givenText.substring(0, givenText.length() - 1);
         }
     }
@@ -97,8 +99,7 @@ public final class TextStream {
     public String add(int id) {
         push(id);
         String text = decode(0);
-        boolean incomplete = !text.isEmpty() && text.charAt(text.length() - 1) == INCOMPLETE;
-        if (incomplete && size - given < MAX_HELD) {
+        if (endsIncomplete(text) && size - given < MAX_HELD) {
             return "";
         }
         return give(text);
@@ -115,9 +116,10 @@ public final class TextStream {
 
     private String give(String text) {
         String piece = text.substring(Math.min(givenText.length(), text.length()));
-        // The window starts at the last tokens given out; they must have text of their own, or
-        // the decoder would take what follows for the start of a text.
-        String last = given == size ? text : decode(given);
+        // The window is to start at the tokens just given out, which must start with a character
+        // and have text of their own, or the decoder would take what follows for the start of a
+        // text.
+        String last = given == size || !cleanCut ? "" : decode(given);
         if (!last.isEmpty()) {
             System.arraycopy(window, given, window, 0, size - given);
             size -= given;
@@ -125,7 +127,12 @@ public final class TextStream {
         }
         given = size;
         givenText = text;
+        cleanCut = !endsIncomplete(text);
         return piece;
+    }
+
+    private static boolean endsIncomplete(String text) {
+        return !text.isEmpty() && text.charAt(text.length() - 1) == INCOMPLETE;
     }
 
     private void push(int id) {

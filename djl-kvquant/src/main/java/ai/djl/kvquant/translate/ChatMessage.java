@@ -12,7 +12,12 @@ import java.util.Objects;
  */
 public record ChatMessage(String role, String content) {
 
-    /** Checks that nothing is missing. */
+    /**
+     * Creates a message.
+     *
+     * @param role who speaks
+     * @param content the text
+     */
     public ChatMessage {
         Objects.requireNonNull(role, "role");
         Objects.requireNonNull(content, "content");

@@ -133,15 +133,19 @@ public final class ChatTemplate {
     }
 
     private static String describe(TemplateError error) {
-        Throwable cause = error.getException();
-        while (cause != null && !(cause instanceof ChatTemplateException)) {
-            cause = cause.getCause() == cause ? null : cause.getCause();
+        String message = error.getMessage();
+        for (Throwable t = error.getException(); t != null; t = t.getCause()) {
+            if (t instanceof TemplateFunctions.Refusal) {
+                return "The chat template refuses the messages: " + t.getMessage();
+            }
+            if (t instanceof ChatTemplateException) {
+                message = t.getMessage();
+            }
         }
-        if (cause != null) {
-            return "The chat template refuses the messages: " + cause.getMessage();
-        }
-        String message = String.valueOf(error.getMessage()).strip().replaceAll("\\s+", " ");
-        return "The chat template cannot be rendered (line " + error.getLineno() + "): " + message;
+        return "The chat template cannot be rendered (line "
+                + error.getLineno()
+                + "): "
+                + String.valueOf(message).strip().replaceAll("\\s+", " ");
     }
 
     /**

@@ -2,7 +2,7 @@
 package ai.djl.kvquant.translate;
 
 /** Thrown when a chat template cannot be rendered with the given messages. */
-public class ChatTemplateException extends IllegalArgumentException {
+public class ChatTemplateException extends RuntimeException {
 
     private static final long serialVersionUID = 1L;
 

@@ -18,14 +18,23 @@ public final class TemplateFunctions {
     private TemplateFunctions() {}
 
     /**
-     * Refuses the messages.
+     * Refuses the messages, by an exception that {@link ChatTemplate} reports.
      *
      * @param message what is wrong with them
      * @return never
-     * @throws ChatTemplateException always
      */
     public static String raise_exception(String message) {
-        throw new ChatTemplateException(message);
+        throw new Refusal(message);
+    }
+
+    /** Tells a template's own refusal from a template that cannot be rendered. */
+    static final class Refusal extends RuntimeException {
+
+        private static final long serialVersionUID = 1L;
+
+        Refusal(String message) {
+            super(message);
+        }
     }
 
     /**

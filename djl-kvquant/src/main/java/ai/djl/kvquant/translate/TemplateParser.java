@@ -3,15 +3,20 @@ package ai.djl.kvquant.translate;
 
 import com.hubspot.jinjava.el.ExtendedSyntaxBuilder;
 import com.hubspot.jinjava.el.ext.ExtendedParser;
+import com.hubspot.jinjava.interpret.Context;
+import com.hubspot.jinjava.interpret.JinjavaInterpreter;
 import java.math.BigDecimal;
 import java.util.Map;
 import java.util.Objects;
+import java.util.function.Function;
 import jinjava.de.odysseus.el.misc.NumberOperations;
 import jinjava.de.odysseus.el.tree.Bindings;
 import jinjava.de.odysseus.el.tree.impl.Builder;
 import jinjava.de.odysseus.el.tree.impl.Parser;
 import jinjava.de.odysseus.el.tree.impl.Scanner;
 import jinjava.de.odysseus.el.tree.impl.ast.AstBinary;
+import jinjava.de.odysseus.el.tree.impl.ast.AstDot;
+import jinjava.de.odysseus.el.tree.impl.ast.AstIdentifier;
 import jinjava.de.odysseus.el.tree.impl.ast.AstNode;
 import jinjava.de.odysseus.el.tree.impl.ast.AstUnary;
 import jinjava.javax.el.ELContext;
@@ -60,6 +65,25 @@ final class TemplateParser extends ExtendedParser {
         }
         consumeToken();
         return createAstUnary(not(true), AstUnary.NOT);
+    }
+
+    /** Refuses filters and tests that do not exist, which Jinjava would skip without a word. */
+    @Override
+    protected AstDot createAstDot(AstNode base, String property, boolean settable) {
+        if (base instanceof AstIdentifier identifier) {
+            Context context = JinjavaInterpreter.getCurrent().getContext();
+            require(identifier.getName(), FILTER_PREFIX, "filter", context::getFilter);
+            require(identifier.getName(), EXPTEST_PREFIX, "test", context::getExpTest);
+        }
+        return super.createAstDot(base, property, settable);
+    }
+
+    private static void require(
+            String name, String prefix, String kind, Function<String, ?> registered) {
+        if (name.startsWith(prefix) && registered.apply(name.substring(prefix.length())) == null) {
+            throw new ChatTemplateException(
+                    "the " + kind + " '" + name.substring(prefix.length()) + "' is not known");
+        }
     }
 
     @Override

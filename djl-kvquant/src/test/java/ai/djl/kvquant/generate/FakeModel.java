@@ -1,0 +1,174 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import ai.djl.kvquant.cache.CacheFullException;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.Shape;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.Function;
+
+/** A model whose logits are a function of the tokens so far, and which counts what is open. */
+final class FakeModel implements LanguageModel {
+
+    private final int vocabularySize;
+    private final int contextLength;
+    private final int capacity;
+    private final Function<List<Integer>, float[]> logits;
+    private final List<String> calls = new ArrayList<>();
+    private int open;
+    private Runnable onStep = () -> {};
+
+    FakeModel(
+            int vocabularySize,
+            int contextLength,
+            int capacity,
+            Function<List<Integer>, float[]> logits) {
+        this.vocabularySize = vocabularySize;
+        this.contextLength = contextLength;
+        this.capacity = capacity;
+        this.logits = logits;
+    }
+
+    /** A model that always continues with a fixed text, whatever the prompt is. */
+    static FakeModel saying(int vocabularySize, int promptLength, int... script) {
+        return new FakeModel(
+                vocabularySize,
+                1000,
+                1000,
+                tokens -> peak(vocabularySize, script[tokens.size() - promptLength]));
+    }
+
+    static float[] peak(int vocabularySize, int token) {
+        float[] row = new float[vocabularySize];
+        row[token] = 10;
+        return row;
+    }
+
+    int open() {
+        return open;
+    }
+
+    List<String> calls() {
+        return calls;
+    }
+
+    void onStep(Runnable action) {
+        onStep = action;
+    }
+
+    @Override
+    public int vocabularySize() {
+        return vocabularySize;
+    }
+
+    @Override
+    public int contextLength() {
+        return contextLength;
+    }
+
+    @Override
+    public DecodingBatch prefill(List<int[]> prompts) {
+        calls.add("prefill " + prompts.size());
+        List<List<Integer>> rows = new ArrayList<>();
+        for (int[] prompt : prompts) {
+            List<Integer> row = new ArrayList<>();
+            for (int token : prompt) {
+                row.add(token);
+            }
+            rows.add(row);
+        }
+        Batch batch = new Batch(rows);
+        batch.checkCapacity(rows.stream().mapToInt(List::size).sum());
+        open++;
+        return batch;
+    }
+
+    private final class Batch implements DecodingBatch {
+
+        private final NDManager manager = NDManager.newBaseManager("PyTorch");
+        private List<List<Integer>> rows;
+        private NDArray current;
+        private boolean closed;
+
+        Batch(List<List<Integer>> rows) {
+            this.rows = rows;
+        }
+
+        @Override
+        public int size() {
+            return rows.size();
+        }
+
+        @Override
+        public int length(int row) {
+            return rows.get(row).size();
+        }
+
+        @Override
+        public NDArray logits() {
+            discard();
+            float[] data = new float[rows.size() * vocabularySize];
+            for (int i = 0; i < rows.size(); i++) {
+                float[] row = logits.apply(rows.get(i));
+                System.arraycopy(row, 0, data, i * vocabularySize, vocabularySize);
+            }
+            current = manager.create(data, new Shape(rows.size(), vocabularySize));
+            return current;
+        }
+
+        @Override
+        public void step(int[] tokens) {
+            onStep.run();
+            calls.add("step " + tokens.length);
+            if (tokens.length != rows.size()) {
+                throw new AssertionError(tokens.length + " tokens for " + rows.size() + " rows");
+            }
+            checkCapacity(rows.stream().mapToInt(List::size).sum() + tokens.length);
+            discard();
+            for (int i = 0; i < tokens.length; i++) {
+                rows.get(i).add(tokens[i]);
+            }
+        }
+
+        @Override
+        public void keep(int[] kept) {
+            calls.add("keep " + java.util.Arrays.toString(kept));
+            discard();
+            List<List<Integer>> left = new ArrayList<>();
+            for (int row : kept) {
+                left.add(rows.get(row));
+            }
+            rows = left;
+        }
+
+        @Override
+        public CacheUsage usage() {
+            int tokens = rows.stream().mapToInt(List::size).sum();
+            return new CacheUsage(tokens, 4L * tokens, 4, 4, "fake");
+        }
+
+        @Override
+        public void close() {
+            if (!closed) {
+                closed = true;
+                open--;
+                manager.close();
+            }
+        }
+
+        void checkCapacity(int tokens) {
+            if (tokens > capacity) {
+                throw new CacheFullException("KV cache is full: " + capacity + " tokens fit.");
+            }
+        }
+
+        /** Old logits must not be read any more. */
+        private void discard() {
+            if (current != null) {
+                current.close();
+            }
+        }
+    }
+}
