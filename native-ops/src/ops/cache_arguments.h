@@ -3,12 +3,10 @@
 // params.
 #pragma once
 #include "../core/cache.h"
+#include "layer_params.h"
 #include "tensor.h"
 
 namespace kvquant {
-
-/// Reads and checks packed layer parameters; they stay valid as long as the tensor.
-const LayerParams* read_params(const char* op, const Tensor& params);
 
 class CacheArguments {
  public:

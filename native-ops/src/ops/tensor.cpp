@@ -31,8 +31,6 @@ void fail(const std::string& op, const std::string& message) {
 
 namespace {
 
-constexpr int32_t kCpu = 0;
-
 std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
@@ -45,11 +43,12 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
 
 }  // namespace
 
-Tensor Tensor::empty(DType dtype, std::initializer_list<int64_t> sizes) {
+Tensor Tensor::empty(DType dtype, std::initializer_list<int64_t> sizes, Device device) {
   const std::vector<int64_t> strides = contiguous_strides(sizes);
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
-                               static_cast<int32_t>(dtype), kCpu, 0, &handle) != 0) {
+                               static_cast<int32_t>(dtype), static_cast<int32_t>(device.type), device.index,
+                               &handle) != 0) {
     throw std::runtime_error("kvquant: out of memory for a result");
   }
   return Tensor(handle);
@@ -59,7 +58,8 @@ Tensor Tensor::wrap(void* data, DType dtype, const std::vector<int64_t>& sizes) 
   const std::vector<int64_t> strides = contiguous_strides(sizes);
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_create_tensor_from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
-                                         static_cast<int32_t>(dtype), kCpu, 0, &handle) != 0) {
+                                         static_cast<int32_t>(dtype), static_cast<int32_t>(DeviceType::kCpu), 0,
+                                         &handle) != 0) {
     throw std::runtime_error("kvquant: libtorch could not wrap a tensor");
   }
   return Tensor(handle);
@@ -95,10 +95,11 @@ bool Tensor::is_contiguous() const {
   return true;
 }
 
-bool Tensor::is_cpu() const {
-  int32_t device = -1;
-  aoti_torch_get_device_type(handle_, &device);
-  return device == 0;
+Device Tensor::device() const {
+  int32_t type = -1, index = 0;
+  aoti_torch_get_device_type(handle_, &type);
+  aoti_torch_get_device_index(handle_, &index);
+  return {static_cast<DeviceType>(type), index};
 }
 
 int64_t Tensor::numel() const {
@@ -107,8 +108,11 @@ int64_t Tensor::numel() const {
   return n;
 }
 
-const Tensor& Tensor::expect(const char* op, const char* name, DType wanted, int64_t axes) const {
-  if (!is_cpu()) fail(op, std::string(name) + " must be on the CPU; move it there first");
+const Tensor& Tensor::expect(const char* op, const char* name, DType wanted, int64_t axes, DeviceType where) const {
+  if (device().type != where) {
+    const char* place = where == DeviceType::kCpu ? "the CPU" : "a GPU";
+    fail(op, std::string(name) + " must be on " + place + "; move it there first");
+  }
   if (dtype() != wanted) {
     fail(op, std::string(name) + " must be " + dtype_name(wanted) + ", not " + dtype_name(dtype()));
   }

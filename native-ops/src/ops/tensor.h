@@ -15,6 +15,14 @@ namespace kvquant {
 /// Element types, numbered as c10::ScalarType does.
 enum class DType : int32_t { kUInt8 = 0, kInt8 = 1, kInt32 = 3, kInt64 = 4, kHalf = 5, kFloat = 6, kBFloat16 = 15 };
 
+/// Where a tensor lives, numbered as c10::DeviceType does.
+enum class DeviceType : int32_t { kCpu = 0, kCuda = 1 };
+
+struct Device {
+  DeviceType type = DeviceType::kCpu;
+  int32_t index = 0;
+};
+
 const char* dtype_name(DType dtype);
 
 /// An error that reaches Java as an EngineException with this text.
@@ -32,8 +40,8 @@ class Tensor {
     if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
   }
 
-  /// A new contiguous, uninitialised CPU tensor.
-  static Tensor empty(DType dtype, std::initializer_list<int64_t> sizes);
+  /// A new contiguous, uninitialised tensor.
+  static Tensor empty(DType dtype, std::initializer_list<int64_t> sizes, Device device = {});
 
   /// A contiguous CPU tensor over memory that the caller keeps alive.
   static Tensor wrap(void* data, DType dtype, const std::vector<int64_t>& sizes);
@@ -49,7 +57,7 @@ class Tensor {
   int64_t size(int64_t axis) const;
   DType dtype() const;
   bool is_contiguous() const;
-  bool is_cpu() const;
+  Device device() const;
   int64_t numel() const;
 
   template <class T>
@@ -59,8 +67,9 @@ class Tensor {
     return static_cast<T*>(p);
   }
 
-  /// Fails unless this is a contiguous CPU tensor of the given dtype and number of axes; returns *this.
-  const Tensor& expect(const char* op, const char* name, DType dtype, int64_t axes) const;
+  /// Fails unless this is a contiguous tensor of the given dtype, number of axes and type of device; returns *this.
+  const Tensor& expect(const char* op, const char* name, DType dtype, int64_t axes,
+                       DeviceType device = DeviceType::kCpu) const;
 
  private:
   AtenTensorHandle handle_;

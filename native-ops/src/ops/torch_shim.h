@@ -28,6 +28,7 @@ using BoxedKernel = void (*)(StableIValue* stack, uint64_t num_inputs, uint64_t 
   F(aoti_torch_get_dim, (AtenTensorHandle tensor, int64_t* out))                                                   \
   F(aoti_torch_get_dtype, (AtenTensorHandle tensor, int32_t* out))                                                 \
   F(aoti_torch_get_device_type, (AtenTensorHandle tensor, int32_t* out))                                           \
+  F(aoti_torch_get_device_index, (AtenTensorHandle tensor, int32_t* out))                                          \
   F(aoti_torch_empty_strided, (int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,           \
                                int32_t device_type, int32_t device_index, AtenTensorHandle* out))                  \
   F(aoti_torch_create_tensor_from_blob,                                                                            \
