@@ -4,6 +4,7 @@
 // does not depend on the number of threads.
 #include <limits>
 
+#include "../core/aligned.h"
 #include "../core/attend.h"
 #include "../core/parallel.h"
 #include "../core/rotation.h"
@@ -34,7 +35,7 @@ struct HeadGroup {
 
 /// Online softmax of a task, per query: maximum, sum of weights, weighted sum of values [head_dim].
 struct Partial {
-  std::vector<float> maximum, sum, output;
+  AlignedFloats maximum, sum, output;
 };
 
 /// One task in progress.
@@ -93,7 +94,7 @@ class Worker {
   }
 
   Partial finish() const {
-    Partial partial{maximum_, std::vector<float>(group_.queries), std::vector<float>(group_.queries * head_dim)};
+    Partial partial{maximum_, AlignedFloats(group_.queries), AlignedFloats(group_.queries * head_dim)};
     const int group_size = cache_.params->values.group_size;
     const bool affine = cache_.params->values.format == Format::kAffine;
     for (int g = 0; g < group_.queries; ++g) {
@@ -127,9 +128,10 @@ class Worker {
     }
   }
 
+  /// What load_keys left of the rotation.
   void unrotate_keys() {
     if (cache_.params->keys.rotation_heads == 0) return;
-    for (int h = 0; h < group_.heads; ++h) walsh_hadamard<head_dim>(keys_.data() + h * head_dim * kLanes);
+    for (int h = 0; h < group_.heads; ++h) finish_walsh_hadamard<head_dim>(keys_.data() + h * head_dim * kLanes);
     mix_heads<head_dim>(keys_.data(), group_.heads);
   }
 
@@ -200,7 +202,7 @@ class Worker {
   const LayerCache& cache_;
   const HeadGroup group_;
   const float* roped_q_;
-  std::vector<float> affine_, keys_, q_, weights_, maximum_, weight_sums_, sums_, zero_sums_;
+  AlignedFloats affine_, keys_, q_, weights_, maximum_, weight_sums_, sums_, zero_sums_;
 };
 
 /// Attention of one sequence and one group of kv heads, cut into tasks.
@@ -294,7 +296,7 @@ class GroupAttention {
   /// Sinks may lie anywhere: each gets the angle of its own position.
   void add_sinks(Worker<head_dim>& worker) const {
     constexpr int half = head_dim / 2;
-    std::vector<float> cos(half * kExactTokens), sin(half * kExactTokens);
+    AlignedFloats cos(half * kExactTokens), sin(half * kExactTokens);
     for (int page = 0; page < cache_.params->sink_pages(); ++page) {
       const uint8_t* data = cache_.sink_page(b_, page);
       uint32_t valid = 0;

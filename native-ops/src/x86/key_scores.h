@@ -2,7 +2,7 @@
 // Scores of a run of tokens against the queries of a group of kv heads; tokens are in vector lanes throughout.
 #pragma once
 #include "../core/cache.h"
-#include "simd.h"
+#include "elements.h"
 
 namespace kvquant {
 namespace KVQUANT_ISA {
@@ -10,10 +10,9 @@ namespace KVQUANT_ISA {
 /// Most query heads that one pass over a key keeps in registers.
 constexpr int kQueriesAtOnce = 4;
 
+/// Walsh-Hadamard transform of radix vectors, without its scale.
 template <int radix>
-inline void butterflies(float* x, int stride) {
-  Vec v[radix];
-  for (int i = 0; i < radix; ++i) v[i] = load(x + i * stride * kLanes);
+inline void butterflies(Vec* v) {
   for (int half = 1; half < radix; half *= 2) {
     for (int block = 0; block < radix; block += 2 * half) {
       for (int i = block; i < block + half; ++i) {
@@ -23,13 +22,20 @@ inline void butterflies(float* x, int stride) {
       }
     }
   }
+}
+
+template <int radix>
+inline void butterflies(float* x, int stride) {
+  Vec v[radix];
+  for (int i = 0; i < radix; ++i) v[i] = load(x + i * stride * kLanes);
+  butterflies<radix>(v);
   for (int i = 0; i < radix; ++i) store(x + i * stride * kLanes, v[i]);
 }
 
-/// Walsh-Hadamard transform over the channels of x [head_dim, kLanes], without its scale.
+/// The rest of a Walsh-Hadamard transform over the channels of x [head_dim, kLanes], whose runs of 8 are transformed
+/// already; without its scale.
 template <int head_dim>
-inline void walsh_hadamard(float* x) {
-  for (int block = 0; block < head_dim; block += 8) butterflies<8>(x + block * kLanes, 1);
+inline void finish_walsh_hadamard(float* x) {
   for (int block = 0; block < head_dim; block += 64) {
     for (int i = 0; i < 8; ++i) butterflies<8>(x + (block + i) * kLanes, 8);
   }
@@ -69,7 +75,7 @@ inline void mix_heads(float* x, int heads) {
   }
 }
 
-/// The factor that walsh_hadamard and mix_heads leave out.
+/// The factor that finish_walsh_hadamard and mix_heads leave out.
 inline float rotation_scale(int head_dim, int rotation_heads) {
   if (rotation_heads == 0) return 1.0f;
   const float mix = rotation_heads == 2 ? 0.70710678118654752f : rotation_heads == 4 ? 0.5f : 1.0f;
@@ -126,11 +132,13 @@ inline void load_affine(const SideLayout& layout, const uint8_t* page, int tile,
   }
 }
 
-/// Reads the keys of tokens [part * kLanes, (part + 1) * kLanes) of a tile, stored basis: x [heads, head_dim, kLanes].
-/// affine is scratch for [groups, 2, kLanes].
-template <Format format, int bits, int head_dim>
+/// Reads the keys of tokens [part * kLanes, (part + 1) * kLanes) of a tile: x [heads, head_dim, kLanes], in the stored
+/// basis; rotated keys get the first three steps of the transform back, runs of 8 channels, on the way. affine is
+/// scratch for [groups, 2, kLanes].
+template <Format format, int bits, int head_dim, bool rotated>
 void load_keys(const LayerCache& cache, const uint8_t* page, int tile, int part, int first_head, int heads,
                float* affine, float* x) {
+  constexpr int run = 8;
   const SideLayout& layout = cache.page_layout.keys;
   const uint16_t* groups = cache.key_groups.data() + first_head * head_dim;
   if constexpr (format == Format::kAffine) {
@@ -141,15 +149,17 @@ void load_keys(const LayerCache& cache, const uint8_t* page, int tile, int part,
   }
   for (int h = 0; h < heads; ++h, groups += head_dim) {
     const uint8_t* codes = page + layout.codes(first_head + h, tile, 0);
-    for (int c = 0; c < head_dim; ++c, codes += 2 * bits, x += kLanes) {
+    for (int c = 0; c < head_dim; c += run, codes += 2 * bits * run, x += run * kLanes) {
+      Vec v[run];
+      for (int i = 0; i < run; ++i) v[i] = load_element<format, bits>(codes + 2 * bits * i, part);
       if constexpr (format == Format::kAffine) {
-        const float* pair = affine + 2 * groups[c] * kLanes;
-        store(x, fma(load_codes<bits>(codes, part), load(pair), load(pair + kLanes)));
-      } else if constexpr (format == Format::kFloat16) {
-        store(x, load_halves(codes + part * kLanes * 2));
-      } else {
-        store(x, load(reinterpret_cast<const float*>(codes) + part * kLanes));
+        for (int i = 0; i < run; ++i) {
+          const float* pair = affine + 2 * groups[c + i] * kLanes;
+          v[i] = fma(v[i], load(pair), load(pair + kLanes));
+        }
       }
+      if constexpr (rotated) butterflies<run>(v);
+      for (int i = 0; i < run; ++i) store(x + i * kLanes, v[i]);
     }
   }
 }
@@ -157,14 +167,20 @@ void load_keys(const LayerCache& cache, const uint8_t* page, int tile, int part,
 using LoadKeys = void (*)(const LayerCache&, const uint8_t* page, int tile, int part, int first_head, int heads,
                           float* affine, float* x);
 
+template <int head_dim, bool rotated>
+LoadKeys affine_key_loader(int bits) {
+  if (bits == 2) return load_keys<Format::kAffine, 2, head_dim, rotated>;
+  if (bits == 3) return load_keys<Format::kAffine, 3, head_dim, rotated>;
+  if (bits == 4) return load_keys<Format::kAffine, 4, head_dim, rotated>;
+  return load_keys<Format::kAffine, 8, head_dim, rotated>;
+}
+
 template <int head_dim>
 LoadKeys key_loader(const SideParams& side) {
-  if (side.format == Format::kFloat32) return load_keys<Format::kFloat32, 32, head_dim>;
-  if (side.format == Format::kFloat16) return load_keys<Format::kFloat16, 16, head_dim>;
-  if (side.bits == 2) return load_keys<Format::kAffine, 2, head_dim>;
-  if (side.bits == 3) return load_keys<Format::kAffine, 3, head_dim>;
-  if (side.bits == 4) return load_keys<Format::kAffine, 4, head_dim>;
-  return load_keys<Format::kAffine, 8, head_dim>;
+  if (side.format == Format::kFloat32) return load_keys<Format::kFloat32, 32, head_dim, false>;
+  if (side.format == Format::kFloat16) return load_keys<Format::kFloat16, 16, head_dim, false>;
+  return side.rotation_heads > 0 ? affine_key_loader<head_dim, true>(side.bits)
+                                 : affine_key_loader<head_dim, false>(side.bits);
 }
 
 }  // namespace KVQUANT_ISA

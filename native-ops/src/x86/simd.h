@@ -40,27 +40,30 @@ inline Vec round_even(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAR
 /// x 2^n for integral n.
 inline Vec scale2(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
 
-/// The codes of 16 tokens, bits wide each, at p; 8 bytes at p are readable.
+/// The codes of 16 tokens, bits wide each, at p; 8 bytes at p are readable. The table lookup looks at 4 bits of its
+/// index: one instruction masks the code and makes it a float.
 template <int bits>
 inline Vec load_codes(const uint8_t* p, int /*part*/) {
   if constexpr (bits == 8) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  } else if constexpr (bits <= 2) {
-    int32_t word;
-    std::memcpy(&word, p, 4);
-    const __m512i shifts = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                              _mm512_set1_epi32(bits));
-    const __m512i fields = _mm512_srlv_epi32(_mm512_set1_epi32(word), shifts);
-    return _mm512_cvtepi32_ps(_mm512_and_si512(fields, _mm512_set1_epi32((1 << bits) - 1)));
   } else {
-    int32_t low, high;
+    constexpr int mask = (1 << bits) - 1;
+    const __m512 table =
+        _mm512_setr_ps(0, 1 & mask, 2 & mask, 3 & mask, 4 & mask, 5 & mask, 6 & mask, 7 & mask, 8 & mask, 9 & mask,
+                       10 & mask, 11 & mask, 12 & mask, 13 & mask, 14 & mask, 15 & mask);
+    const __m512i tokens = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    int32_t low;
     std::memcpy(&low, p, 4);
-    std::memcpy(&high, p + bits, 4);
-    const __m512i words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
-    const __m512i shifts =
-        _mm512_mullo_epi32(_mm512_set_epi32(7, 6, 5, 4, 3, 2, 1, 0, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(bits));
-    const __m512i fields = _mm512_srlv_epi32(words, shifts);
-    return _mm512_cvtepi32_ps(_mm512_and_si512(fields, _mm512_set1_epi32((1 << bits) - 1)));
+    __m512i fields = _mm512_set1_epi32(low);
+    __m512i shifts = _mm512_mullo_epi32(tokens, _mm512_set1_epi32(bits));
+    if constexpr (bits > 2) {
+      // Tokens 8 to 15 lie in a second word.
+      int32_t high;
+      std::memcpy(&high, p + bits, 4);
+      fields = _mm512_mask_set1_epi32(fields, 0xff00, high);
+      shifts = _mm512_mullo_epi32(_mm512_and_si512(tokens, _mm512_set1_epi32(7)), _mm512_set1_epi32(bits));
+    }
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(fields, shifts), table);
   }
 }
 
@@ -118,6 +121,12 @@ inline Vec load_codes(const uint8_t* p, int part) {
     std::memcpy(&word, p, 4);
     const __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
     const __m256i fields = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
+    if constexpr (bits <= 3) {
+      // The table lookup looks at 3 bits of its index.
+      constexpr int mask = (1 << bits) - 1;
+      const __m256 table = _mm256_setr_ps(0, 1 & mask, 2 & mask, 3 & mask, 4 & mask, 5 & mask, 6 & mask, 7 & mask);
+      return _mm256_permutevar8x32_ps(table, fields);
+    }
     return _mm256_cvtepi32_ps(_mm256_and_si256(fields, _mm256_set1_epi32((1 << bits) - 1)));
   }
 }

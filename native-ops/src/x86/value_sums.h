@@ -4,7 +4,7 @@
 // are multiplied as they are.
 #pragma once
 #include "../core/cache.h"
-#include "simd.h"
+#include "elements.h"
 
 namespace kvquant {
 namespace KVQUANT_ISA {
@@ -27,14 +27,7 @@ inline void add_channels(const uint8_t* head_codes, int64_t tile_bytes, int head
     for (int v = 0; v < vectors; ++v) {
       const uint8_t* field = codes + v / kParts * tile_bytes;
       const int part = v % kParts;
-      Vec value;
-      if constexpr (format == Format::kAffine) {
-        value = load_codes<bits>(field, part);
-      } else if constexpr (format == Format::kFloat16) {
-        value = load_halves(field + part * kLanes * 2);
-      } else {
-        value = load(reinterpret_cast<const float*>(field) + part * kLanes);
-      }
+      Vec value = load_element<format, bits>(field, part);
       if constexpr (masked && format != Format::kAffine) {
         value = select(static_cast<uint32_t>(valid >> (v * kLanes)), value, zero());
       }
