@@ -93,12 +93,12 @@ void fill_window(const LayerCache& cache, const NewTokens& tokens, int64_t b) {
 }  // namespace
 
 void append(const LayerCache& cache, const NewTokens& tokens) {
-  for (int64_t b = 0; b < cache.batch; ++b) {
-    if (tokens.count(b) == 0) continue;
+  parallel_for(cache.batch, [&](int64_t b) {
+    if (tokens.count(b) == 0) return;
     update_sinks(cache, tokens, b);
     encode_leaving(cache, tokens, b);
     fill_window(cache, tokens, b);
-  }
+  });
 }
 
 }  // namespace kvquant

@@ -10,7 +10,7 @@ void massive_entries(const float* x, int64_t rows, int64_t hidden, float* values
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t i = 0; i < hidden; ++i) {
       const float value = std::fabs(x[row * hidden + i]);
-      if (found == kMassiveEntries && !(value > values[found - 1])) continue;
+      if (std::isnan(value) || (found == kMassiveEntries && !(value > values[found - 1]))) continue;
       // Insertion into the sorted list; strict comparison keeps the earlier row first among equals.
       int place = found < kMassiveEntries ? found++ : kMassiveEntries - 1;
       for (; place > 0 && value > values[place - 1]; --place) {

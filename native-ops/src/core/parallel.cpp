@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -15,22 +16,44 @@
 namespace kvquant {
 namespace {
 
-/// About 30 microseconds: longer than the gap between two operators of a layer, shorter than what a neighbour would
-/// notice.
+/// Long enough to bridge the gap between two operators of a layer, too short for a neighbour to notice.
 constexpr int kSpins = 2000;
+/// After so many a waiting caller lets others run: the worker it waits for may need its core.
+constexpr int kSpinsBeforeYield = 200;
 
 void relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 
-/// One parallel_for in flight. The counters are tagged with the job's number, so that a worker that wakes late can not
-/// take chunks of a job that it did not see begin.
+template <class Condition>
+void wait_until(Condition condition) {
+  for (int spins = 0; !condition(); ++spins) {
+    if (spins < kSpinsBeforeYield) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+/// Marks a thread that is inside a job, whose nested calls run by themselves.
+class InsideJob {
+ public:
+  InsideJob() { inside = true; }
+  ~InsideJob() { inside = false; }
+  static thread_local bool inside;
+};
+
+thread_local bool InsideJob::inside = false;
+
+/// Runs one job at a time. A worker enters a job only while it is open, and the caller leaves it only when nobody is
+/// inside.
 class Pool {
  public:
-  ~Pool() { resize(1); }
-
   void resize(int threads) {
     std::lock_guard<std::mutex> one_at_a_time(run_mutex_);
     {
@@ -42,7 +65,9 @@ class Pool {
     for (std::thread& worker : workers_) worker.join();
     workers_.clear();
     stopping_ = false;
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    for (int i = 1; i < threads; ++i) {
+      workers_.emplace_back([this, seen = generation_.load()] { work(seen); });
+    }
     threads_.store(threads);
   }
 
@@ -57,36 +82,39 @@ class Pool {
       count_ = count;
       next_.store(0);
       finished_.store(0);
+      error_ = nullptr;
       open_ = true;
       generation_.fetch_add(1);
     }
     if (sleeping_.load() > 0) wake_.notify_all();
     take_chunks(body, count);
-    while (finished_.load(std::memory_order_acquire) < count) relax();
-    close_job();
-    return true;
-  }
-
- private:
-  void take_chunks(const std::function<void(int64_t)>& body, int64_t count) {
-    for (int64_t i; (i = next_.fetch_add(1)) < count;) {
-      body(i);
-      finished_.fetch_add(1, std::memory_order_release);
-    }
-  }
-
-  /// No worker may look at the job any more once this returns.
-  void close_job() {
+    wait_until([&] { return finished_.load(std::memory_order_acquire) >= count; });
     {
       std::lock_guard<std::mutex> lock(mutex_);
       open_ = false;
     }
-    while (inside_.load() > 0) relax();
+    wait_until([&] { return inside_.load() == 0; });
+    if (error_ != nullptr) std::rethrow_exception(error_);
+    return true;
   }
 
-  void work() {
-    inside_pool = true;
-    uint64_t seen = generation_.load();
+ private:
+  /// Chunks count as finished even when they fail; the first error is kept for the caller.
+  void take_chunks(const std::function<void(int64_t)>& body, int64_t count) {
+    for (int64_t i; (i = next_.fetch_add(1)) < count;) {
+      try {
+        body(i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (error_ == nullptr) error_ = std::current_exception();
+      }
+      finished_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  /// seen: the generation when the worker was made, so that it misses neither its first job nor its end.
+  void work(uint64_t seen) {
+    const InsideJob inside_job;
     while (true) {
       wait_for_change(seen);
       const std::function<void(int64_t)>* body = nullptr;
@@ -125,14 +153,10 @@ class Pool {
   std::atomic<uint64_t> generation_{0};
   std::atomic<int64_t> next_{0}, finished_{0};
   const std::function<void(int64_t)>* body_ = nullptr;
+  std::exception_ptr error_;
   int64_t count_ = 0;
   bool open_ = false, stopping_ = false;
-
- public:
-  static thread_local bool inside_pool;
 };
-
-thread_local bool Pool::inside_pool = false;
 
 /// Never destroyed: operators may still be running while the process exits.
 Pool& pool() {
@@ -142,16 +166,16 @@ Pool& pool() {
 
 }  // namespace
 
-void set_num_threads(int threads) { pool().resize(std::max(1, threads)); }
+void set_num_threads(int threads) {
+  if (std::max(1, threads) != num_threads()) pool().resize(std::max(1, threads));
+}
 
 int num_threads() { return pool().threads(); }
 
 void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
-  if (count > 1 && num_threads() > 1 && !Pool::inside_pool) {
-    Pool::inside_pool = true;
-    const bool ran = pool().try_run(count, body);
-    Pool::inside_pool = false;
-    if (ran) return;
+  if (count > 1 && num_threads() > 1 && !InsideJob::inside) {
+    const InsideJob inside_job;
+    if (pool().try_run(count, body)) return;
   }
   for (int64_t i = 0; i < count; ++i) body(i);
 }

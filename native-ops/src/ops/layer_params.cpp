@@ -2,6 +2,7 @@
 #include "layer_params.h"
 
 #include <string>
+#include <vector>
 
 namespace kvquant {
 namespace {
@@ -12,7 +13,10 @@ void check_side(const char* op, const char* name, const LayerParams& params, con
   const std::string prefix(name);
   const bool plain =
       (side.format == Format::kFloat32 && side.bits == 32) || (side.format == Format::kFloat16 && side.bits == 16);
-  if (plain) return;
+  if (plain) {
+    if (side.rotation_heads != 0) fail(op, prefix + " are not quantized, hence they can not be rotated");
+    return;
+  }
   if (side.format != Format::kAffine) {
     fail(op, prefix + " have format " + std::to_string(static_cast<int>(side.format)) + " with " +
                  std::to_string(side.bits) + " bits; allowed: 0 with 32, 1 with 16, 2 with 2, 3, 4 or 8");
@@ -33,6 +37,22 @@ void check_side(const char* op, const char* name, const LayerParams& params, con
     fail(op, prefix + " are rotated over " + std::to_string(side.rotation_heads) + " heads; allowed: 0 to " +
                  std::to_string(kMaxRotationHeads) + ", a divisor of " + std::to_string(params.num_kv_heads) +
                  " kv heads");
+  }
+}
+
+/// The order must be a permutation: groups are counted by it.
+void check_order(const char* op, const LayerParams& params) {
+  const int64_t begin = params.keys.order_offset, channels = params.channels();
+  if (begin < static_cast<int64_t>(sizeof(LayerParams)) || begin % 2 != 0 || begin + 2 * channels > params.bytes) {
+    fail(op, "the channel order lies outside the packed parameters");
+  }
+  expect_range(op, "channels with an order", channels, 1, INT16_MAX + 1);
+  const auto* order = reinterpret_cast<const int16_t*>(reinterpret_cast<const uint8_t*>(&params) + begin);
+  std::vector<bool> seen(channels);
+  for (int64_t i = 0; i < channels; ++i) {
+    expect_range(op, "an entry of the channel order", order[i], 0, channels - 1);
+    if (seen[order[i]]) fail(op, "the channel order names channel " + std::to_string(order[i]) + " twice");
+    seen[order[i]] = true;
   }
 }
 
@@ -64,11 +84,7 @@ const LayerParams* read_params(const char* op, const Tensor& tensor) {
   if (params->values.rotation_heads > 1 || params->values.order_offset != 0) {
     fail(op, "values can only be rotated head by head, in natural order");
   }
-  const int64_t order_end = params->keys.order_offset + 2 * params->channels();
-  if (params->keys.order_offset != 0 &&
-      (params->keys.order_offset < static_cast<int>(sizeof(LayerParams)) || order_end > params->bytes)) {
-    fail(op, "the channel order lies outside the packed parameters");
-  }
+  if (params->keys.order_offset != 0) check_order(op, *params);
   return params;
 }
 

@@ -150,6 +150,7 @@ void massive_entries_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "massive_entries";
   Tensor x(stack[0]), starts(stack[1]);
   x.expect(op, "x", DType::kFloat, 2);
+  starts.expect(op, "starts", DType::kInt32, 1);
   const int64_t batch = starts.size(0) - 1;
   const int32_t* first = check_starts(op, starts, batch, x.size(0));
   Tensor values = Tensor::empty(DType::kFloat, {batch, kMassiveEntries});

@@ -55,15 +55,18 @@ class Worker {
         sums_(group.queries * head_dim * kLanes),
         zero_sums_(group.queries * kMaxValueGroups * kLanes) {}
 
-  void add_page(int64_t b, int64_t page_index, uint64_t valid) {
+  /// last_page is the last one of the sequence: the page after this one is asked for meanwhile.
+  void add_page(int64_t b, int64_t page_index, int64_t last_page, uint64_t valid) {
     if (valid == 0) return;
     const LayerParams& params = *cache_.params;
     const uint8_t* page = cache_.page(b, page_index * kPageTokens);
+    const int64_t next = std::min(page_index + 1, last_page);
+    const int64_t ahead = cache_.page(b, next * kPageTokens) - page;
     const bool rope = params.keys_pre_rope != 0;
     turn_queries(rope ? page_index : 0, rotation_scale(head_dim, params.keys.rotation_heads));
     const LoadKeys load_keys = key_loader<head_dim>(params.keys);
     for (int v = 0; v < kPageTokens / kLanes; ++v) {
-      load_keys(cache_, page, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
+      load_keys(cache_, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
       unrotate_keys();
       score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
             rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr, kPageTokens, v);
@@ -72,7 +75,7 @@ class Worker {
     const AddValues add_values = value_adder(params.values);
     for (int h = 0; h < group_.heads; ++h) {
       const int first = h * group_.per_head;
-      add_values(cache_, page, group_.first + h, weights_.data() + first * kPageTokens, group_.per_head, valid,
+      add_values(cache_, page, ahead, group_.first + h, weights_.data() + first * kPageTokens, group_.per_head, valid,
                  sums_.data() + first * head_dim * kLanes, zero_sums_.data() + first * kMaxValueGroups * kLanes);
     }
   }
@@ -232,7 +235,8 @@ class GroupAttention {
     Worker<head_dim> worker(cache_, group_, q_.data());
     if (task < page_tasks()) {
       const int64_t end = std::min(pages_, (task + 1) * kTaskPages);
-      for (int64_t page = task * kTaskPages; page < end; ++page) worker.add_page(b_, page, valid_tokens(page));
+      for (int64_t page = task * kTaskPages; page < end; ++page)
+        worker.add_page(b_, page, pages_ - 1, valid_tokens(page));
     } else {
       add_window(worker);
       add_sinks(worker);

@@ -18,5 +18,11 @@ inline Vec load_element(const uint8_t* field, int part) {
   }
 }
 
+/// Asks for the cache lines of [p, p + bytes).
+template <int bytes>
+inline void prefetch_run(const uint8_t* p) {
+  for (int i = 0; i < bytes; i += 64) prefetch(p + i);
+}
+
 }  // namespace KVQUANT_ISA
 }  // namespace kvquant

@@ -136,8 +136,8 @@ inline void load_affine(const SideLayout& layout, const uint8_t* page, int tile,
 /// basis; rotated keys get the first three steps of the transform back, runs of 8 channels, on the way. affine is
 /// scratch for [groups, 2, kLanes].
 template <Format format, int bits, int head_dim, bool rotated>
-void load_keys(const LayerCache& cache, const uint8_t* page, int tile, int part, int first_head, int heads,
-               float* affine, float* x) {
+void load_keys(const LayerCache& cache, const uint8_t* page, int64_t ahead, int tile, int part, int first_head,
+               int heads, float* affine, float* x) {
   constexpr int run = 8;
   const SideLayout& layout = cache.page_layout.keys;
   const uint16_t* groups = cache.key_groups.data() + first_head * head_dim;
@@ -151,6 +151,9 @@ void load_keys(const LayerCache& cache, const uint8_t* page, int tile, int part,
     const uint8_t* codes = page + layout.codes(first_head + h, tile, 0);
     for (int c = 0; c < head_dim; c += run, codes += 2 * bits * run, x += run * kLanes) {
       Vec v[run];
+      if constexpr (format != Format::kAffine) {
+        if (part == 0) prefetch_run<2 * bits * run>(codes + ahead);
+      }
       for (int i = 0; i < run; ++i) v[i] = load_element<format, bits>(codes + 2 * bits * i, part);
       if constexpr (format == Format::kAffine) {
         for (int i = 0; i < run; ++i) {
@@ -164,8 +167,8 @@ void load_keys(const LayerCache& cache, const uint8_t* page, int tile, int part,
   }
 }
 
-using LoadKeys = void (*)(const LayerCache&, const uint8_t* page, int tile, int part, int first_head, int heads,
-                          float* affine, float* x);
+using LoadKeys = void (*)(const LayerCache&, const uint8_t* page, int64_t ahead, int tile, int part, int first_head,
+                          int heads, float* affine, float* x);
 
 template <int head_dim, bool rotated>
 LoadKeys affine_key_loader(int bits) {

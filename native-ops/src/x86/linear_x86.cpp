@@ -23,6 +23,13 @@ inline Vec load_weights(const void* data, int64_t i) {
   }
 }
 
+/// Asks for the weights some rows ahead: rows are too short for the processor to find the pattern by itself.
+template <WeightType type>
+inline void prefetch_weights(const void* data, int64_t i) {
+  constexpr int bytes = type == WeightType::kFloat32 ? 4 : 2, distance = 8192;
+  prefetch(static_cast<const char*>(data) + i * bytes + distance);
+}
+
 template <WeightType type>
 inline float load_one(const void* data, int64_t i) {
   if constexpr (type == WeightType::kFloat32) {
@@ -47,7 +54,10 @@ void dot_block(const float* x, const Weight& weight, int64_t first, float* out, 
   int64_t c = 0;
   for (; c + kLanes <= columns; c += kLanes) {
     Vec w[w_rows];
-    for (int i = 0; i < w_rows; ++i) w[i] = load_weights<type>(weight.data, (first + i) * columns + c);
+    for (int i = 0; i < w_rows; ++i) {
+      prefetch_weights<type>(weight.data, (first + i) * columns + c);
+      w[i] = load_weights<type>(weight.data, (first + i) * columns + c);
+    }
     for (int r = 0; r < x_rows; ++r) {
       const Vec input = load(x + r * columns + c);
       for (int i = 0; i < w_rows; ++i) sums[r][i] = fma(input, w[i], sums[r][i]);

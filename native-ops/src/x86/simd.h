@@ -133,6 +133,9 @@ inline Vec load_codes(const uint8_t* p, int part) {
 
 #endif
 
+/// Asks for the cache line at p, which need not be mapped.
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
 /// Vectors of a tile of 16 tokens.
 constexpr int kParts = 16 / kLanes;
 

@@ -16,8 +16,9 @@ constexpr int kMaxValueGroups = kMaxHeadDim / 16;
 
 /// sums[g, c] += weights[g] * value[c] over the vectors of a page for channels [begin, end) of one head, which share a
 /// group; weights [queries, kPageTokens] include the scales. valid: a bit per token; tokens outside are read as zero.
+/// Plain elements of the next page, ahead bytes away, are asked for meanwhile.
 template <Format format, int bits, int queries, bool masked>
-inline void add_channels(const uint8_t* head_codes, int64_t tile_bytes, int head_dim, int begin, int end,
+inline void add_channels(const uint8_t* head_codes, int64_t ahead, int64_t tile_bytes, int head_dim, int begin, int end,
                          const float* weights, uint64_t valid, float* sums) {
   constexpr int vectors = kPageTokens / kLanes;
   for (int c = begin; c < end; ++c) {
@@ -27,6 +28,9 @@ inline void add_channels(const uint8_t* head_codes, int64_t tile_bytes, int head
     for (int v = 0; v < vectors; ++v) {
       const uint8_t* field = codes + v / kParts * tile_bytes;
       const int part = v % kParts;
+      if constexpr (format != Format::kAffine) {
+        if (part == 0) prefetch(field + ahead);
+      }
       Vec value = load_element<format, bits>(field, part);
       if constexpr (masked && format != Format::kAffine) {
         value = select(static_cast<uint32_t>(valid >> (v * kLanes)), value, zero());
@@ -58,8 +62,8 @@ inline void apply_scales(const SideLayout& layout, const uint8_t* page, int grou
 }
 
 template <Format format, int bits, int queries>
-void add_values(const LayerCache& cache, const uint8_t* page, int head, const float* weights, uint64_t valid,
-                float* sums, float* zero_sums) {
+void add_values(const LayerCache& cache, const uint8_t* page, int64_t ahead, int head, const float* weights,
+                uint64_t valid, float* sums, float* zero_sums) {
   const SideLayout& layout = cache.page_layout.values;
   const int head_dim = cache.params->head_dim;
   const uint8_t* codes = page + layout.codes(head, 0, 0);
@@ -70,34 +74,34 @@ void add_values(const LayerCache& cache, const uint8_t* page, int head, const fl
     for (int c = 0; c < head_dim;) {
       const int group = (first + c) / group_size, end = std::min(head_dim, (group + 1) * group_size - first);
       apply_scales(layout, page, group, group - first / group_size, weights, queries, valid, scaled, zero_sums);
-      add_channels<format, bits, queries, false>(codes, tile_bytes, head_dim, c, end, scaled, valid, sums);
+      add_channels<format, bits, queries, false>(codes, ahead, tile_bytes, head_dim, c, end, scaled, valid, sums);
       c = end;
     }
   } else if (valid == ~uint64_t{0}) {
-    add_channels<format, bits, queries, false>(codes, tile_bytes, head_dim, 0, head_dim, weights, valid, sums);
+    add_channels<format, bits, queries, false>(codes, ahead, tile_bytes, head_dim, 0, head_dim, weights, valid, sums);
   } else {
-    add_channels<format, bits, queries, true>(codes, tile_bytes, head_dim, 0, head_dim, weights, valid, sums);
+    add_channels<format, bits, queries, true>(codes, ahead, tile_bytes, head_dim, 0, head_dim, weights, valid, sums);
   }
 }
 
 template <Format format, int bits>
-void add_values_all(const LayerCache& cache, const uint8_t* page, int head, const float* weights, int queries,
-                    uint64_t valid, float* sums, float* zero_sums) {
+void add_values_all(const LayerCache& cache, const uint8_t* page, int64_t ahead, int head, const float* weights,
+                    int queries, uint64_t valid, float* sums, float* zero_sums) {
   const int head_dim = cache.params->head_dim;
   while (queries >= kValueQueries) {
-    add_values<format, bits, kValueQueries>(cache, page, head, weights, valid, sums, zero_sums);
+    add_values<format, bits, kValueQueries>(cache, page, ahead, head, weights, valid, sums, zero_sums);
     weights += kValueQueries * kPageTokens;
     sums += kValueQueries * head_dim * kLanes;
     zero_sums += kValueQueries * kMaxValueGroups * kLanes;
     queries -= kValueQueries;
   }
-  if (queries == 3) add_values<format, bits, 3>(cache, page, head, weights, valid, sums, zero_sums);
-  if (queries == 2) add_values<format, bits, 2>(cache, page, head, weights, valid, sums, zero_sums);
-  if (queries == 1) add_values<format, bits, 1>(cache, page, head, weights, valid, sums, zero_sums);
+  if (queries == 3) add_values<format, bits, 3>(cache, page, ahead, head, weights, valid, sums, zero_sums);
+  if (queries == 2) add_values<format, bits, 2>(cache, page, ahead, head, weights, valid, sums, zero_sums);
+  if (queries == 1) add_values<format, bits, 1>(cache, page, ahead, head, weights, valid, sums, zero_sums);
 }
 
-using AddValues = void (*)(const LayerCache&, const uint8_t* page, int head, const float* weights, int queries,
-                           uint64_t valid, float* sums, float* zero_sums);
+using AddValues = void (*)(const LayerCache&, const uint8_t* page, int64_t ahead, int head, const float* weights,
+                           int queries, uint64_t valid, float* sums, float* zero_sums);
 
 inline AddValues value_adder(const SideParams& side) {
   if (side.format == Format::kFloat32) return add_values_all<Format::kFloat32, 32>;
