@@ -1,0 +1,139 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.tests.contract;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+import java.util.TreeSet;
+
+/** A point of the contract matrix. */
+record Case(
+        Method method,
+        int length,
+        int batch,
+        int perHead,
+        int kvHeads,
+        int headDim,
+        SinkPlace sinks,
+        int window,
+        Pages pages,
+        Inputs.Kind kind,
+        int group,
+        boolean order,
+        boolean floatZero,
+        int seed) {
+
+    static final int[] LENGTHS = {0, 1, 15, 16, 17, 63, 64, 65, 129, 1000, 4097};
+    private static final int SHORT_LENGTHS = 9;
+
+    /** Which tokens are sinks. */
+    enum SinkPlace {
+        NONE,
+        START,
+        SCATTERED
+    }
+
+    /** How the sequences' pages lie in the pool. */
+    enum Pages {
+        ASCENDING,
+        SHUFFLED,
+        SHARED
+    }
+
+    Layer layer() {
+        int size = groupSize();
+        Side keys = method.keys(kvHeads, size);
+        Side values = method.values(size);
+        if (order && keys.isAffine()) {
+            keys = keys.withOrder(permutation(kvHeads * headDim));
+        }
+        if (floatZero) {
+            keys = keys.isAffine() ? keys.withFloatZero() : keys;
+            values = values.isAffine() ? values.withFloatZero() : values;
+        }
+        Layer.Sinks policy = Layer.Sinks.values()[sinks.ordinal()];
+        int start = seed % 2 == 0 ? 4 : 20;
+        int maxSinks =
+                switch (sinks) {
+                    case NONE -> 0;
+                    case START -> start;
+                    case SCATTERED -> Massive.ENTRIES;
+                };
+        float scale = (float) (1 / Math.sqrt(headDim));
+        return new Layer(
+                kvHeads,
+                perHead,
+                headDim,
+                window,
+                policy,
+                maxSinks,
+                method.preRope(),
+                scale,
+                keys,
+                values);
+    }
+
+    /** One group a head, 16 channels, or groups that do not end where heads do. */
+    private int groupSize() {
+        return switch (group) {
+            case 0 -> headDim;
+            case 1 -> 16;
+            default -> kvHeads == 1 ? headDim / 2 : kvHeads == 3 ? 3 * headDim / 2 : 2 * headDim;
+        };
+    }
+
+    private int[] permutation(int n) {
+        int[] order = new int[n];
+        Random random = new Random(seed);
+        for (int i = 0; i < n; ++i) {
+            int j = random.nextInt(i + 1);
+            order[i] = order[j];
+            order[j] = i;
+        }
+        return order;
+    }
+
+    /**
+     * Tokens of each sequence before the decoded one: the case's length, then shorter and longer
+     * ones.
+     */
+    int[] lengths() {
+        int[] lengths = new int[batch];
+        lengths[0] = length;
+        for (int b = 1; b < batch; ++b) {
+            lengths[b] = LENGTHS[(seed + 4 * b) % SHORT_LENGTHS];
+        }
+        return lengths;
+    }
+
+    /** The prompt's largest entries, in such places as borders of pages and the last position. */
+    Massive massive() {
+        if (sinks != SinkPlace.SCATTERED) {
+            return null;
+        }
+        List<List<Massive.Entry>> entries = new ArrayList<>();
+        Random random = new Random(seed + 1);
+        for (int n : lengths()) {
+            TreeSet<Integer> tokens = new TreeSet<>(List.of(0, 15, 16, 63, 64, 127, 128, 4096));
+            tokens.add(n - 1);
+            while (tokens.size() < 14) {
+                tokens.add(random.nextInt(Math.max(20, n)));
+            }
+            List<Massive.Entry> row = new ArrayList<>();
+            for (int i = 0; i < 3; ++i) {
+                for (int token : tokens) {
+                    if (token >= 0 && token < n) {
+                        row.add(new Massive.Entry(random.nextInt(50) * 10f + i, token));
+                    }
+                }
+            }
+            entries.add(Massive.largest(row));
+        }
+        return new Massive(entries);
+    }
+
+    /** Tokens that row b has in common with row 0, in whole pages. */
+    int shared(int b) {
+        return pages == Pages.SHARED && b > 0 ? Math.min(lengths()[0], lengths()[b]) / 64 * 64 : 0;
+    }
+}

@@ -1,0 +1,130 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.tests.contract;
+
+import java.nio.ByteBuffer;
+import java.util.Map;
+
+/**
+ * Attention by its definition, in double precision, over a cache as it is stored: softmax(scale q
+ * K') V, where each token is read from where cache.h says it is. Subclasses leave a step out to
+ * prove that the tests would notice.
+ */
+class Oracle {
+
+    /** A token as attention sees it: k after RoPE, v, natural basis, [channels] each. */
+    record Token(double[] k, double[] v) {}
+
+    /**
+     * Attention of one token.
+     *
+     * @param output [heads, headDim]
+     * @param magnitude sum of p |v|, as output
+     * @param largestScore the largest |score|
+     */
+    record Attention(double[] output, double[] magnitude, double largestScore) {}
+
+    final CacheState state;
+    final Layer layer;
+    private final PageFormat keys;
+    private final PageFormat values;
+    private final Rotation keyRotation;
+    private final Rotation valueRotation;
+
+    Oracle(CacheState state) {
+        this.state = state;
+        layer = state.layer;
+        keys = PageFormat.keys(layer);
+        values = PageFormat.values(layer);
+        keyRotation = rotation(layer.keys());
+        valueRotation = rotation(layer.values());
+    }
+
+    Rotation rotation(Side side) {
+        return new Rotation(layer.headDim(), side.rotationHeads());
+    }
+
+    double[] stored(PageFormat format, ByteBuffer page, int slot) {
+        return format.read(page, slot);
+    }
+
+    Map<Integer, Integer> sinks(int b, int length) {
+        return ExactFormat.sinks(state, b, length);
+    }
+
+    /** A token of a sequence of the given length. */
+    final Token read(int b, int token, int length, Map<Integer, Integer> sinks) {
+        Integer place = sinks.get(token);
+        if (place == null && token >= state.quantized(b, length)) {
+            int column = layer.sinkPages() + token / 16 % state.ring();
+            place = 16 * column + token % 16;
+        }
+        if (place != null) {
+            ByteBuffer page = state.exactPage(b, place / 16);
+            double[] k = ExactFormat.keys(layer, page, place % 16);
+            state.rope.turn(k, token);
+            return new Token(k, ExactFormat.values(layer, page, place % 16));
+        }
+        ByteBuffer page = state.page(b, token);
+        double[] k = keyRotation.apply(stored(keys, page, token % 64));
+        if (layer.preRope()) {
+            state.rope.turn(k, token);
+        }
+        return new Token(k, valueRotation.apply(stored(values, page, token % 64)));
+    }
+
+    /**
+     * Attention of the token at position length - 1, with queries [heads, headDim] before RoPE at
+     * offset in qkv.
+     */
+    final Attention attend(int b, int length, float[] qkv, int offset) {
+        int headDim = layer.headDim();
+        double[] q = new double[layer.heads() * headDim];
+        for (int i = 0; i < q.length; ++i) {
+            q[i] = qkv[offset + i];
+        }
+        state.rope.turn(q, length - 1);
+        double[][] v = new double[length][];
+        double[][] scores = new double[layer.heads()][length];
+        Map<Integer, Integer> sinks = sinks(b, length);
+        for (int t = 0; t < length; ++t) {
+            Token token = read(b, t, length, sinks);
+            v[t] = token.v;
+            for (int h = 0; h < layer.heads(); ++h) {
+                int kv = h / layer.perHead() * headDim;
+                double dot = 0;
+                for (int i = 0; i < headDim; ++i) {
+                    dot += q[h * headDim + i] * token.k[kv + i];
+                }
+                scores[h][t] = dot * layer.scale();
+            }
+        }
+        return weigh(scores, v);
+    }
+
+    private Attention weigh(double[][] scores, double[][] v) {
+        int headDim = layer.headDim();
+        double[] output = new double[layer.heads() * headDim];
+        double[] magnitude = new double[output.length];
+        double largest = 0;
+        for (int h = 0; h < layer.heads(); ++h) {
+            double maximum = Double.NEGATIVE_INFINITY;
+            for (double score : scores[h]) {
+                maximum = Math.max(maximum, score);
+                largest = Math.max(largest, Math.abs(score));
+            }
+            double total = 0;
+            for (double score : scores[h]) {
+                total += Math.exp(score - maximum);
+            }
+            int kv = h / layer.perHead() * headDim;
+            for (int t = 0; t < v.length; ++t) {
+                double p = Math.exp(scores[h][t] - maximum) / total;
+                for (int i = 0; i < headDim; ++i) {
+                    output[h * headDim + i] += p * v[t][kv + i];
+                    magnitude[h * headDim + i] += p * Math.abs(v[t][kv + i]);
+                }
+            }
+        }
+        return new Attention(output, magnitude, largest);
+    }
+}

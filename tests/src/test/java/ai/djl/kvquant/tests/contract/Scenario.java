@@ -1,0 +1,79 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.tests.contract;
+
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.Map;
+import java.util.Random;
+
+/**
+ * A case carried out: prompts appended, one more token per sequence appended and not yet committed.
+ */
+final class Scenario implements AutoCloseable {
+
+    private static final Map<Integer, Rope> ROPES = new HashMap<>();
+    private static final int POSITIONS = 4160;
+
+    final Case point;
+    final Layer layer;
+    final CacheState state;
+    final Inputs inputs;
+    final float[] decoded;
+    private final int[] ones;
+
+    Scenario(Case point) {
+        this(point, rope(point.headDim(), 0));
+    }
+
+    Scenario(Case point, Rope rope) {
+        this.point = point;
+        layer = point.layer();
+        inputs = new Inputs(layer, point.kind(), point.seed());
+        int[] lengths = point.lengths();
+        int[] capacities = Arrays.stream(lengths).map(n -> n + 1).toArray();
+        Random shuffle = point.pages() == Case.Pages.ASCENDING ? null : new Random(point.seed());
+        byte poison = CacheState.POISONS[point.seed() / 2 % 2];
+        state = new CacheState(layer, rope, capacities, point.seed() % 3, poison, shuffle);
+        for (int b = 1; b < point.batch(); ++b) {
+            state.sharePrefix(b, point.shared(b));
+        }
+        float[][] prompts = new float[point.batch()][];
+        float[][] last = new float[point.batch()][];
+        for (int b = 0; b < point.batch(); ++b) {
+            prompts[b] = rows(b, 0, lengths[b]);
+            last[b] = rows(b, lengths[b], lengths[b] + 1);
+        }
+        ones = new int[point.batch()];
+        Arrays.fill(ones, 1);
+        state.append(concat(prompts), lengths, point.massive());
+        state.commit(lengths);
+        decoded = concat(last);
+        state.append(decoded, ones, null);
+    }
+
+    static synchronized Rope rope(int headDim, int shift) {
+        return ROPES.computeIfAbsent(
+                headDim * 10_000_000 + shift, key -> new Rope(headDim, POSITIONS, shift));
+    }
+
+    /** Rows of a sequence; those of a shared prefix are the first sequence's. */
+    float[] rows(int b, int begin, int end) {
+        int shared = Math.max(begin, Math.min(end, point.shared(b)));
+        return concat(inputs.rows(0, begin, shared), inputs.rows(b, shared, end));
+    }
+
+    static float[] concat(float[]... parts) {
+        float[] all = new float[Arrays.stream(parts).mapToInt(p -> p.length).sum()];
+        int offset = 0;
+        for (float[] part : parts) {
+            System.arraycopy(part, 0, all, offset, part.length);
+            offset += part.length;
+        }
+        return all;
+    }
+
+    @Override
+    public void close() {
+        state.close();
+    }
+}

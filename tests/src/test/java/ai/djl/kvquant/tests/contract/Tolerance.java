@@ -1,0 +1,54 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.tests.contract;
+
+/** How far fp32 may be from double precision. */
+final class Tolerance {
+
+    /**
+     * Relative error of one head's output. Sums over channels and tokens and the exponential are
+     * fp32 (6e-8 each): a score of size s has an absolute error of about 3e-7 s, which is a
+     * relative error of its weight.
+     */
+    private static final double RELATIVE = 2e-5;
+
+    /** Scores up to this size are covered by RELATIVE alone. */
+    private static final double SMALL_SCORE = 16;
+
+    private Tolerance() {}
+
+    static double of(Oracle.Attention expected) {
+        return RELATIVE * Math.max(1, expected.largestScore() / SMALL_SCORE);
+    }
+
+    /** Relative error of one head, ||out - ref|| / ||ref||; NaN counts as infinite. */
+    static double relativeError(double[] expected, float[] actual, int begin, int offset, int n) {
+        double difference = 0;
+        double norm = 0;
+        for (int i = 0; i < n; ++i) {
+            double error = actual[offset + i] - expected[begin + i];
+            difference += error * error;
+            norm += expected[begin + i] * expected[begin + i];
+        }
+        double relative = difference == 0 ? 0 : Math.sqrt(difference / norm);
+        return Double.isNaN(relative) ? Double.POSITIVE_INFINITY : relative;
+    }
+
+    /**
+     * The largest |error| of one head against the largest sum of p |v|, which does not shrink where
+     * values cancel.
+     */
+    static double weightedError(
+            double[] expected, double[] magnitude, float[] actual, int begin, int offset, int n) {
+        double error = 0;
+        double largest = 0;
+        for (int i = 0; i < n; ++i) {
+            double difference = Math.abs(actual[offset + i] - expected[begin + i]);
+            error =
+                    Double.isNaN(difference)
+                            ? Double.POSITIVE_INFINITY
+                            : Math.max(error, difference);
+            largest = Math.max(largest, magnitude[begin + i]);
+        }
+        return error == 0 ? 0 : error / largest;
+    }
+}
