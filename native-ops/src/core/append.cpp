@@ -35,12 +35,11 @@ class TokenSource {
   int64_t b_;
 };
 
-/// Brings one side of a token into the basis in which it is stored. Quantized sides see what an exact copy would hold,
-/// so that the codes do not depend on whether the token passed through the window.
-void to_stored_basis(const LayerParams& params, const SideParams& side, float* x) {
-  if (side.format != Format::kAffine) return;
+/// Rounds a side to what an exact copy holds, where codes are made of it or a window may have held it: what is stored
+/// does not depend on whether the token passed through the window.
+void round_like_exact(const LayerParams& params, const SideParams& side, float* x) {
+  if (side.format != Format::kAffine && params.window == 0) return;
   for (int c = 0; c < params.channels(); ++c) x[c] = round_to_half(x[c]);
-  rotate_heads(x, params.num_kv_heads, params.head_dim, side.rotation_heads);
 }
 
 /// Stores tokens [begin, end), all of one page.
@@ -50,13 +49,15 @@ void encode_page(const LayerCache& cache, const TokenSource& source, int64_t b, 
   uint8_t* page = cache.page(b, begin);
   for (int64_t token = begin; token < end; ++token) {
     source.load(token, k.data(), v.data());
+    round_like_exact(params, params.keys, k.data());
+    round_like_exact(params, params.values, v.data());
     if (params.keys_pre_rope == 0) {
       for (int h = 0; h < params.num_kv_heads; ++h) {
         cache.rope.apply(k.data() + h * params.head_dim, token, k.data() + h * params.head_dim);
       }
     }
-    to_stored_basis(params, params.keys, k.data());
-    to_stored_basis(params, params.values, v.data());
+    rotate_heads(k.data(), params.num_kv_heads, params.head_dim, params.keys.rotation_heads);
+    rotate_heads(v.data(), params.num_kv_heads, params.head_dim, params.values.rotation_heads);
     const int slot = static_cast<int>(token % kPageTokens);
     encode_token(params, params.keys, cache.page_layout.keys, cache.key_groups.data(), k.data(), page, slot);
     encode_token(params, params.values, cache.page_layout.values, cache.value_groups.data(), v.data(), page, slot);
