@@ -40,6 +40,31 @@ record Case(
         SHARED
     }
 
+    /** A case of one sequence with everything else in the middle. */
+    static Case sample(Method method, int length, SinkPlace sinks, int window) {
+        return new Case(
+                method,
+                length,
+                1,
+                3,
+                3,
+                64,
+                sinks,
+                window,
+                Pages.SHUFFLED,
+                Inputs.Kind.NORMAL,
+                0,
+                false,
+                false,
+                2);
+    }
+
+    Case with(int newBatch, Pages newPages) {
+        return new Case(
+                method, length, newBatch, perHead, kvHeads, headDim, sinks, window, newPages, kind,
+                group, order, floatZero, seed);
+    }
+
     Layer layer() {
         int size = groupSize();
         Side keys = method.keys(kvHeads, size);

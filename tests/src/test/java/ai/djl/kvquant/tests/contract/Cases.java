@@ -48,13 +48,13 @@ final class Cases {
     }
 
     static Stream<Case> of(Method method) {
-        return full() ? product(method) : covering(method);
+        return full() ? product(method) : pairs(method);
     }
 
     /**
      * Pairs over methods and axes; groups, orders and zeros vary only where they mean something.
      */
-    private static Stream<Case> covering(Method method) {
+    static Stream<Case> pairs(Method method) {
         List<Method> methods =
                 Arrays.stream(Method.values())
                         .filter(m -> m.isAffine() == method.isAffine())

@@ -28,7 +28,9 @@ record Inputs(Layer layer, Kind kind, long seed) {
         /** All keys, and every second value, are zero. */
         ZERO,
         /** Scales below the smallest normal half. */
-        TINY
+        TINY,
+        /** In the rotated basis, values far from zero that differ little. */
+        OFFSET
     }
 
     /** Rows of tokens [begin, end) of a sequence, [tokens, columns]. */
@@ -59,6 +61,7 @@ record Inputs(Layer layer, Kind kind, long seed) {
             case FLAT -> 1e-3;
             case LARGE_QUERIES -> 40;
             case TINY -> 1e5;
+            case OFFSET -> 0.01;
             default -> 1;
         };
     }
@@ -69,6 +72,7 @@ record Inputs(Layer layer, Kind kind, long seed) {
             case CONSTANT -> constant(channel, token);
             case ZERO -> key || token % 2 == 0 ? 0 : x;
             case TINY -> 3e-6 * x;
+            case OFFSET -> channel % layer.headDim() == 0 ? 300 + x : 0.02 * x;
             default -> x;
         };
     }

@@ -40,11 +40,16 @@ class Oracle {
     }
 
     Rotation rotation(Side side) {
-        return new Rotation(layer.headDim(), side.rotationHeads());
+        return Rotation.of(layer.headDim(), side.rotationHeads());
     }
 
     double[] stored(PageFormat format, ByteBuffer page, int slot) {
         return format.read(page, slot);
+    }
+
+    /** The position at which RoPE turns a stored key. */
+    int position(int token) {
+        return token;
     }
 
     Map<Integer, Integer> sinks(int b, int length) {
@@ -61,13 +66,13 @@ class Oracle {
         if (place != null) {
             ByteBuffer page = state.exactPage(b, place / 16);
             double[] k = ExactFormat.keys(layer, page, place % 16);
-            state.rope.turn(k, token);
+            state.rope.turn(k, position(token));
             return new Token(k, ExactFormat.values(layer, page, place % 16));
         }
         ByteBuffer page = state.page(b, token);
         double[] k = keyRotation.apply(stored(keys, page, token % 64));
         if (layer.preRope()) {
-            state.rope.turn(k, token);
+            state.rope.turn(k, position(token));
         }
         return new Token(k, valueRotation.apply(stored(values, page, token % 64)));
     }

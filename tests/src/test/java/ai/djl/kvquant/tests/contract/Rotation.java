@@ -1,6 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests.contract;
 
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
+
 /**
  * The rotation of RotateKV by explicit matrices: a Walsh-Hadamard matrix on every head, and over
  * the heads of a group a Hadamard matrix (1, 2, 4 heads) or I - (2/3) J (3 heads). Both are
@@ -13,7 +16,13 @@ final class Rotation {
     private final double[][] channels;
     private final double[][] mixing;
 
-    Rotation(int headDim, int heads) {
+    private static final Map<Integer, Rotation> KNOWN = new ConcurrentHashMap<>();
+
+    static Rotation of(int headDim, int heads) {
+        return KNOWN.computeIfAbsent(headDim * 8 + heads, key -> new Rotation(headDim, heads));
+    }
+
+    private Rotation(int headDim, int heads) {
         this.headDim = headDim;
         this.heads = heads;
         channels = heads == 0 ? null : hadamard(headDim);
