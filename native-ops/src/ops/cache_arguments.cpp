@@ -26,6 +26,9 @@ CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
   cache.exact_table = exact_table_.data<int32_t>();
   cache.page_columns = page_table_.size(1);
   cache.exact_columns = exact_table_.size(1);
+  for (int64_t b = 0; b < cache.batch; ++b) {
+    expect_range(op_, "a sequence's length", cache.length(b), 0, cache.rope.positions());
+  }
   if (params->keys.format == Format::kAffine) {
     cache.key_groups.resize(params->channels());
     channel_groups(*params, params->keys, cache.key_groups.data());

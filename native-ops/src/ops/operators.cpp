@@ -10,6 +10,7 @@
 //   exact        UINT8 [exact pages, exact page bytes]
 //   rope         FLOAT32 [64 + n, 2, head_dim / 2], see rope.h; covers 64 n positions
 //   params       UINT8 [bytes], see layout.h
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -60,6 +61,7 @@ void append_op(StableIValue* stack, uint64_t, uint64_t) {
     tokens.massive_positions = massive_positions.data<int32_t>();
     for (int64_t i = 0; i < massive_positions.numel(); ++i) {
       expect_range(op, "a massive position", tokens.massive_positions[i], -1, tokens.count(i / kMassiveEntries) - 1);
+      if (std::isnan(tokens.massive_values[i])) fail(op, "a massive value is NaN: the layer's input is not finite");
     }
   }
   arguments.expect_room([&](int64_t b) { return tokens.count(b); });
@@ -151,6 +153,7 @@ void massive_entries_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor x(stack[0]), starts(stack[1]);
   x.expect(op, "x", DType::kFloat, 2);
   starts.expect(op, "starts", DType::kInt32, 1);
+  expect_range(op, "starts' entries", starts.size(0), 1, int64_t{1} << 31);
   const int64_t batch = starts.size(0) - 1;
   const int32_t* first = check_starts(op, starts, batch, x.size(0));
   Tensor values = Tensor::empty(DType::kFloat, {batch, kMassiveEntries});
@@ -214,6 +217,7 @@ Weight read_weight(const char* op, const char* name, const Tensor& weight, const
     fail(op, std::string(name) + " must be FLOAT32, FLOAT16 or BFLOAT16, not " + dtype_name(dtype));
   }
   weight.expect(op, name, dtype, 2);
+  expect_range(op, (std::string(name) + "'s columns").c_str(), weight.size(1), 1, int64_t{1} << 31);
   Weight w{weight.data<void>(), nullptr, WeightType::kFloat32, weight.size(0), weight.size(1)};
   if (dtype == DType::kHalf) w.type = WeightType::kFloat16;
   if (dtype == DType::kBFloat16) w.type = WeightType::kBFloat16;
