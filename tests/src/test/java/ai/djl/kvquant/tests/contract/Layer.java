@@ -40,6 +40,11 @@ record Layer(
         MASSIVE
     }
 
+    Layer withKeys(Side other) {
+        return new Layer(
+                kvHeads, perHead, headDim, window, sinks, maxSinks, preRope, scale, other, values);
+    }
+
     int heads() {
         return kvHeads * perHead;
     }
