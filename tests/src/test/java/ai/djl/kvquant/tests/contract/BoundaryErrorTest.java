@@ -9,10 +9,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
-
-import org.junit.jupiter.api.DynamicTest;
-import org.junit.jupiter.api.TestFactory;
-
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.List;
@@ -20,6 +16,8 @@ import java.util.function.BiConsumer;
 import java.util.function.Function;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.DynamicTest;
+import org.junit.jupiter.api.TestFactory;
 
 /** What the operators refuse, and with which words: kernels check nothing. */
 class BoundaryErrorTest {
@@ -68,25 +66,49 @@ class BoundaryErrorTest {
                 tensor("an entry of starts is 2; allowed: 0 to 1", STARTS, values(0, 2)),
                 tensor("starts has 0 rows at its end but 1 are needed", STARTS, values(0, 0)),
                 test("massive entries has 19 columns", (s, a) -> massive(s, a, 19, 0f, 0)),
-                test("a massive position is 1; allowed: -1 to 0", (s, a) -> massive(s, a, 20, 0f, 1)),
+                test(
+                        "a massive position is 1; allowed: -1 to 0",
+                        (s, a) -> massive(s, a, 20, 0f, 1)),
                 test("a massive value is NaN", (s, a) -> massive(s, a, 20, Float.NaN, 0)),
                 tensor("lengths must be INT32, not FLOAT32", LENGTHS, floats(new Shape(1, 2))),
                 tensor("lengths has 1 columns but 2 are needed", LENGTHS, ints(new Shape(1, 1))),
-                test("a sequence's length is -1; allowed: 0 to 4160", (s, a) -> a[LENGTHS] = length(s, -1)),
-                test("a sequence's length is 4161; allowed: 0 to 4160", (s, a) -> a[LENGTHS] = length(s, POSITIONS)),
-                test("a page table's tokens is 145; allowed: 0 to 128", (s, a) -> a[LENGTHS] = length(s, 160)),
+                test(
+                        "a sequence's length is -1; allowed: 0 to 4160",
+                        (s, a) -> a[LENGTHS] = length(s, -1)),
+                test(
+                        "a sequence's length is 4161; allowed: 0 to 4160",
+                        (s, a) -> a[LENGTHS] = length(s, POSITIONS)),
+                test(
+                        "a page table's tokens is 145; allowed: 0 to 128",
+                        (s, a) -> a[LENGTHS] = length(s, 160)),
                 tensor("page_table must be INT32", PAGE_TABLE, floats(new Shape(1, 2))),
                 tensor("page_table has 2 rows but 1 are needed", PAGE_TABLE, ints(new Shape(2, 2))),
-                test("a page id is 4; allowed: 0 to 3", (s, a) -> a[PAGE_TABLE] = s.create(new int[][] {{4, 0}})),
-                test("a page id is -1; allowed: 0 to 3", (s, a) -> a[PAGE_TABLE] = s.create(new int[][] {{-1, 0}})),
-                tensor("exact_table's columns is 2; allowed: 4 to", EXACT_TABLE, ints(new Shape(1, 2))),
-                test("an exact page id is 9; allowed: 0 to 5", (s, a) -> a[EXACT_TABLE] = s.create(new int[][] {{0, 1, 2, 9}})),
+                test(
+                        "a page id is 4; allowed: 0 to 3",
+                        (s, a) -> a[PAGE_TABLE] = s.create(new int[][] {{4, 0}})),
+                test(
+                        "a page id is -1; allowed: 0 to 3",
+                        (s, a) -> a[PAGE_TABLE] = s.create(new int[][] {{-1, 0}})),
+                tensor(
+                        "exact_table's columns is 2; allowed: 4 to",
+                        EXACT_TABLE,
+                        ints(new Shape(1, 2))),
+                test(
+                        "an exact page id is 9; allowed: 0 to 5",
+                        (s, a) -> a[EXACT_TABLE] = s.create(new int[][] {{0, 1, 2, 9}})),
                 tensor("pages must be UINT8, not INT32", PAGES, ints(new Shape(4, 64))),
-                test("pages has 64 bytes a page but", (s, a) -> a[PAGES] = s.zeros(new Shape(4, 64), DataType.UINT8)),
-                test("exact has 64 bytes a page but", (s, a) -> a[EXACT] = s.zeros(new Shape(6, 64), DataType.UINT8)),
+                test(
+                        "pages has 64 bytes a page but",
+                        (s, a) -> a[PAGES] = s.zeros(new Shape(4, 64), DataType.UINT8)),
+                test(
+                        "exact has 64 bytes a page but",
+                        (s, a) -> a[EXACT] = s.zeros(new Shape(6, 64), DataType.UINT8)),
                 tensor("rope must have 3 axes, not 2", ROPE, floats(new Shape(65, 64))),
                 tensor("rope has 3 parts but 2 are needed", ROPE, floats(new Shape(65, 3, 32))),
-                tensor("rope has 16 pairs of channels but 32 are needed", ROPE, floats(new Shape(65, 2, 16))),
+                tensor(
+                        "rope has 16 pairs of channels but 32 are needed",
+                        ROPE,
+                        floats(new Shape(65, 2, 16))),
                 tensor("rope's rows is 64; allowed: 65 to", ROPE, floats(new Shape(64, 2, 32))));
     }
 
@@ -108,15 +130,30 @@ class BoundaryErrorTest {
                 params("keys have format 3 with 4 bits", KEYS, 3),
                 params("values have format 0 with 4 bits", VALUES, 0),
                 params("keys have 5 bits; allowed: 2, 3, 4, 8", KEYS + BITS, 5),
-                params("keys have groups of 8 channels; allowed: multiples of 16", KEYS + GROUP_SIZE, 8),
+                params(
+                        "keys have groups of 8 channels; allowed: multiples of 16",
+                        KEYS + GROUP_SIZE,
+                        8),
                 params("values have groups of 80 channels", VALUES + GROUP_SIZE, 80),
-                params("keys are rotated over 2 heads; allowed: 0 to 4, a divisor of 3", KEYS + ROTATION_HEADS, 2),
+                params(
+                        "keys are rotated over 2 heads; allowed: 0 to 4, a divisor of 3",
+                        KEYS + ROTATION_HEADS,
+                        2),
                 params("keys are rotated over -1 heads", KEYS + ROTATION_HEADS, -1),
                 params("values can only be rotated head by head", VALUES + ROTATION_HEADS, 3),
                 params("values can only be rotated head by head", VALUES + ORDER_OFFSET, 112),
-                params("the channel order lies outside the packed parameters", KEYS + ORDER_OFFSET, 100),
-                params("the channel order lies outside the packed parameters", KEYS + ORDER_OFFSET, 112),
-                params("the channel order lies outside the packed parameters", KEYS + ORDER_OFFSET, Integer.MAX_VALUE),
+                params(
+                        "the channel order lies outside the packed parameters",
+                        KEYS + ORDER_OFFSET,
+                        100),
+                params(
+                        "the channel order lies outside the packed parameters",
+                        KEYS + ORDER_OFFSET,
+                        112),
+                params(
+                        "the channel order lies outside the packed parameters",
+                        KEYS + ORDER_OFFSET,
+                        Integer.MAX_VALUE),
                 order("a channel of the order is 192; allowed: 0 to 191", 192),
                 order("a channel of the order is -1; allowed: 0 to 191", -1),
                 order("channel 1 stands twice in the order", 1));
@@ -125,14 +162,38 @@ class BoundaryErrorTest {
     @TestFactory
     Stream<DynamicTest> readersRefuse() {
         return Stream.of(
-                call("attend", "qkv has 2 rows but 1 are needed", List.of(floats(new Shape(2, 960)))),
-                call("attend", "qkv has 64 columns but 960 are needed", List.of(floats(new Shape(1, 64)))),
-                call("dequantize", "sequence is 1; allowed: 0 to 0", List.of(s -> 1L, s -> 0L, s -> 1L)),
-                call("dequantize", "end is 71; allowed: 0 to 70", List.of(s -> 0L, s -> 0L, s -> 71L)),
-                call("dequantize", "begin is 3; allowed: 0 to 2", List.of(s -> 0L, s -> 3L, s -> 2L)),
-                call("dequantize", "begin is -1; allowed: 0 to 2", List.of(s -> 0L, s -> -1L, s -> 2L)),
-                call("rope_heads", "qkv has 64 columns but 960 are needed", List.of(floats(new Shape(1, 64)), s -> s.create(new int[] {0, 1}))),
-                call("rope_heads", "starts has 1 entries but 2 are needed", List.of(floats(new Shape(1, 960)), s -> s.create(new int[] {0}))));
+                call(
+                        "attend",
+                        "qkv has 2 rows but 1 are needed",
+                        List.of(floats(new Shape(2, 960)))),
+                call(
+                        "attend",
+                        "qkv has 64 columns but 960 are needed",
+                        List.of(floats(new Shape(1, 64)))),
+                call(
+                        "dequantize",
+                        "sequence is 1; allowed: 0 to 0",
+                        List.of(s -> 1L, s -> 0L, s -> 1L)),
+                call(
+                        "dequantize",
+                        "end is 71; allowed: 0 to 70",
+                        List.of(s -> 0L, s -> 0L, s -> 71L)),
+                call(
+                        "dequantize",
+                        "begin is 3; allowed: 0 to 2",
+                        List.of(s -> 0L, s -> 3L, s -> 2L)),
+                call(
+                        "dequantize",
+                        "begin is -1; allowed: 0 to 2",
+                        List.of(s -> 0L, s -> -1L, s -> 2L)),
+                call(
+                        "rope_heads",
+                        "qkv has 64 columns but 960 are needed",
+                        List.of(floats(new Shape(1, 64)), s -> s.create(new int[] {0, 1}))),
+                call(
+                        "rope_heads",
+                        "starts has 1 entries but 2 are needed",
+                        List.of(floats(new Shape(1, 960)), s -> s.create(new int[] {0}))));
     }
 
     /** Changes the arguments of a call of append that would succeed. */
@@ -159,7 +220,12 @@ class BoundaryErrorTest {
         return test(
                 message,
                 (scope, arguments) ->
-                        arguments[PARAMS] = params(scope, layer().pack().order(ByteOrder.LITTLE_ENDIAN).putInt(offset, value)));
+                        arguments[PARAMS] =
+                                params(
+                                        scope,
+                                        layer().pack()
+                                                .order(ByteOrder.LITTLE_ENDIAN)
+                                                .putInt(offset, value)));
     }
 
     /** Puts a channel at the third place of the natural order. */
@@ -170,7 +236,8 @@ class BoundaryErrorTest {
         Side keys = layer.keys().withOrder(order);
         return test(
                 message,
-                (scope, arguments) -> arguments[PARAMS] = params(scope, layer.withKeys(keys).pack()));
+                (scope, arguments) ->
+                        arguments[PARAMS] = params(scope, layer.withKeys(keys).pack()));
     }
 
     private static DynamicTest call(
@@ -189,20 +256,22 @@ class BoundaryErrorTest {
     private static void refused(
             String operator, String message, Object[] arguments, NDManager scope) {
         EngineException e =
-                assertThrows(
-                        EngineException.class, () -> Kernels.run(scope, operator, arguments));
+                assertThrows(EngineException.class, () -> Kernels.run(scope, operator, arguments));
         String expected = "kvquant::" + operator + ": " + message;
-        assertTrue(e.getMessage().contains(expected), () -> expected + " is not in " + e.getMessage());
+        assertTrue(
+                e.getMessage().contains(expected), () -> expected + " is not in " + e.getMessage());
     }
 
     private static Layer layer() {
-        return Case.sample(Method.ROTATEKV4, LENGTH, Case.SinkPlace.SCATTERED, WINDOW_TOKENS).layer();
+        return Case.sample(Method.ROTATEKV4, LENGTH, Case.SinkPlace.SCATTERED, WINDOW_TOKENS)
+                .layer();
     }
 
     private static CacheState state(Layer layer) {
         byte poison = CacheState.POISONS[0];
         CacheState state =
-                new CacheState(layer, Scenario.rope(64, 0), new int[] {LENGTH + 1}, 0, poison, null);
+                new CacheState(
+                        layer, Scenario.rope(64, 0), new int[] {LENGTH + 1}, 0, poison, null);
         state.lengths[0] = LENGTH;
         return state;
     }
