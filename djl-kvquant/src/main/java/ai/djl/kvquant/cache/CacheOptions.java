@@ -2,6 +2,7 @@
 package ai.djl.kvquant.cache;
 
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.LinkedHashSet;
 import java.util.Locale;
 import java.util.Map;
@@ -107,6 +108,24 @@ public final class CacheOptions {
         return integer("max_batch_size", DEFAULT_BATCH, 1, 1 << 16);
     }
 
+    /**
+     * Returns the options of a cache in which evaluation stores a whole text: without a window,
+     * with room for one sequence.
+     *
+     * @param tokens the longest text
+     * @return the options
+     */
+    public CacheOptions forEvaluation(int tokens) {
+        Map<String, String> changed = new HashMap<>(values);
+        changed.remove("kv_cache_memory");
+        changed.put("kv_cache_tokens", Integer.toString(tokens));
+        changed.put("max_batch_size", "1");
+        if (quantizedKeys()) {
+            changed.put("kv_recent_tokens", "0");
+        }
+        return new CacheOptions(changed);
+    }
+
     boolean quantizedKeys() {
         return dtype.keys().method() == CacheMethod.ROTATEKV;
     }
@@ -115,8 +134,13 @@ public final class CacheOptions {
         return dtype.values().method() == CacheMethod.ROTATEKV;
     }
 
-    /** Recent tokens that are read exactly; RotateKV has no such window by default. */
-    int window() {
+    /**
+     * Returns kv_recent_tokens, the recent tokens that are read exactly; RotateKV has no such
+     * window by default.
+     *
+     * @return the window, in tokens
+     */
+    public int window() {
         return quantizedKeys() ? integer("kv_recent_tokens", 0, 0, MAX_WINDOW) : 0;
     }
 

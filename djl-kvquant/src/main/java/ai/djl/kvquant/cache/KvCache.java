@@ -229,18 +229,6 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns packed parameters without a window, with which evaluation stores a whole text.
-     *
-     * @param owner the manager that the tensors are attached to
-     * @return UINT8 tensors, one per layer
-     */
-    public NDList paramsWithoutWindow(NDManager owner) {
-        NDList list = new NDList();
-        layers.forEach(layer -> list.add(pack(owner, layer.withoutWindow())));
-        return list;
-    }
-
-    /**
      * Returns the state that the operators work on, in the order of their arguments.
      *
      * @return pages, exact pages and packed parameters, one tensor per layer each

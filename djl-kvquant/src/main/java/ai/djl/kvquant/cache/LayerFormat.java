@@ -49,11 +49,6 @@ record LayerFormat(
         return SideFormat.rotated(side.bits(), geometry, keys, options);
     }
 
-    /** The same layer without a window: what evaluation stores a whole text with. */
-    LayerFormat withoutWindow() {
-        return new LayerFormat(keys, values, 0, sinkPolicy, maxSinks);
-    }
-
     boolean hasExactPages() {
         return window > 0 || maxSinks > 0;
     }

@@ -242,19 +242,25 @@ final class LlamaCode {
                 _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window))
               x = self.finish(x, torch.cat(outs), l)
             return x
-          def compare(self: __torch__.M, x: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
+          def compare(self: __torch__.M, x: List[Tensor], targets: Tensor) -> Tensor:
             n = torch.size(targets, 0)
-            sums = torch.zeros([3], dtype=7)
+            sums = torch.zeros([torch.len(x), 3], dtype=7)
             for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
               begin = i * QUERY_BLOCK
               end = ops.prim.min(n, begin + QUERY_BLOCK)
-              p = torch.log_softmax(self.logits(torch.slice(x, 0, begin, end)), -1)
-              r = torch.log_softmax(self.logits(torch.slice(reference, 0, begin, end)), -1)
               t = torch.unsqueeze(torch.slice(targets, 0, begin, end), 1)
-              nll = torch.neg(torch.sum(torch.to(torch.gather(p, 1, t), 7)))
-              kl = torch.sum(torch.to(torch.mul(torch.exp(r), torch.sub(r, p)), 7))
-              same = torch.sum(torch.to(torch.eq(torch.argmax(p, -1), torch.argmax(r, -1)), 7))
-              sums = torch.add(sums, torch.stack([nll, kl, same]))
+              r = torch.log_softmax(self.logits(torch.slice(x[0], 0, begin, end)), -1)
+              rows = annotate(List[Tensor], [])
+              for j in range(torch.len(x)):
+                if j > 0:
+                  p = torch.log_softmax(self.logits(torch.slice(x[j], 0, begin, end)), -1)
+                else:
+                  p = r
+                nll = torch.neg(torch.sum(torch.to(torch.gather(p, 1, t), 7)))
+                kl = torch.sum(torch.to(torch.mul(torch.exp(r), torch.sub(r, p)), 7))
+                same = torch.sum(torch.to(torch.eq(torch.argmax(p, -1), torch.argmax(r, -1)), 7))
+                _0 = torch.append(rows, torch.stack([nll, kl, same]))
+              sums = torch.add(sums, torch.stack(rows))
             return sums
         """);
     }

@@ -71,6 +71,18 @@ public final class LlamaModel implements AutoCloseable {
     }
 
     /**
+     * Returns an evaluator: what the model makes of whole texts with a cache of the given kind.
+     *
+     * @param options the cache options
+     * @param context the longest text, in tokens
+     * @return the evaluator; the caller closes it
+     * @throws IllegalArgumentException if the options or the context do not fit the model
+     */
+    public LlamaEvaluator evaluator(CacheOptions options, int context) {
+        return new LlamaEvaluator(this, options, context);
+    }
+
+    /**
      * Returns the model's configuration.
      *
      * @return the configuration

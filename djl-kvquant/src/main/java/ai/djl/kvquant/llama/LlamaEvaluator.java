@@ -1,0 +1,168 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.llama;
+
+import ai.djl.kvquant.cache.CacheBatch;
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.cache.CacheSequence;
+import ai.djl.kvquant.cache.KvCache;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.IntStream;
+
+/**
+ * Runs whole texts through a model in one pass, each token reading the ones before it as real
+ * decoding would: exactly if they are sinks or in the recent window, otherwise as they are stored
+ * in the cache.
+ *
+ * <p>Used by one thread at a time.
+ */
+public final class LlamaEvaluator implements AutoCloseable {
+
+    private final LlamaModel model;
+    private final KvCache cache;
+    private final CacheOptions options;
+    private final int context;
+
+    LlamaEvaluator(LlamaModel model, CacheOptions options, int context) {
+        this.model = model;
+        this.options = options;
+        this.context = context;
+        int longest = model.geometry().maxTokens();
+        if (context < 2 || context > longest) {
+            throw new IllegalArgumentException(
+                    "An evaluation context of "
+                            + context
+                            + " tokens is not possible; allowed: 2 to the model's "
+                            + longest
+                            + ".");
+        }
+        cache =
+                new KvCache(
+                        model.manager(),
+                        model.operators(),
+                        model.geometry(),
+                        options.forEvaluation(context));
+    }
+
+    /**
+     * Returns the options that were asked for.
+     *
+     * @return the options
+     */
+    public CacheOptions options() {
+        return options;
+    }
+
+    /**
+     * Returns the bits per key element, scales and zeros included.
+     *
+     * @return the effective bits
+     */
+    public double bitsPerKey() {
+        return cache.bitsPerKey();
+    }
+
+    /**
+     * Returns the bits per value element, scales and zeros included.
+     *
+     * @return the effective bits
+     */
+    public double bitsPerValue() {
+        return cache.bitsPerValue();
+    }
+
+    /**
+     * Returns a manager for results of {@link #hiddenStates}.
+     *
+     * @return the manager; the caller closes it
+     */
+    public NDManager newManager() {
+        return model.manager().newSubManager();
+    }
+
+    /**
+     * Computes the hidden states after the last layer, before the final norm.
+     *
+     * @param manager the manager that the result is attached to
+     * @param tokens the text's token ids, at most as many as the context
+     * @return FLOAT32 {@code [tokens, hidden]}
+     */
+    public NDArray hiddenStates(NDManager manager, int[] tokens) {
+        if (tokens.length == 0 || tokens.length > context) {
+            throw new IllegalArgumentException(
+                    "A text of "
+                            + tokens.length
+                            + " tokens can not be evaluated; allowed: 1 to "
+                            + context
+                            + ".");
+        }
+        try (NDManager scope = model.manager().newSubManager();
+                CacheSequence sequence = cache.newSequence()) {
+            int[] counts = {tokens.length};
+            CacheBatch tables = CacheBatch.reserve(scope, cache, List.of(sequence), counts, true);
+            NDList result =
+                    model.module()
+                            .run(
+                                    scope,
+                                    "streaming",
+                                    scope.create(longs(tokens, 0)),
+                                    scope.create(new int[] {0, tokens.length}),
+                                    scope.create(new int[][] {{tokens.length, 0}}),
+                                    options.window(),
+                                    cache.wantsMassiveEntries(),
+                                    tables.lengths(),
+                                    tables.pageTable(),
+                                    tables.exactTable(),
+                                    cache.pools().get(0),
+                                    cache.pools().get(1),
+                                    cache.pools().get(2),
+                                    cache.rope());
+            NDArray hidden = result.get(0);
+            hidden.attach(manager);
+            return hidden;
+        }
+    }
+
+    /**
+     * Compares what a text's next tokens are under several caches.
+     *
+     * @param model the model
+     * @param hiddenStates of the same text, one array per cache; the first is the reference
+     * @param tokens the text's token ids
+     * @return per cache the sums over all tokens but the first
+     */
+    public static List<Sums> compare(LlamaModel model, List<NDArray> hiddenStates, int[] tokens) {
+        try (NDManager scope = model.manager().newSubManager()) {
+            NDArray targets = scope.create(longs(tokens, 1));
+            NDList states = new NDList(hiddenStates);
+            double[] sums =
+                    model.module().run(scope, "compare", states, targets).get(0).toDoubleArray();
+            return IntStream.range(0, hiddenStates.size())
+                    .mapToObj(i -> new Sums(sums[3 * i], sums[3 * i + 1], sums[3 * i + 2]))
+                    .toList();
+        }
+    }
+
+    private static long[] longs(int[] tokens, int from) {
+        return Arrays.stream(tokens, from, tokens.length).asLongStream().toArray();
+    }
+
+    /**
+     * Sums over the predicted tokens of a text.
+     *
+     * @param negativeLogLikelihood of the tokens that follow, in nats
+     * @param divergence Kullback-Leibler divergence of the reference's distributions from these, in
+     *     nats
+     * @param agreements how often the most probable token is that of the reference
+     */
+    public record Sums(double negativeLogLikelihood, double divergence, double agreements) {}
+
+    /** Frees the cache; the weights stay. */
+    @Override
+    public void close() {
+        cache.close();
+    }
+}
