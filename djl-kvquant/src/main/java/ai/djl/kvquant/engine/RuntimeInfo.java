@@ -1,0 +1,82 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.engine;
+
+import ai.djl.engine.Engine;
+import ai.djl.kvquant.torch.OperatorLibrary;
+import ai.djl.kvquant.torch.Operators;
+import ai.djl.ndarray.NDManager;
+import java.util.List;
+import java.util.Locale;
+
+/**
+ * What this process computes with, and why it can not if it can not.
+ *
+ * @param djlVersion the version of DJL
+ * @param libtorchVersion the version of libtorch that DJL loaded; null if it loaded none
+ * @param operatorLibrary the file of the operator library; null if none is loaded
+ * @param operatorVariant the variant of the operators in use, for example avx2; null without
+ *     library
+ * @param bestVariant the best variant that this processor can run; null without library
+ * @param threads the threads that operators use; 0 without library
+ * @param gpus the GPUs that libtorch sees
+ * @param problems what is missing, each with its reason
+ */
+public record RuntimeInfo(
+        String djlVersion,
+        String libtorchVersion,
+        String operatorLibrary,
+        String operatorVariant,
+        String bestVariant,
+        int threads,
+        int gpus,
+        List<String> problems) {
+
+    /** Copies what could change. */
+    public RuntimeInfo {
+        problems = List.copyOf(problems);
+    }
+
+    /**
+     * Loads the libraries, if they are not loaded yet, and looks at them. Never throws.
+     *
+     * @return what was found
+     */
+    public static RuntimeInfo probe() {
+        String djl = Engine.getDjlVersion();
+        Engine pytorch;
+        try {
+            pytorch = Engine.getEngine("PyTorch");
+        } catch (RuntimeException | LinkageError e) {
+            return without(djl, null, 0, "libtorch: " + e.getMessage());
+        }
+        int gpus = pytorch.getGpuCount();
+        try (NDManager manager = pytorch.newBaseManager();
+                Operators operators = new Operators(manager)) {
+            return new RuntimeInfo(
+                    djl,
+                    pytorch.getVersion(),
+                    OperatorLibrary.loadedFile(),
+                    name(operators.currentVariant()),
+                    name(operators.bestVariant()),
+                    operators.threads(),
+                    gpus,
+                    List.of(gpuProblem(gpus)));
+        } catch (RuntimeException | LinkageError e) {
+            return without(djl, pytorch.getVersion(), gpus, "operators: " + e.getMessage());
+        }
+    }
+
+    private static RuntimeInfo without(String djl, String libtorch, int gpus, String problem) {
+        return new RuntimeInfo(djl, libtorch, null, null, null, 0, gpus, List.of(problem));
+    }
+
+    private static String gpuProblem(int gpus) {
+        return gpus == 0
+                ? "GPU: libtorch sees none; this version computes on CPUs only in any case"
+                : "GPU: libtorch sees " + gpus + ", but this version has operators for CPUs only";
+    }
+
+    private static String name(Operators.Variant variant) {
+        return variant.name().toLowerCase(Locale.ROOT);
+    }
+}

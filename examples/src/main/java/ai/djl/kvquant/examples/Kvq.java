@@ -1,0 +1,165 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.examples;
+
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
+import java.io.PrintWriter;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import picocli.CommandLine;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.ScopeType;
+import picocli.CommandLine.Spec;
+
+/** The command line of djl-kvquant: options that all commands share, and how errors are told. */
+@Command(
+        name = "kvq",
+        description =
+                "Runs LLaMA checkpoints in the JVM, on DJL's PyTorch engine, with a quantized KV"
+                        + " cache.",
+        mixinStandardHelpOptions = true,
+        versionProvider = Versions.class,
+        scope = ScopeType.INHERIT,
+        usageHelpAutoWidth = true,
+        sortOptions = false,
+        exitCodeListHeading = "%nExit codes:%n",
+        exitCodeList = {"0:success", "1:an error, told in one line", "2:wrong usage"},
+        subcommands = {
+            GenerateCommand.class,
+            ChatCommand.class,
+            PerplexityCommand.class,
+            BenchCommand.class,
+            InfoCommand.class
+        })
+public final class Kvq implements Runnable {
+
+    @Spec private CommandSpec spec;
+
+    @Option(
+            names = "--model",
+            paramLabel = "DIR",
+            scope = ScopeType.INHERIT,
+            description =
+                    "HuggingFace directory: config.json, *.safetensors, tokenizer.json (default:"
+                            + " SmolLM2-135M-Instruct, fetched on first use)")
+    String model;
+
+    @Option(
+            names = "--kv-cache-dtype",
+            paramLabel = "NAME",
+            scope = ScopeType.INHERIT,
+            description =
+                    "how keys and values are stored: auto, fp16, rotatekv4, rotatekv3, rotatekv2"
+                            + " or a pair K/V; perplexity and bench compare several")
+    List<String> cacheDtypes = new ArrayList<>();
+
+    @Option(
+            names = "--set",
+            paramLabel = "kv_x=y",
+            scope = ScopeType.INHERIT,
+            description = "an expert option of the cache, for example kv_recent_tokens=128")
+    Map<String, String> settings = new LinkedHashMap<>();
+
+    @Option(
+            names = "--dtype",
+            paramLabel = "TYPE",
+            defaultValue = "auto",
+            scope = ScopeType.INHERIT,
+            description = "type of the weights: auto (the checkpoint's), fp32, bf16, fp16")
+    String dtype;
+
+    @Option(
+            names = "--device",
+            paramLabel = "DEVICE",
+            defaultValue = "cpu",
+            scope = ScopeType.INHERIT,
+            description = "where to compute: cpu")
+    String device;
+
+    @Option(
+            names = "--json",
+            scope = ScopeType.INHERIT,
+            description = "print one JSON object a line on stdout, and nothing else there")
+    boolean json;
+
+    @Option(
+            names = "--verbose",
+            scope = ScopeType.INHERIT,
+            description = "log what is loaded, and errors with their origin")
+    boolean verbose;
+
+    /**
+     * Runs the command line.
+     *
+     * @param args the arguments
+     */
+    public static void main(String[] args) {
+        quieten(args);
+        int exitCode =
+                commandLine(utf8(FileDescriptor.out), utf8(FileDescriptor.err)).execute(args);
+        System.exit(exitCode);
+    }
+
+    /** Before the first logger and the engine are made. */
+    private static void quieten(String[] args) {
+        boolean verbose = Arrays.asList(args).contains("--verbose");
+        setDefault("org.slf4j.simpleLogger.defaultLogLevel", verbose ? "info" : "error");
+        setDefault("org.slf4j.simpleLogger.showThreadName", "false");
+        setDefault("OPT_OUT_TRACKING", "true");
+        setDefault("ai.djl.pytorch.graph_optimizer", "false");
+    }
+
+    private static void setDefault(String name, String value) {
+        if (System.getProperty(name) == null) {
+            System.setProperty(name, value);
+        }
+    }
+
+    private static PrintWriter utf8(FileDescriptor descriptor) {
+        return new PrintWriter(new FileOutputStream(descriptor), true, StandardCharsets.UTF_8);
+    }
+
+    static CommandLine commandLine(PrintWriter out, PrintWriter err) {
+        Kvq kvq = new Kvq();
+        return new CommandLine(kvq)
+                .setOut(out)
+                .setErr(err)
+                .setParameterExceptionHandler(Kvq::tellUsage)
+                .setExecutionExceptionHandler((e, command, parsed) -> kvq.tell(e, command));
+    }
+
+    private static int tellUsage(ParameterException e, String[] args) {
+        CommandLine command = e.getCommandLine();
+        command.getErr()
+                .println(
+                        Errors.oneLine(e.getMessage())
+                                + " See '"
+                                + command.getCommandSpec().qualifiedName()
+                                + " --help'.");
+        command.getErr().flush();
+        return command.getCommandSpec().exitCodeOnInvalidInput();
+    }
+
+    private int tell(Exception e, CommandLine command) {
+        command.getOut().flush();
+        command.getErr().println("kvq: " + Errors.describe(e));
+        if (verbose) {
+            e.printStackTrace(command.getErr());
+        }
+        command.getErr().flush();
+        return command.getCommandSpec().exitCodeOnExecutionException();
+    }
+
+    /** Without a command. */
+    @Override
+    public void run() {
+        throw new ParameterException(spec.commandLine(), "A command is missing.");
+    }
+}

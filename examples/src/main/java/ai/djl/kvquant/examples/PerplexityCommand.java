@@ -1,0 +1,121 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.examples;
+
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.evaluate.Perplexity;
+import ai.djl.kvquant.evaluate.PerplexityResult;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.Callable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParentCommand;
+import picocli.CommandLine.Spec;
+
+/** Measures what caches cost in accuracy. */
+@Command(
+        name = "perplexity",
+        description =
+                "Measures the perplexity of a text under each cache, and how far its predictions"
+                        + " are from those of the cache auto.")
+final class PerplexityCommand implements Callable<Integer> {
+
+    private static final int DEFAULT_WINDOWS = 10;
+
+    @ParentCommand private Kvq kvq;
+    @Spec private CommandSpec spec;
+
+    @Option(names = "--text", required = true, paramLabel = "FILE", description = "the text")
+    private Path text;
+
+    @Option(
+            names = "--context",
+            paramLabel = "N",
+            defaultValue = "2048",
+            description = "tokens of a window (default: ${DEFAULT-VALUE})")
+    private int context;
+
+    @Option(
+            names = "--windows",
+            paramLabel = "N",
+            description =
+                    "windows to evaluate, spread evenly over the text (default: "
+                            + DEFAULT_WINDOWS
+                            + ", or all if there are fewer)")
+    private Integer windows;
+
+    @Override
+    public Integer call() throws Exception {
+        List<CacheOptions> caches = new CacheArguments(kvq, "auto", "rotatekv4").several(Map.of());
+        String content = Files.readString(text);
+        try (Session session = Session.open(kvq)) {
+            int[] tokens = Perplexity.tokenize(session.tokenizer(), content);
+            int count =
+                    windows != null
+                            ? windows
+                            : Math.min(
+                                    DEFAULT_WINDOWS,
+                                    Math.max(1, tokens.length / Math.max(1, context)));
+            print(measure(session, caches, Perplexity.windows(tokens, context, count)));
+        }
+        return 0;
+    }
+
+    private List<PerplexityResult> measure(
+            Session session, List<CacheOptions> caches, List<int[]> chosen) {
+        try (Perplexity perplexity = new Perplexity(session.model(), caches, context);
+                Progress progress = Progress.of("Perplexity", chosen.size())) {
+            for (int[] window : chosen) {
+                perplexity.add(window);
+                progress.step();
+            }
+            return perplexity.results();
+        }
+    }
+
+    private void print(List<PerplexityResult> results) {
+        if (kvq.json) {
+            results.forEach(r -> spec.commandLine().getOut().println(Json.line(json(r))));
+            return;
+        }
+        Table table =
+                new Table(
+                        "kv_cache_dtype",
+                        "perplexity",
+                        "windows",
+                        "tokens",
+                        "bits/key",
+                        "bits/value",
+                        "mean KL",
+                        "top-1");
+        for (PerplexityResult r : results) {
+            table.row(
+                    r.dtype(),
+                    Table.number(r.perplexity(), 4),
+                    r.windows(),
+                    r.tokens(),
+                    Table.number(r.bitsPerKey(), 2),
+                    Table.number(r.bitsPerValue(), 2),
+                    Table.number(r.meanKl(), 5),
+                    Table.number(100 * r.top1Agreement(), 2) + " %");
+        }
+        table.print(spec.commandLine().getOut());
+    }
+
+    private static Map<String, Object> json(PerplexityResult r) {
+        Map<String, Object> json = new LinkedHashMap<>();
+        json.put("kv_cache_dtype", r.dtype());
+        json.put("perplexity", r.perplexity());
+        json.put("windows", r.windows());
+        json.put("tokens", r.tokens());
+        json.put("bits_per_key", r.bitsPerKey());
+        json.put("bits_per_value", r.bitsPerValue());
+        json.put("mean_kl", r.meanKl());
+        json.put("top1_agreement", r.top1Agreement());
+        return json;
+    }
+}

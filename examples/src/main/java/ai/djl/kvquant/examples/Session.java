@@ -1,0 +1,80 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.examples;
+
+import ai.djl.MalformedModelException;
+import ai.djl.engine.Engine;
+import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import ai.djl.kvquant.llama.LlamaModel;
+import ai.djl.kvquant.llama.WeightType;
+import ai.djl.kvquant.translate.Tokenizers;
+import ai.djl.ndarray.NDManager;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+
+/** The model that a command works with, and its tokenizer. */
+final class Session implements AutoCloseable {
+
+    private final Path directory;
+    private final NDManager manager;
+    private final LlamaModel model;
+    private HuggingFaceTokenizer tokenizer;
+
+    private Session(Path directory, NDManager manager, LlamaModel model) {
+        this.directory = directory;
+        this.manager = manager;
+        this.model = model;
+    }
+
+    static Session open(Kvq kvq) throws IOException, MalformedModelException {
+        if (!"cpu".equals(kvq.device)) {
+            throw new IllegalArgumentException(
+                    "--device '"
+                            + kvq.device
+                            + "' is not available; this version computes on cpu only.");
+        }
+        WeightType weightType = WeightType.parse(kvq.dtype);
+        Path directory = kvq.model == null ? DefaultModel.fetch() : Path.of(kvq.model);
+        if (!Files.isDirectory(directory)) {
+            throw new IllegalArgumentException(
+                    "--model "
+                            + directory
+                            + " is not a directory; give one that holds config.json,"
+                            + " *.safetensors and tokenizer.json.");
+        }
+        NDManager manager = Engine.getEngine("PyTorch").newBaseManager();
+        Progress progress = Progress.unbounded("Loading " + directory.getFileName());
+        try {
+            return new Session(directory, manager, LlamaModel.load(manager, directory, weightType));
+        } catch (IOException | MalformedModelException | RuntimeException | Error e) {
+            manager.close();
+            throw e;
+        } finally {
+            progress.close();
+        }
+    }
+
+    Path directory() {
+        return directory;
+    }
+
+    LlamaModel model() {
+        return model;
+    }
+
+    HuggingFaceTokenizer tokenizer() throws IOException {
+        if (tokenizer == null) {
+            tokenizer = Tokenizers.load(directory);
+        }
+        return tokenizer;
+    }
+
+    @Override
+    public void close() {
+        if (tokenizer != null) {
+            tokenizer.close();
+        }
+        model.close();
+        manager.close();
+    }
+}
