@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Where everything lies in memory: the packed parameters of a layer, a page of stored tokens, an exact page. The Java
-// side writes LayerParams field by field in this order (LayerParams.java) and learns the page sizes from
+// side writes LayerParams field by field in this order (LayerFormat.java) and learns the page sizes from
 // kvquant::layout.
 #pragma once
 #include <cstdint>
@@ -69,7 +69,7 @@ struct LayerParams {
   int sink_pages() const { return (max_sinks + kExactTokens - 1) / kExactTokens; }
 };
 constexpr int32_t kMagic = 0x3151564b;  // "KVQ1", little endian
-static_assert(sizeof(SideParams) == 32 && sizeof(LayerParams) == 112, "LayerParams.java writes these bytes");
+static_assert(sizeof(SideParams) == 32 && sizeof(LayerParams) == 112, "LayerFormat.java writes these bytes");
 
 /// Byte offsets of one side within a page:
 /// codes [num_kv_heads, kPageTiles, head_dim, 2 * bits bytes], then (kAffine) fp16 [kPageTiles, groups, {scale, zero},

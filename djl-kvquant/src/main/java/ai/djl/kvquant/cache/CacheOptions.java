@@ -8,6 +8,8 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 
 /**
@@ -264,17 +266,22 @@ public final class CacheOptions {
             return 0;
         }
         String text = value.strip().toLowerCase(Locale.ROOT);
-        java.util.regex.Matcher matcher =
-                java.util.regex.Pattern.compile("(\\d{1,15})\\s*([kmgt]?)i?b?").matcher(text);
-        if (!matcher.matches() || Long.parseLong(matcher.group(1)) == 0) {
+        Matcher matcher = Pattern.compile("(\\d{1,15})\\s*([kmgt]?)i?b?").matcher(text);
+        if (!matcher.matches() || bytes(matcher) <= 0) {
             throw new IllegalArgumentException(
                     "kv_cache_memory is '"
                             + value
                             + "'; allowed: bytes, or a number with k, m or g, for example 2g.");
         }
+        return bytes(matcher);
+    }
+
+    /** The number times its unit; 0 where that is more than can be counted. */
+    private static long bytes(Matcher matcher) {
         String unit = matcher.group(2);
         int shift = unit.isEmpty() ? 0 : 10 * (1 + "kmgt".indexOf(unit));
-        return Long.parseLong(matcher.group(1)) << shift;
+        long number = Long.parseLong(matcher.group(1));
+        return number > Long.MAX_VALUE >> shift ? 0 : number << shift;
     }
 
     private void refuse(String name, String condition) {

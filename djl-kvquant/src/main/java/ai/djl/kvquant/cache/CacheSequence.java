@@ -17,9 +17,6 @@ public final class CacheSequence implements AutoCloseable {
     /** Tokens from the start that have no exact copy any more, because of a truncation. */
     int exactFrom;
 
-    /** The longest that the sequence has been since its window was last refilled from scratch. */
-    int longest;
-
     /**
      * Set by a truncation: sinks may name tokens that are gone, so their pages must be owned at the
      * next append.
@@ -84,6 +81,13 @@ public final class CacheSequence implements AutoCloseable {
                             + ".");
         }
         cache.truncate(this, length);
+    }
+
+    void checkOpen() {
+        if (closed) {
+            throw new IllegalStateException(
+                    "The sequence is closed; keep it open while it is used, or start a new one.");
+        }
     }
 
     boolean isClosed() {

@@ -19,31 +19,35 @@ final class CacheSize {
     private final int pages;
     private final int sequences;
 
-    CacheSize(CacheGeometry geometry, CacheOptions options, long pageBytes, long exactPageBytes) {
+    CacheSize(CacheGeometry geometry, CacheOptions options, long pageBytes, long exactBytes) {
         sequences = SEQUENCES_PER_BATCH_ROW * options.maxBatchSize();
+        long exactTotal = sequences * exactBytes;
         long wanted = (long) geometry.maxTokens() * options.maxBatchSize();
         if (options.cacheTokens() > 0) {
             tokens = options.cacheTokens();
         } else if (options.cacheMemory() > 0) {
-            tokens = options.cacheMemory() / pageBytes * KvCache.PAGE_TOKENS;
+            tokens = tokensIn(options.cacheMemory() - exactTotal, pageBytes);
         } else {
             long budget = (long) (freeMemory() * DEFAULT_SHARE_OF_FREE_MEMORY);
-            tokens = Math.min(wanted, budget / pageBytes * KvCache.PAGE_TOKENS);
+            tokens = Math.min(wanted, tokensIn(budget - exactTotal, pageBytes));
         }
         // Every sequence may leave its last page partly empty.
         long count = (tokens + KvCache.PAGE_TOKENS - 1) / KvCache.PAGE_TOKENS;
         count += options.maxBatchSize();
-        if (tokens < KvCache.PAGE_TOKENS && options.cacheTokens() == 0) {
+        if (tokens < Math.min(KvCache.PAGE_TOKENS, wanted) && options.cacheTokens() == 0) {
             throw new IllegalArgumentException(
-                    "The KV cache has room for "
-                            + tokens
-                            + " tokens only: a page of "
+                    "The KV cache has no room for a page: "
                             + KvCache.PAGE_TOKENS
-                            + " tokens takes "
+                            + " tokens take "
                             + pageBytes
-                            + " bytes. Set kv_cache_memory higher.");
+                            + " bytes, and the exact tokens of "
+                            + sequences
+                            + " sequences "
+                            + exactTotal
+                            + ". Set kv_cache_memory higher, or max_batch_size or"
+                            + " kv_recent_tokens lower.");
         }
-        long bytes = count * pageBytes;
+        long bytes = count * pageBytes + exactTotal;
         if (bytes > totalMemory()) {
             throw new IllegalArgumentException(
                     "A KV cache of "
@@ -56,6 +60,10 @@ final class CacheSize {
                             + " kv_cache_dtype with fewer bits.");
         }
         pages = Math.toIntExact(count);
+    }
+
+    private static long tokensIn(long bytes, long pageBytes) {
+        return Math.max(0, bytes) / pageBytes * KvCache.PAGE_TOKENS;
     }
 
     long tokens() {

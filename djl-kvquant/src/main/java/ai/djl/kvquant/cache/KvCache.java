@@ -40,6 +40,9 @@ public final class KvCache implements AutoCloseable {
     private final PagePool pagePool;
     private final PagePool exactPool;
     private final PrefixCache prefixes;
+    private final int window;
+    private final int smallestWindow;
+    private final int sinkPages;
     private final long pageBytes;
     private final long exactPageBytes;
     private final long capacity;
@@ -62,6 +65,9 @@ public final class KvCache implements AutoCloseable {
         for (int i = 0; i < geometry.numLayers(); ++i) {
             layers.add(LayerFormat.of(geometry, options, skipped.contains(i)));
         }
+        window = layers.stream().mapToInt(LayerFormat::window).max().orElse(0);
+        smallestWindow = layers.stream().mapToInt(LayerFormat::window).min().orElse(0);
+        sinkPages = layers.stream().mapToInt(LayerFormat::sinkPages).max().orElse(0);
         manager = parent.newSubManager();
         try {
             rope = RopeTable.create(manager, geometry);
@@ -75,7 +81,8 @@ public final class KvCache implements AutoCloseable {
             }
             pageBytes = sum(pageSizes);
             exactPageBytes = sum(exactSizes);
-            CacheSize size = new CacheSize(geometry, options, pageBytes, exactPageBytes);
+            CacheSize size =
+                    new CacheSize(geometry, options, pageBytes, exactColumns() * exactPageBytes);
             capacity = size.tokens();
             pagePool = new PagePool(size.pages());
             exactPool = new PagePool(exactColumns() == 0 ? 0 : size.sequences() * exactColumns());
@@ -118,8 +125,8 @@ public final class KvCache implements AutoCloseable {
 
     /**
      * Returns a sequence that begins as a prompt does, forked from the sequence still held that has
-     * most tokens in common with it; empty if there is none. At least the prompt's last token, and
-     * the window before it, are left to be computed.
+     * most tokens in common with it; empty if there is none. Left to be computed are at least the
+     * prompt's last token, and the window before it, are left to be computed.
      *
      * @param prompt the prompt's token ids
      * @return the sequence; the caller closes it
@@ -216,7 +223,7 @@ public final class KvCache implements AutoCloseable {
      * @return the window, in tokens
      */
     public int window() {
-        return layers.stream().mapToInt(LayerFormat::window).max().orElse(0);
+        return window;
     }
 
     /**
@@ -248,16 +255,14 @@ public final class KvCache implements AutoCloseable {
 
     /** Exact pages of a sequence: sink pages, then the ring of window pages. */
     int exactColumns() {
-        int sinkPages = layers.stream().mapToInt(LayerFormat::sinkPages).max().orElse(0);
         return sinkPages + ring();
     }
 
     int sinkPages() {
-        return layers.stream().mapToInt(LayerFormat::sinkPages).max().orElse(0);
+        return sinkPages;
     }
 
     int ring() {
-        int window = window();
         if (window == 0) {
             return 0;
         }
@@ -269,18 +274,18 @@ public final class KvCache implements AutoCloseable {
      * stores most.
      */
     int stored(CacheSequence sequence, int length) {
-        int smallest = layers.stream().mapToInt(LayerFormat::window).min().orElse(0);
-        return smallest == 0
+        return smallestWindow == 0
                 ? length
-                : Math.max(0, Math.max(length - smallest, Math.min(sequence.exactFrom, length)));
+                : Math.max(
+                        0, Math.max(length - smallestWindow, Math.min(sequence.exactFrom, length)));
     }
 
     synchronized CacheSequence fork(CacheSequence parent) {
+        parent.checkOpen();
         CacheSequence child =
                 new CacheSequence(
                         this, parent.tokens.copy(), parent.pages.copy(), parent.exactPages.copy());
         child.exactFrom = parent.exactFrom;
-        child.longest = parent.longest;
         child.truncated = parent.truncated;
         for (int i = 0; i < child.pages.size(); ++i) {
             pagePool.retain(child.pages.get(i));
@@ -292,15 +297,15 @@ public final class KvCache implements AutoCloseable {
     }
 
     synchronized void truncate(CacheSequence sequence, int length) {
+        sequence.checkOpen();
         if (length == sequence.length()) {
             return;
         }
-        sequence.longest = Math.max(sequence.longest, sequence.length());
         if (window() > 0) {
-            // The ring still holds this many tokens before the longest length.
+            // The ring still holds this many tokens before the present length.
             int held = (ring() - 1) * EXACT_TOKENS;
             sequence.exactFrom =
-                    Math.min(length, Math.max(sequence.exactFrom, sequence.longest - held));
+                    Math.min(length, Math.max(sequence.exactFrom, sequence.length() - held));
         }
         sequence.truncated = true;
         sequence.tokens.truncate(length);
@@ -322,6 +327,8 @@ public final class KvCache implements AutoCloseable {
         for (int i = 0; i < sequence.exactPages.size(); ++i) {
             exactPool.release(sequence.exactPages.get(i));
         }
+        sequence.pages.truncate(0);
+        sequence.exactPages.truncate(0);
     }
 
     static int pagesFor(int tokens) {
@@ -330,106 +337,37 @@ public final class KvCache implements AutoCloseable {
 
     /** Gives every sequence pages of its own for what an append will write. */
     synchronized void reserve(List<CacheSequence> sequences, int[] counts, boolean prefill) {
-        RowCopies pageCopies = new RowCopies();
-        RowCopies exactCopies = new RowCopies();
-        try {
+        sequences.forEach(CacheSequence::checkOpen);
+        try (PageReservation reservation = new PageReservation(this, prefill)) {
             for (int i = 0; i < counts.length; ++i) {
-                reservePages(sequences.get(i), counts[i], pageCopies);
-                reserveExact(sequences.get(i), counts[i], prefill, exactCopies);
-            }
-        } finally {
-            // Also when the cache is full: tables that already name the copies must find them
-            // filled.
-            pageCopies.run(operators, pages);
-            exactCopies.run(operators, exact);
-        }
-    }
-
-    private void reservePages(CacheSequence sequence, int count, RowCopies copies) {
-        int begin = stored(sequence, sequence.length());
-        int end = stored(sequence, sequence.length() + count);
-        while (sequence.pages.size() < pagesFor(end)) {
-            sequence.pages.add(allocate(pagePool, sequence, count));
-        }
-        for (int i = begin / PAGE_TOKENS; i < pagesFor(end) && begin < end; ++i) {
-            own(pagePool, sequence.pages, i, sequence, count, copies);
-        }
-    }
-
-    private void reserveExact(
-            CacheSequence sequence, int count, boolean prefill, RowCopies copies) {
-        int length = sequence.length();
-        int sinkPages = sinkPages();
-        int runs = (length + count + EXACT_TOKENS - 1) / EXACT_TOKENS;
-        int columns = sinkPages + Math.min(ring(), runs);
-        while (sequence.exactPages.size() < columns) {
-            sequence.exactPages.add(allocate(exactPool, sequence, count));
-        }
-        boolean sinksChange = prefill || sequence.truncated || length < options.maxSinks();
-        for (int i = 0; i < sinkPages && sinksChange; ++i) {
-            own(exactPool, sequence.exactPages, i, sequence, count, copies);
-        }
-        for (int run = length / EXACT_TOKENS; run < runs && ring() > 0; ++run) {
-            if (run >= runs - ring()) {
-                int column = sinkPages + run % ring();
-                own(exactPool, sequence.exactPages, column, sequence, count, copies);
+                reservation.reserve(sequences.get(i), counts[i]);
             }
         }
     }
 
-    private void own(
-            PagePool pool,
-            IntArray table,
-            int column,
-            CacheSequence sequence,
-            int count,
-            RowCopies copies) {
-        int page = table.get(column);
-        if (!pool.isShared(page)) {
-            return;
+    /** Copies pages, or exact pages, in every layer. */
+    void copyPages(boolean exactPages, IntArray sources, IntArray targets) {
+        if (sources.size() > 0) {
+            NDList pools = exactPages ? exact : pages;
+            operators.copyRows(pools, sources.toArray(), targets.toArray());
         }
-        int copy = allocate(pool, sequence, count);
-        copies.add(page, copy);
-        pool.release(page);
-        table.set(column, copy);
     }
 
-    private int allocate(PagePool pool, CacheSequence sequence, int count) {
-        int page = pool.allocate();
-        while (page < 0 && prefixes.evictOldest()) {
-            page = pool.allocate();
-        }
-        if (page < 0) {
-            throw full(pool, sequence, count);
-        }
-        return page;
+    PagePool pagePool() {
+        return pagePool;
     }
 
-    private CacheFullException full(PagePool pool, CacheSequence sequence, int count) {
-        String what =
-                pool == pagePool
-                        ? "all " + capacity + " tokens that fit are in use"
-                        : "all exact pages, enough for "
-                                + exactPool.size() / Math.max(1, exactColumns())
-                                + " sequences, are in use";
-        return new CacheFullException(
-                "The KV cache is full: "
-                        + what
-                        + ", and a sequence of "
-                        + sequence.length()
-                        + " tokens needs "
-                        + count
-                        + " more. A token takes "
-                        + String.format(java.util.Locale.ROOT, "%.1f", bytesPerToken() / 1024)
-                        + " KiB; set kv_cache_tokens or kv_cache_memory higher,"
-                        + (pool == pagePool ? "" : " or max_batch_size,")
-                        + " or close batches that are not used.");
+    PagePool exactPool() {
+        return exactPool;
+    }
+
+    PrefixCache prefixes() {
+        return prefixes;
     }
 
     /** After a successful append. */
     synchronized void commit(CacheSequence sequence, int[] tokens) {
         sequence.tokens.addAll(tokens);
-        sequence.longest = Math.max(sequence.longest, sequence.length());
         sequence.truncated = false;
     }
 

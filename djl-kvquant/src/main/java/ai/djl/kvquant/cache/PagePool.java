@@ -31,12 +31,20 @@ final class PagePool {
     }
 
     void retain(int page) {
+        checkUsed(page);
         ++references[page];
     }
 
     void release(int page) {
+        checkUsed(page);
         if (--references[page] == 0) {
             free[numFree++] = page;
+        }
+    }
+
+    private void checkUsed(int page) {
+        if (references[page] < 1) {
+            throw new IllegalStateException("Page " + page + " is not in use");
         }
     }
 

@@ -3,6 +3,7 @@ package ai.djl.kvquant.cache;
 
 import java.util.ArrayDeque;
 import java.util.Deque;
+import java.util.List;
 
 /**
  * Sequences of ended generations, kept so that a later prompt that begins alike is not computed
@@ -13,6 +14,9 @@ final class PrefixCache {
     /** Shorter common beginnings are not worth a copy of the tail page. */
     private static final int SHORTEST = 16;
 
+    /** More sequences than this are not worth searching; the least recently used go. */
+    private static final int MOST = 64;
+
     private final KvCache cache;
     private final Deque<CacheSequence> held = new ArrayDeque<>();
 
@@ -22,8 +26,19 @@ final class PrefixCache {
 
     void add(CacheSequence sequence) {
         synchronized (cache) {
-            if (!sequence.isClosed()) {
-                held.addFirst(sequence);
+            if (sequence.isClosed()) {
+                return;
+            }
+            // What is a beginning of this one serves nobody any more.
+            for (CacheSequence other : List.copyOf(held)) {
+                if (sequence.tokens.commonPrefix(other.tokens()) == other.length()) {
+                    held.remove(other);
+                    other.close();
+                }
+            }
+            held.addFirst(sequence);
+            if (held.size() > MOST) {
+                evictOldest();
             }
         }
     }
@@ -57,7 +72,9 @@ final class PrefixCache {
     private int reusable(CacheSequence candidate, int[] prompt) {
         int common = Math.min(candidate.tokens.commonPrefix(prompt), prompt.length - 1);
         int dropped = candidate.length() - common;
-        boolean windowKept = dropped <= cache.options().rollback();
+        boolean windowKept =
+                dropped <= cache.options().rollback()
+                        && candidate.exactFrom <= Math.max(0, common - cache.window());
         return windowKept ? common : Math.max(0, common - cache.window());
     }
 

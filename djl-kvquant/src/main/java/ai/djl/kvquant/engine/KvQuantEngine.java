@@ -63,7 +63,9 @@ public final class KvQuantEngine extends Engine {
     /** {@inheritDoc} */
     @Override
     public Model newModel(String name, Device device) {
-        return new KvQuantModel(name, device, pytorch.newBaseManager(device));
+        // Without a device DJL means the default one, which is a GPU where there is one.
+        Device where = device == null ? Device.cpu() : device;
+        return new KvQuantModel(name, pytorch.newBaseManager(where));
     }
 
     /** {@inheritDoc} */

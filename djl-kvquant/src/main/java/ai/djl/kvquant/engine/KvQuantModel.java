@@ -28,12 +28,13 @@ final class KvQuantModel extends BaseModel {
     private static final List<String> REFUSED_PROPERTIES =
             List.of("ai.djl.pytorch.enable_cuda_stream", "ai.djl.pytorch.use_mkldnn");
 
-    KvQuantModel(String name, Device device, NDManager manager) {
+    KvQuantModel(String name, NDManager manager) {
         super(name);
         this.manager = manager;
         manager.setName("kvQuantModel");
         dataType = DataType.FLOAT32;
-        if (device != null && device.isGpu()) {
+        if (manager.getDevice().isGpu()) {
+            Device device = manager.getDevice();
             manager.close();
             throw new IllegalArgumentException(
                     "The engine KvQuant has operators for the CPU only, but the device is "
@@ -60,10 +61,16 @@ final class KvQuantModel extends BaseModel {
         CacheOptions cacheOptions = new CacheOptions(settings);
         WeightType weightType = WeightType.parse(settings.getOrDefault("dtype", "auto"));
         LlamaModel llama = LlamaModel.load(manager, modelDir, weightType);
-        LlamaLanguageModel model = llama.withCache(cacheOptions);
-        block = new KvQuantBlock(model);
-        wasLoaded = true;
-        logLoaded(model);
+        try {
+            LlamaLanguageModel model = llama.withCache(cacheOptions);
+            block = new KvQuantBlock(model);
+            wasLoaded = true;
+            logLoaded(model);
+        } catch (RuntimeException | Error e) {
+            // DJL does not close a model that it could not load.
+            llama.close();
+            throw e;
+        }
     }
 
     /** Options and arguments alike; DJL makes arguments the model's properties. Options win. */

@@ -44,7 +44,8 @@ public interface DecodingBatch extends AutoCloseable {
     /**
      * Goes on with some rows only; the KV cache of the others is released.
      *
-     * @param rows the rows to keep, which become rows 0, 1, … in this order
+     * @param rows the rows to keep, which become rows 0, 1, … in this order; one that is named
+     *     twice goes on as two sequences
      */
     void keep(int[] rows);
 

@@ -12,7 +12,6 @@ import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.stream.IntStream;
 
 /** Sequences of a LLaMA model that are decoded together. */
 final class LlamaBatch implements DecodingBatch {
@@ -213,17 +212,18 @@ final class LlamaBatch implements DecodingBatch {
     /** {@inheritDoc} */
     @Override
     public void keep(int[] rows) {
-        List<CacheSequence> kept = Arrays.stream(rows).mapToObj(sequences::get).toList();
         try (NDManager scope = manager.newSubManager()) {
             NDArray index = scope.create(Arrays.stream(rows).asLongStream().toArray());
-            NDArray picked = logits.take(manager, index);
-            replaceLogits(picked);
+            replaceLogits(logits.get(index));
         }
-        IntStream.range(0, size())
-                .mapToObj(sequences::get)
-                .filter(s -> !kept.contains(s))
-                .forEach(cache::retire);
-        sequences = new ArrayList<>(kept);
+        List<CacheSequence> kept = new ArrayList<>();
+        for (int row : rows) {
+            CacheSequence sequence = sequences.get(row);
+            // A row that is kept twice goes on as two sequences that share pages.
+            kept.add(kept.contains(sequence) ? sequence.fork() : sequence);
+        }
+        sequences.stream().filter(s -> !kept.contains(s)).forEach(cache::retire);
+        sequences = kept;
     }
 
     /** {@inheritDoc} */

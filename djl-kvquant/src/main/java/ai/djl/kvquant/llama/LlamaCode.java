@@ -21,7 +21,7 @@ final class LlamaCode {
      * Up to this many rows, linear layers run at the speed of memory in our operators; above, in
      * libtorch's.
      */
-    private static final int FEW_ROWS = 16;
+    private static final int FEW_ROWS = 64;
 
     /** Tokens of the past that are dequantized at once during prefill. */
     private static final int PAST_SEGMENT = 4096;

@@ -38,6 +38,9 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
      */
     @Override
     public DecodingBatch prefill(List<int[]> prompts) {
+        if (prompts.isEmpty()) {
+            throw new IllegalArgumentException("There are no prompts; give at least one.");
+        }
         List<CacheSequence> sequences = new ArrayList<>();
         try {
             for (int[] prompt : prompts) {
