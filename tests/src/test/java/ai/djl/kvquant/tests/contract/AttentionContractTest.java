@@ -119,14 +119,7 @@ class AttentionContractTest {
     }
 
     private static void checkSinks(Scenario scenario, int b, int length, List<String> failures) {
-        Set<Integer> expected = new TreeSet<>();
-        if (scenario.layer.sinks() == Layer.Sinks.FIRST) {
-            for (int t = 0; t < Math.min(length, scenario.layer.maxSinks()); ++t) {
-                expected.add(t);
-            }
-        } else if (scenario.layer.sinks() == Layer.Sinks.MASSIVE && scenario.state.lengths[b] > 0) {
-            expected = Massive.owners(scenario.point.massive().entries().get(b));
-        }
+        Set<Integer> expected = scenario.point.expectedSinks(b, length);
         Set<Integer> actual = new TreeSet<>(ExactFormat.sinks(scenario.state, b, length).keySet());
         if (!expected.equals(actual)) {
             failures.add(scenario.point + " row " + b + ": sinks " + actual + ", not " + expected);

@@ -4,7 +4,10 @@ package ai.djl.kvquant.tests.contract;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 import java.util.TreeSet;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 
 /** A point of the contract matrix. */
 record Case(
@@ -131,30 +134,52 @@ record Case(
         return lengths;
     }
 
-    /** The prompt's largest entries, in such places as borders of pages and the last position. */
-    Massive massive() {
+    /** The largest entries of the prompts' tokens [begin, end), as one call of append takes them. */
+    Massive massive(int begin, int end) {
         if (sinks != SinkPlace.SCATTERED) {
             return null;
         }
-        List<List<Massive.Entry>> entries = new ArrayList<>();
-        Random random = new Random(seed + 1);
-        for (int n : lengths()) {
-            TreeSet<Integer> tokens = new TreeSet<>(List.of(0, 15, 16, 63, 64, 127, 128, 4096));
-            tokens.add(n - 1);
-            while (tokens.size() < 14) {
-                tokens.add(random.nextInt(Math.max(20, n)));
-            }
+        List<List<Massive.Entry>> rows = new ArrayList<>();
+        for (int b = 0; b < batch; ++b) {
             List<Massive.Entry> row = new ArrayList<>();
-            for (int i = 0; i < 3; ++i) {
-                for (int token : tokens) {
-                    if (token >= 0 && token < n) {
-                        row.add(new Massive.Entry(random.nextInt(50) * 10f + i, token));
-                    }
+            for (Massive.Entry entry : entries(b)) {
+                if (entry.token() >= begin && entry.token() < end) {
+                    row.add(new Massive.Entry(entry.value(), entry.token() - begin));
                 }
             }
-            entries.add(Massive.largest(row));
+            rows.add(Massive.largest(row));
         }
-        return new Massive(entries);
+        return new Massive(rows);
+    }
+
+    /** Entries of a prompt in such places as borders of pages and the last position; more than decide. */
+    List<Massive.Entry> entries(int b) {
+        int n = lengths()[b];
+        Random random = new Random(seed + b);
+        TreeSet<Integer> tokens = new TreeSet<>(List.of(0, 15, 16, 63, 64, 127, 128, 4096));
+        tokens.add(n - 1);
+        while (tokens.size() < 14) {
+            tokens.add(random.nextInt(Math.max(20, n)));
+        }
+        List<Massive.Entry> entries = new ArrayList<>();
+        for (int i = 0; i < 3; ++i) {
+            for (int token : tokens) {
+                if (token >= 0 && token < n) {
+                    entries.add(new Massive.Entry(random.nextInt(50) * 10f + i, token));
+                }
+            }
+        }
+        return entries;
+    }
+
+    /** The tokens of a prompt that are to be kept exactly. */
+    Set<Integer> expectedSinks(int b, int length) {
+        if (sinks == SinkPlace.SCATTERED) {
+            return Massive.owners(Massive.largest(entries(b)));
+        }
+        return IntStream.range(0, Math.min(length, layer().maxSinks()))
+                .boxed()
+                .collect(Collectors.toCollection(TreeSet::new));
     }
 
     /** Tokens that row b has in common with row 0, in whole pages. */

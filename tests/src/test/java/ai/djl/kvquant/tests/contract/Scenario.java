@@ -19,13 +19,14 @@ final class Scenario implements AutoCloseable {
     final CacheState state;
     final Inputs inputs;
     final float[] decoded;
-    private final int[] ones;
 
+    /** The prompts appended in one call. */
     Scenario(Case point) {
-        this(point, rope(point.headDim(), 0));
+        this(point, rope(point.headDim(), 0), Integer.MAX_VALUE);
     }
 
-    Scenario(Case point, Rope rope) {
+    /** The prompts appended in chunks. */
+    Scenario(Case point, Rope rope, int chunk) {
         this.point = point;
         layer = point.layer();
         inputs = new Inputs(layer, point.kind(), point.seed());
@@ -37,18 +38,32 @@ final class Scenario implements AutoCloseable {
         for (int b = 1; b < point.batch(); ++b) {
             state.sharePrefix(b, point.shared(b));
         }
-        float[][] prompts = new float[point.batch()][];
+        for (long begin = 0; begin == 0 || begin < max(lengths); begin += chunk) {
+            prefill((int) begin, (int) Math.min(begin + chunk, POSITIONS), lengths);
+        }
         float[][] last = new float[point.batch()][];
         for (int b = 0; b < point.batch(); ++b) {
-            prompts[b] = rows(b, 0, lengths[b]);
             last[b] = rows(b, lengths[b], lengths[b] + 1);
         }
-        ones = new int[point.batch()];
+        int[] ones = new int[point.batch()];
         Arrays.fill(ones, 1);
-        state.append(concat(prompts), lengths, point.massive());
-        state.commit(lengths);
         decoded = concat(last);
         state.append(decoded, ones, null);
+    }
+
+    private static int max(int[] values) {
+        return Arrays.stream(values).max().orElse(0);
+    }
+
+    private void prefill(int begin, int end, int[] lengths) {
+        int[] counts = new int[point.batch()];
+        float[][] prompts = new float[point.batch()][];
+        for (int b = 0; b < point.batch(); ++b) {
+            counts[b] = Math.max(0, Math.min(lengths[b], end) - begin);
+            prompts[b] = rows(b, begin, begin + counts[b]);
+        }
+        state.append(concat(prompts), counts, point.massive(begin, end));
+        state.commit(counts);
     }
 
     static synchronized Rope rope(int headDim, int shift) {
