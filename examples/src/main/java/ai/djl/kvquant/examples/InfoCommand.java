@@ -94,6 +94,7 @@ final class InfoCommand implements Callable<Integer> {
                 map.put(
                         "against_fp16",
                         cache.geometry().fp16BytesPerToken() / cache.bytesPerToken());
+                map.put("tokens_per_gib", (long) ((1L << 30) / cache.bytesPerToken()));
                 map.put("tokens_that_fit", cache.capacity());
             } catch (IllegalArgumentException e) {
                 map.put("unavailable", Errors.describe(e));
@@ -135,6 +136,7 @@ final class InfoCommand implements Callable<Integer> {
                         "bits/value",
                         "KiB/token",
                         "less than fp16",
+                        "tokens/GiB",
                         "tokens that fit");
         List<String> reasons = new ArrayList<>();
         for (Map<String, Object> p : presets) {
@@ -149,6 +151,7 @@ final class InfoCommand implements Callable<Integer> {
                     Table.number((double) p.get("bits_per_value"), 2),
                     Table.number((double) p.get("bytes_per_token") / 1024, 2),
                     Table.number((double) p.get("against_fp16"), 2) + "x",
+                    p.get("tokens_per_gib"),
                     p.get("tokens_that_fit"));
         }
         table.print(out);

@@ -102,9 +102,25 @@ public final class Kvq implements Runnable {
      */
     public static void main(String[] args) {
         quieten(args);
-        int exitCode =
-                commandLine(utf8(FileDescriptor.out), utf8(FileDescriptor.err)).execute(args);
-        System.exit(exitCode);
+        System.exit(run(args, utf8(FileDescriptor.out), utf8(FileDescriptor.err)));
+    }
+
+    /**
+     * Runs the command line within a program.
+     *
+     * @param args the arguments
+     * @param out where results go
+     * @param err where errors and figures go
+     * @return the exit code: 0, 1 after an error, 2 after wrong usage
+     */
+    public static int run(String[] args, PrintWriter out, PrintWriter err) {
+        Kvq kvq = new Kvq();
+        return new CommandLine(kvq)
+                .setOut(out)
+                .setErr(err)
+                .setParameterExceptionHandler(Kvq::tellUsage)
+                .setExecutionExceptionHandler((e, command, parsed) -> kvq.tell(e, command))
+                .execute(args);
     }
 
     /** Before the first logger and the engine are made. */
@@ -126,22 +142,17 @@ public final class Kvq implements Runnable {
         return new PrintWriter(new FileOutputStream(descriptor), true, StandardCharsets.UTF_8);
     }
 
-    static CommandLine commandLine(PrintWriter out, PrintWriter err) {
-        Kvq kvq = new Kvq();
-        return new CommandLine(kvq)
-                .setOut(out)
-                .setErr(err)
-                .setParameterExceptionHandler(Kvq::tellUsage)
-                .setExecutionExceptionHandler((e, command, parsed) -> kvq.tell(e, command));
-    }
-
     private static int tellUsage(ParameterException e, String[] args) {
         CommandLine command = e.getCommandLine();
+        String message = Errors.oneLine(e.getMessage());
+        String name = command.getCommandSpec().qualifiedName();
         command.getErr()
                 .println(
-                        Errors.oneLine(e.getMessage())
+                        "kvq: "
+                                + message
+                                + (message.endsWith(".") ? "" : ".")
                                 + " See '"
-                                + command.getCommandSpec().qualifiedName()
+                                + name
                                 + " --help'.");
         command.getErr().flush();
         return command.getCommandSpec().exitCodeOnInvalidInput();

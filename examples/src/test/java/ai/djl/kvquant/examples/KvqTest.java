@@ -1,0 +1,131 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.examples;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.PrintWriter;
+import java.io.StringWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** What can be said without a model: help, wrong usage, errors. */
+class KvqTest {
+
+    private record Run(int exitCode, String out, String err) {}
+
+    private static Run run(String... args) {
+        StringWriter out = new StringWriter();
+        StringWriter err = new StringWriter();
+        int exitCode = Kvq.run(args, new PrintWriter(out), new PrintWriter(err));
+        return new Run(exitCode, out.toString(), err.toString());
+    }
+
+    private static void assertError(int exitCode, String message, Run run) {
+        assertEquals(message, run.err().strip());
+        assertEquals("", run.out());
+        assertEquals(exitCode, run.exitCode());
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"", "generate", "chat", "perplexity", "bench", "info"})
+    void everyCommandHasHelpWithTheSharedOptions(String command) {
+        Run run =
+                run(Stream.of(command, "--help").filter(a -> !a.isEmpty()).toArray(String[]::new));
+        assertEquals(0, run.exitCode());
+        for (String option :
+                new String[] {
+                    "--model", "--kv-cache-dtype", "--device", "--dtype", "--set", "--json"
+                }) {
+            assertTrue(run.out().contains(option), option);
+        }
+        assertEquals("", run.err());
+    }
+
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = '|',
+            quoteCharacter = '"',
+            value = {
+                "''|kvq: A command is missing. See 'kvq --help'.",
+                "nonsense|kvq: Unmatched argument at index 0: 'nonsense'. See 'kvq --help'.",
+                "generate|kvq: PROMPT or --file is missing. See 'kvq generate --help'.",
+                "generate --raw --system x y|kvq: --system needs the chat template, which --raw turns"
+                        + " off. See 'kvq generate --help'.",
+                "generate --top-k many x|kvq: Invalid value for option '--top-k': 'many' is not an"
+                        + " int. See 'kvq generate --help'.",
+                "perplexity|kvq: Missing required option: '--text=FILE'. See 'kvq perplexity"
+                        + " --help'.",
+                "bench --batch 0|kvq: --batch is 0; allowed: 1 or more. See 'kvq bench --help'.",
+                "bench --depth -1|kvq: --depth is -1; allowed: 0 or more. See 'kvq bench --help'."
+            })
+    void wrongUsageIsToldInOneLineAndExits2(String arguments, String message) {
+        String[] args = "''".equals(arguments) ? new String[0] : arguments.split(" ");
+        assertError(2, message, run(args));
+    }
+
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = '|',
+            quoteCharacter = '"',
+            value = {
+                "generate x|kvq: --model is missing: only the launcher examples/kvq knows a default.",
+                "generate --model /no/such x|kvq: --model /no/such is not a directory; give one that"
+                        + " holds config.json, *.safetensors and tokenizer.json.",
+                "generate --file /no/such|kvq: There is no file /no/such.",
+                "generate --kv-cache-dtype int9 x|kvq: kv_cache_dtype 'int9' is not supported; choose"
+                        + " one of auto, fp16, rotatekv4, rotatekv3, rotatekv2 or a pair K/V such as"
+                        + " rotatekv4/rotatekv2.",
+                "generate --kv-cache-dtype fp16 --kv-cache-dtype auto x|kvq: --kv-cache-dtype is given"
+                        + " 2 times; only perplexity and bench compare several.",
+                "chat --set temperature=1|kvq: --set temperature is not a cache option; allowed:"
+                        + " kv_…=value except kv_cache_dtype (use --kv-cache-dtype), and"
+                        + " max_batch_size.",
+                "info --kv-cache-dtype auto --set kv_group_size=64|kvq: --model is missing: only the"
+                        + " launcher examples/kvq knows a default.",
+                "bench --kv-cache-dtype auto --set kv_group_size=64|kvq: kv_group_size has an effect"
+                        + " only when keys or values are quantized; kv_cache_dtype is auto. Remove it"
+                        + " or choose a quantized kv_cache_dtype.",
+                "generate --dtype int8 x|kvq: dtype 'int8' is not supported; choose one of auto, fp32,"
+                        + " bf16, fp16.",
+                "generate --device gpu0 x|kvq: --device 'gpu0' is not available; this version computes"
+                        + " on cpu only.",
+                "perplexity --text /no/such|kvq: There is no file /no/such."
+            })
+    void errorsAreToldInOneLineAndExit1(String arguments, String message) {
+        assertError(1, message, run(arguments.split(" ")));
+    }
+
+    @Test
+    void sharedOptionsMayStandBeforeTheCommand() {
+        assertError(
+                1,
+                "kvq: --device 'tpu' is not available; this version computes on cpu only.",
+                run("--device", "tpu", "generate", "x"));
+    }
+
+    @Test
+    void aDirectoryWithoutAModelIsNamed(@TempDir Path directory) throws Exception {
+        Run run = run("generate", "--model", directory.toString(), "x");
+        assertEquals(1, run.exitCode());
+        assertTrue(run.err().contains("No config.json in " + directory), run.err());
+        assertEquals(1, run.err().lines().count());
+        Files.writeString(directory.resolve("config.json"), "{");
+        run = run("generate", "--model", directory.toString(), "x");
+        assertEquals(1, run.exitCode());
+        assertEquals(1, run.err().lines().count(), run.err());
+    }
+
+    @Test
+    void verboseShowsTheOrigin() {
+        Run run = run("generate", "--verbose", "--device", "tpu", "x");
+        assertEquals(1, run.exitCode());
+        assertTrue(run.err().contains("\tat ai.djl.kvquant.examples.Session"), run.err());
+    }
+}
