@@ -31,11 +31,6 @@ public record RuntimeInfo(
         int gpus,
         List<String> problems) {
 
-    /** Copies what could change. */
-    public RuntimeInfo {
-        problems = List.copyOf(problems);
-    }
-
     /**
      * Loads the libraries, if they are not loaded yet, and looks at them. Never throws.
      *
