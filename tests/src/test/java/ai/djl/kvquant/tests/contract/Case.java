@@ -134,7 +134,9 @@ record Case(
         return lengths;
     }
 
-    /** The largest entries of the prompts' tokens [begin, end), as one call of append takes them. */
+    /**
+     * The largest entries of the prompts' tokens [begin, end), as one call of append takes them.
+     */
     Massive massive(int begin, int end) {
         if (sinks != SinkPlace.SCATTERED) {
             return null;
@@ -152,7 +154,10 @@ record Case(
         return new Massive(rows);
     }
 
-    /** Entries of a prompt in such places as borders of pages and the last position; more than decide. */
+    /**
+     * Entries of a prompt in such places as borders of pages and the last position; more than
+     * decide.
+     */
     List<Massive.Entry> entries(int b) {
         int n = lengths()[b];
         Random random = new Random(seed + b);

@@ -6,15 +6,16 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.kvquant.torch.Operators.Variant;
-
+import java.util.List;
+import java.util.TreeSet;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 
-import java.util.List;
-import java.util.TreeSet;
-
-/** What must not change the result: how a prompt is cut, where pages lie, threads, and where positions begin. */
+/**
+ * What must not change the result: how a prompt is cut, where pages lie, threads, and where
+ * positions begin.
+ */
 class InvariantTest {
 
     private static final int THREADS = Kernels.OPERATORS.threads();
@@ -30,8 +31,7 @@ class InvariantTest {
     void chunksEqualTheWholePrompt(Method method) {
         for (Case.SinkPlace sinks : Case.SinkPlace.values()) {
             for (int window : new int[] {0, 1, 33}) {
-                Case point =
-                        Case.sample(method, 150, sinks, window).with(3, Case.Pages.SHUFFLED);
+                Case point = Case.sample(method, 150, sinks, window).with(3, Case.Pages.SHUFFLED);
                 try (Scenario whole = new Scenario(point)) {
                     for (int chunk : new int[] {1, 7, 64}) {
                         compareWithChunks(point, whole, chunk);
@@ -64,7 +64,8 @@ class InvariantTest {
     @EnumSource(Method.class)
     void placesOfPagesChangeNothing(Method method) {
         Case ascending =
-                Case.sample(method, 1000, Case.SinkPlace.SCATTERED, 17).with(3, Case.Pages.ASCENDING);
+                Case.sample(method, 1000, Case.SinkPlace.SCATTERED, 17)
+                        .with(3, Case.Pages.ASCENDING);
         Case shuffled = ascending.with(3, Case.Pages.SHUFFLED);
         try (Scenario a = new Scenario(ascending);
                 Scenario b = new Scenario(shuffled)) {
@@ -79,7 +80,8 @@ class InvariantTest {
     @ParameterizedTest
     @EnumSource(Method.class)
     void threadsAndRepetitionsChangeNothing(Method method) {
-        Case point = Case.sample(method, 2100, Case.SinkPlace.START, 128).with(3, Case.Pages.SHUFFLED);
+        Case point =
+                Case.sample(method, 2100, Case.SinkPlace.START, 128).with(3, Case.Pages.SHUFFLED);
         Kernels.OPERATORS.setThreads(1);
         try (Scenario one = new Scenario(point)) {
             for (Variant variant : Kernels.variants()) {
@@ -100,8 +102,8 @@ class InvariantTest {
     }
 
     /**
-     * All angles of the table's bases turned by those of a far position: the same differences. Only for keys that are stored
-     * before RoPE, and without sinks, whose angles are taken as they are.
+     * All angles of the table's bases turned by those of a far position: the same differences. Only
+     * for keys that are stored before RoPE, and without sinks, whose angles are taken as they are.
      */
     @ParameterizedTest
     @EnumSource(
@@ -123,7 +125,8 @@ class InvariantTest {
         }
     }
 
-    private static void assertClose(float[] expected, float[] actual, double tolerance, String what) {
+    private static void assertClose(
+            float[] expected, float[] actual, double tolerance, String what) {
         assertEquals(expected.length, actual.length, what);
         double difference = 0;
         double norm = 0;

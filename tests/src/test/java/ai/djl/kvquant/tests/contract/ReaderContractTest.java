@@ -7,12 +7,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
-
+import java.util.Map;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
-
-import java.util.Map;
 
 /** What prefill reads: dequantized tokens, and new ones by head, turned to their positions. */
 class ReaderContractTest {
@@ -66,7 +64,9 @@ class ReaderContractTest {
 
     @Test
     void newTokensAreTurnedToTheirPositions() {
-        Case point = Case.sample(Method.ROTATEKV4, 70, Case.SinkPlace.NONE, 0).with(3, Case.Pages.SHUFFLED);
+        Case point =
+                Case.sample(Method.ROTATEKV4, 70, Case.SinkPlace.NONE, 0)
+                        .with(3, Case.Pages.SHUFFLED);
         try (Scenario scenario = new Scenario(point);
                 NDManager scope = Kernels.MANAGER.newSubManager()) {
             Layer layer = scenario.layer;
@@ -84,9 +84,27 @@ class ReaderContractTest {
                     int column = t * layer.columns();
                     int kv = layer.channels();
                     int q = layer.heads() * layer.headDim();
-                    compare(scenario, turned(scenario, rows, column, q, position), out.get(0).toFloatArray(), t, 24, "q");
-                    compare(scenario, turned(scenario, rows, column + q, kv, position), out.get(1).toFloatArray(), t, 24, "k");
-                    compare(scenario, turned(scenario, rows, column + q + kv, kv, -1), out.get(2).toFloatArray(), t, 24, "v");
+                    compare(
+                            scenario,
+                            turned(scenario, rows, column, q, position),
+                            out.get(0).toFloatArray(),
+                            t,
+                            24,
+                            "q");
+                    compare(
+                            scenario,
+                            turned(scenario, rows, column + q, kv, position),
+                            out.get(1).toFloatArray(),
+                            t,
+                            24,
+                            "k");
+                    compare(
+                            scenario,
+                            turned(scenario, rows, column + q + kv, kv, -1),
+                            out.get(2).toFloatArray(),
+                            t,
+                            24,
+                            "v");
                 }
             }
         }
