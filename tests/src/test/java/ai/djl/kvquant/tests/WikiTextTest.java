@@ -1,0 +1,67 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.tests;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+
+import ai.djl.engine.Engine;
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.evaluate.Perplexity;
+import ai.djl.kvquant.evaluate.PerplexityResult;
+import ai.djl.kvquant.llama.LlamaModel;
+import ai.djl.kvquant.llama.WeightType;
+import ai.djl.ndarray.NDManager;
+import com.google.gson.Gson;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+
+/** The default model's perplexity on two windows of WikiText-2, 2048 tokens each. */
+class WikiTextTest {
+
+    /** What HuggingFace transformers computes for the two windows in fp32. */
+    private static final double TRANSFORMERS = 21.19540;
+
+    private record Golden(List<int[]> windows) {}
+
+    @Test
+    void perplexityOfTwoWindows() throws Exception {
+        Path file =
+                DefaultModel.repositoryRoot()
+                        .resolve("tests/src/test/resources/golden/wikitext2.json");
+        Golden golden = new Gson().fromJson(Files.readString(file), Golden.class);
+        List<CacheOptions> caches =
+                Arrays.asList(
+                        CacheOptions.of("auto"),
+                        CacheOptions.of("rotatekv4"),
+                        CacheOptions.of("rotatekv3"),
+                        CacheOptions.of("rotatekv2"));
+        try (NDManager manager = Engine.getEngine("PyTorch").newBaseManager();
+                LlamaModel model =
+                        LlamaModel.load(manager, DefaultModel.directory(), WeightType.FP32);
+                Perplexity perplexity = new Perplexity(model, caches, 2048)) {
+            golden.windows().forEach(perplexity::add);
+            List<PerplexityResult> results = perplexity.results();
+            assertEquals(TRANSFORMERS, results.get(0).perplexity(), 1e-3 * TRANSFORMERS);
+            assertCost(results, 1, ROTATEKV4);
+            assertCost(results, 2, ROTATEKV3);
+            assertCost(results, 3, ROTATEKV2);
+        }
+    }
+
+    /**
+     * Pinned by a run of this test; other orders of summation move codes and so the figures a
+     * little.
+     */
+    private static final double ROTATEKV4 = 1.0;
+
+    private static final double ROTATEKV3 = 6.3;
+    private static final double ROTATEKV2 = 59.0;
+
+    private static void assertCost(List<PerplexityResult> results, int index, double expected) {
+        double cost = results.get(index).perplexity() - results.get(0).perplexity();
+        System.out.println(results.get(index));
+        assertEquals(expected, cost, 0.15 * expected, results.get(index).toString());
+    }
+}
