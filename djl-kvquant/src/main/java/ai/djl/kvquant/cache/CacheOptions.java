@@ -67,6 +67,7 @@ public final class CacheOptions {
         } else {
             refuse("kv_sink_tokens", "keys are quantized");
             refuse("kv_recent_tokens", "keys are quantized");
+            refuse("kv_rollback_tokens", "keys are quantized");
         }
         if (!quantizedKeys() && !quantizedValues()) {
             refuse("kv_group_size", "keys or values are quantized");
@@ -185,16 +186,21 @@ public final class CacheOptions {
     }
 
     int groupSize(CacheGeometry geometry) {
-        int size = integer("kv_group_size", geometry.headDim(), 1, 1 << 16);
-        if (size < 16 || size % 16 != 0 || geometry.channels() % size != 0) {
-            throw new IllegalArgumentException(
-                    "kv_group_size is "
-                            + size
-                            + "; allowed: multiples of 16 that divide the "
-                            + geometry.channels()
-                            + " key channels of a layer.");
+        String value = values.getOrDefault("kv_group_size", "" + geometry.headDim());
+        try {
+            int size = Integer.parseInt(value.strip());
+            if (size >= 16 && size % 16 == 0 && geometry.channels() % size == 0) {
+                return size;
+            }
+        } catch (NumberFormatException e) {
+            // The message below says what is allowed.
         }
-        return size;
+        throw new IllegalArgumentException(
+                "kv_group_size is '"
+                        + value
+                        + "'; allowed: multiples of 16 that divide the "
+                        + geometry.channels()
+                        + " key channels of a layer.");
     }
 
     /** RotateKV's clip ratio, 0.8 at 2 bits and 1 above. */

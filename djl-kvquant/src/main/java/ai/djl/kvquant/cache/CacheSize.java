@@ -56,8 +56,8 @@ final class CacheSize {
                             + bytes / (1 << 20)
                             + " MiB, more than the machine's "
                             + totalMemory() / (1 << 20)
-                            + " MiB. Set kv_cache_tokens or kv_cache_memory lower, or choose a"
-                            + " kv_cache_dtype with fewer bits.");
+                            + " MiB. Set kv_cache_tokens or kv_cache_memory lower (or max_batch_size or"
+                            + " kv_recent_tokens), or choose a kv_cache_dtype with fewer bits.");
         }
         pages = Math.toIntExact(count);
     }

@@ -126,7 +126,7 @@ public final class KvCache implements AutoCloseable {
     /**
      * Returns a sequence that begins as a prompt does, forked from the sequence still held that has
      * most tokens in common with it; empty if there is none. Left to be computed are at least the
-     * prompt's last token, and the window before it, are left to be computed.
+     * prompt's last token and, after a cut beyond the rollback slack, the window before it.
      *
      * @param prompt the prompt's token ids
      * @return the sequence; the caller closes it
@@ -266,7 +266,8 @@ public final class KvCache implements AutoCloseable {
         if (window == 0) {
             return 0;
         }
-        return (window + options.rollback() + EXACT_TOKENS - 1) / EXACT_TOKENS + 1;
+        int rollback = Math.min(options.rollback(), geometry.maxTokens());
+        return (window + rollback + EXACT_TOKENS - 1) / EXACT_TOKENS + 1;
     }
 
     /**
@@ -333,6 +334,24 @@ public final class KvCache implements AutoCloseable {
 
     static int pagesFor(int tokens) {
         return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    }
+
+    /**
+     * Refuses a prompt that no eviction makes room for.
+     *
+     * @param tokens the tokens of the prompt
+     * @throws CacheFullException if the whole cache is too small for them
+     */
+    public void requireRoom(int tokens) {
+        if (pagesFor(tokens - smallestWindow) > pagePool.size()) {
+            throw new CacheFullException(
+                    "A prompt of "
+                            + tokens
+                            + " tokens does not fit into a KV cache of "
+                            + capacity
+                            + " tokens. Set kv_cache_tokens or kv_cache_memory higher, or shorten"
+                            + " the prompt.");
+        }
     }
 
     /** Gives every sequence pages of its own for what an append will write. */

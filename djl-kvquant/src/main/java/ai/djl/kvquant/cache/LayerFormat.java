@@ -27,7 +27,8 @@ record LayerFormat(
         return new LayerFormat(
                 side(options.dtype().keys(), geometry, true, options),
                 side(options.dtype().values(), geometry, false, options),
-                options.window(),
+                // A window beyond the longest sequence would only take memory.
+                Math.min(options.window(), geometry.maxTokens()),
                 options.sinkPolicy(),
                 options.maxSinks());
     }

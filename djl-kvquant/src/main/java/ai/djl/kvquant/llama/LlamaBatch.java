@@ -155,12 +155,14 @@ final class LlamaBatch implements DecodingBatch {
     /** {@inheritDoc} */
     @Override
     public NDArray logits() {
+        requireOpen();
         return logits;
     }
 
     /** {@inheritDoc} */
     @Override
     public void step(int[] tokens) {
+        requireOpen();
         if (tokens.length != size()) {
             throw new IllegalArgumentException(
                     "step got "
@@ -168,6 +170,9 @@ final class LlamaBatch implements DecodingBatch {
                             + " tokens for "
                             + size()
                             + " rows; give one a row.");
+        }
+        for (int token : tokens) {
+            model.requireToken(token);
         }
         for (CacheSequence sequence : sequences) {
             if (sequence.length() == cache.geometry().maxTokens()) {
@@ -204,6 +209,13 @@ final class LlamaBatch implements DecodingBatch {
         }
     }
 
+    private void requireOpen() {
+        model.requireOpen();
+        if (!manager.isOpen()) {
+            throw new IllegalStateException("The batch is closed; prefill its prompts again.");
+        }
+    }
+
     private void replaceLogits(NDArray next) {
         logits.close();
         logits = next;
@@ -212,6 +224,15 @@ final class LlamaBatch implements DecodingBatch {
     /** {@inheritDoc} */
     @Override
     public void keep(int[] rows) {
+        requireOpen();
+        if (rows.length == 0 || !Arrays.stream(rows).allMatch(r -> r >= 0 && r < size())) {
+            throw new IllegalArgumentException(
+                    "keep got the rows "
+                            + Arrays.toString(rows)
+                            + "; allowed: one or more of 0 to "
+                            + (size() - 1)
+                            + ". Close the batch to keep none.");
+        }
         try (NDManager scope = manager.newSubManager()) {
             NDArray index = scope.create(Arrays.stream(rows).asLongStream().toArray());
             replaceLogits(logits.get(index));

@@ -38,13 +38,15 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
      */
     @Override
     public DecodingBatch prefill(List<int[]> prompts) {
+        model.requireOpen();
         if (prompts.isEmpty()) {
             throw new IllegalArgumentException("There are no prompts; give at least one.");
         }
+        prompts.forEach(this::checkPrompt);
         List<CacheSequence> sequences = new ArrayList<>();
         try {
             for (int[] prompt : prompts) {
-                checkPrompt(prompt);
+                cache.requireRoom(prompt.length);
                 sequences.add(cache.sequenceFor(prompt));
             }
             return LlamaBatch.prefill(model, cache, sequences, prompts);
@@ -69,14 +71,7 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
                             + ". Shorten the prompt.");
         }
         for (int id : prompt) {
-            if (id < 0 || id >= vocabularySize()) {
-                throw new IllegalArgumentException(
-                        "Token id "
-                                + id
-                                + " is outside the vocabulary; allowed: 0 to "
-                                + (vocabularySize() - 1)
-                                + ". Is the tokenizer that of the model?");
-            }
+            model.requireToken(id);
         }
     }
 

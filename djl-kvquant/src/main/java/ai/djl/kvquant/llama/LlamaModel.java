@@ -125,6 +125,23 @@ public final class LlamaModel implements AutoCloseable {
                 config.rope().contextLength());
     }
 
+    void requireOpen() {
+        if (!manager.isOpen()) {
+            throw new IllegalStateException("The model is closed; load it again.");
+        }
+    }
+
+    void requireToken(int id) {
+        if (id < 0 || id >= config.vocabSize()) {
+            throw new IllegalArgumentException(
+                    "Token id "
+                            + id
+                            + " is outside the vocabulary; allowed: 0 to "
+                            + (config.vocabSize() - 1)
+                            + ". Is the tokenizer that of the model?");
+        }
+    }
+
     NDManager manager() {
         return manager;
     }
