@@ -6,6 +6,7 @@ import ai.djl.kvquant.generate.LanguageModel;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import ai.djl.nn.AbstractSymbolBlock;
 import ai.djl.nn.ParameterList;
@@ -51,22 +52,35 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
             return new NDList();
         }
         NDArray ids = inputs.get(0);
-        if (ids.getShape().dimension() != 2) {
-            throw new IllegalArgumentException(
-                    "Token ids must be INT64 [batch, tokens], not " + ids.getShape() + ".");
-        }
-        int tokens = Math.toIntExact(ids.getShape().get(1));
-        int[] all = Arrays.stream(ids.toLongArray()).mapToInt(Math::toIntExact).toArray();
-        List<int[]> prompts = new ArrayList<>();
-        for (int from = 0; from < all.length; from += tokens) {
-            prompts.add(Arrays.copyOfRange(all, from, from + tokens));
-        }
-        try (DecodingBatch batch = model.prefill(prompts)) {
+        try (DecodingBatch batch = model.prefill(prompts(ids))) {
             NDArray logits = batch.logits();
             // DJL's contract: outputs live as long as the inputs.
             logits.attach(ids.getManager());
             return new NDList(logits);
         }
+    }
+
+    private static List<int[]> prompts(NDArray ids) {
+        Shape shape = ids.getShape();
+        if (ids.getDataType() != DataType.INT64 || shape.dimension() != 2 || shape.size() == 0) {
+            throw new IllegalArgumentException(
+                    "Token ids must be INT64 [batch, tokens] with at least one token, not "
+                            + ids.getDataType()
+                            + " "
+                            + shape
+                            + ".");
+        }
+        int tokens = Math.toIntExact(shape.get(1));
+        // An id beyond the ints is as unknown to the model as the largest one.
+        int[] all =
+                Arrays.stream(ids.toLongArray())
+                        .mapToInt(id -> (int) Math.max(-1, Math.min(id, Integer.MAX_VALUE)))
+                        .toArray();
+        List<int[]> prompts = new ArrayList<>();
+        for (int from = 0; from < all.length; from += tokens) {
+            prompts.add(Arrays.copyOfRange(all, from, from + tokens));
+        }
+        return prompts;
     }
 
     /** {@inheritDoc} */

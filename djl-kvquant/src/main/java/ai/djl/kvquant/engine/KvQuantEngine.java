@@ -63,9 +63,16 @@ public final class KvQuantEngine extends Engine {
     /** {@inheritDoc} */
     @Override
     public Model newModel(String name, Device device) {
-        // Without a device DJL means the default one, which is a GPU where there is one.
-        Device where = device == null ? Device.cpu() : device;
-        return new KvQuantModel(name, pytorch.newBaseManager(where));
+        // Not PyTorch's default device, which is a GPU where there is one.
+        Device target = device == null ? Device.cpu() : device;
+        if (!Device.Type.CPU.equals(target.getDeviceType())) {
+            throw new IllegalArgumentException(
+                    "The engine KvQuant has operators for the CPU only, but the device asked for is"
+                            + " "
+                            + target
+                            + ". Use Device.cpu(), or leave the device out.");
+        }
+        return new KvQuantModel(name, pytorch.newBaseManager(target));
     }
 
     /** {@inheritDoc} */

@@ -2,7 +2,6 @@
 package ai.djl.kvquant.engine;
 
 import ai.djl.BaseModel;
-import ai.djl.Device;
 import ai.djl.MalformedModelException;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
@@ -33,14 +32,6 @@ final class KvQuantModel extends BaseModel {
         this.manager = manager;
         manager.setName("kvQuantModel");
         dataType = DataType.FLOAT32;
-        if (manager.getDevice().isGpu()) {
-            Device device = manager.getDevice();
-            manager.close();
-            throw new IllegalArgumentException(
-                    "The engine KvQuant has operators for the CPU only, but the device is "
-                            + device
-                            + ". Use Device.cpu().");
-        }
     }
 
     /** {@inheritDoc} */
@@ -57,12 +48,18 @@ final class KvQuantModel extends BaseModel {
                                 + " Remove it.");
             }
         }
+        if (wasLoaded) {
+            throw new IllegalStateException(
+                    "The model " + getName() + " is loaded already; close it and create another.");
+        }
         Map<String, String> settings = settings(options);
         CacheOptions cacheOptions = new CacheOptions(settings);
         WeightType weightType = WeightType.parse(settings.getOrDefault("dtype", "auto"));
         LlamaModel llama = LlamaModel.load(manager, modelDir, weightType);
         try {
             LlamaLanguageModel model = llama.withCache(cacheOptions);
+            // Where translators find options, too.
+            settings.forEach(this::setProperty);
             block = new KvQuantBlock(model);
             wasLoaded = true;
             logLoaded(model);

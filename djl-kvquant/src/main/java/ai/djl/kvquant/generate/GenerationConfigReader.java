@@ -116,7 +116,7 @@ final class GenerationConfigReader {
             return values;
         } catch (JsonParseException | IllegalStateException e) {
             throw new IOException(
-                    file + " is not a JSON object; download it again. " + e.getMessage(), e);
+                    file + " is not a JSON object (" + e.getMessage() + "); download it again.", e);
         }
     }
 

@@ -15,6 +15,7 @@ import java.util.Map;
 final class ChatTemplateFiles {
 
     private static final String CONFIG = "tokenizer_config.json";
+    private static final String JSON = "chat_template.json";
 
     private final Path directory;
     private final JsonObject config;
@@ -60,8 +61,8 @@ final class ChatTemplateFiles {
 
     private Map<String, String> templates() throws IOException {
         Map<String, String> templates = new LinkedHashMap<>();
-        add(config.get("chat_template"), templates);
-        add(read("chat_template.json").get("chat_template"), templates);
+        add(config, CONFIG, templates);
+        add(read(JSON), JSON, templates);
         Path file = directory.resolve("chat_template.jinja");
         if (Files.isRegularFile(file)) {
             templates.put("default", Files.readString(file));
@@ -69,18 +70,38 @@ final class ChatTemplateFiles {
         return templates;
     }
 
-    private static void add(JsonElement element, Map<String, String> templates) {
+    private void add(JsonObject json, String file, Map<String, String> templates)
+            throws IOException {
+        JsonElement element = json.get("chat_template");
         if (element == null || element.isJsonNull()) {
             return;
         }
-        if (element.isJsonArray()) {
-            for (JsonElement each : element.getAsJsonArray()) {
-                JsonObject named = each.getAsJsonObject();
-                templates.put(named.get("name").getAsString(), named.get("template").getAsString());
+        try {
+            if (element.isJsonArray()) {
+                for (JsonElement each : element.getAsJsonArray()) {
+                    JsonObject named = each.getAsJsonObject();
+                    templates.put(text(named.get("name")), text(named.get("template")));
+                }
+            } else {
+                templates.put("default", text(element));
             }
-        } else {
-            templates.put("default", element.getAsString());
+        } catch (IllegalStateException e) {
+            throw new IOException(
+                    directory.resolve(file)
+                            + ": chat_template must be a string, or a list of objects with the"
+                            + " strings name and template; mend it, or set"
+                            + " apply_chat_template=false.",
+                    e);
         }
+    }
+
+    private static String text(JsonElement element) {
+        if (element == null
+                || !element.isJsonPrimitive()
+                || !element.getAsJsonPrimitive().isString()) {
+            throw new IllegalStateException("not a string: " + element);
+        }
+        return element.getAsString();
     }
 
     private static void addTokens(JsonObject json, Map<String, String> tokens) {
@@ -105,7 +126,7 @@ final class ChatTemplateFiles {
             return JsonParser.parseString(Files.readString(file)).getAsJsonObject();
         } catch (JsonParseException | IllegalStateException e) {
             throw new IOException(
-                    file + " is not a JSON object; download it again. " + e.getMessage(), e);
+                    file + " is not a JSON object (" + e.getMessage() + "); download it again.", e);
         }
     }
 }

@@ -4,12 +4,12 @@ package ai.djl.kvquant.translate;
 import ai.djl.Model;
 import ai.djl.ndarray.NDList;
 import ai.djl.translate.NoopTranslator;
-import ai.djl.translate.TranslateException;
 import ai.djl.translate.Translator;
 import ai.djl.translate.TranslatorFactory;
 import ai.djl.util.Pair;
 import java.io.IOException;
 import java.io.Serializable;
+import java.io.UncheckedIOException;
 import java.lang.reflect.Type;
 import java.util.Map;
 import java.util.Set;
@@ -39,8 +39,7 @@ public final class KvQuantTranslatorFactory implements TranslatorFactory, Serial
     @Override
     @SuppressWarnings("unchecked")
     public <I, O> Translator<I, O> newInstance(
-            Class<I> input, Class<O> output, Model model, Map<String, ?> arguments)
-            throws TranslateException {
+            Class<I> input, Class<O> output, Model model, Map<String, ?> arguments) {
         if (input == NDList.class && output == NDList.class) {
             return (Translator<I, O>) new NoopTranslator();
         }
@@ -55,7 +54,8 @@ public final class KvQuantTranslatorFactory implements TranslatorFactory, Serial
         try {
             return (Translator<I, O>) TextTranslator.create(model, arguments);
         } catch (IOException e) {
-            throw new TranslateException(e.getMessage(), e);
+            // DJL would report a TranslateException as a model that can not be found.
+            throw new UncheckedIOException(e.getMessage(), e);
         }
     }
 }

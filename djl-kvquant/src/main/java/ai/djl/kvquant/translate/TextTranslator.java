@@ -9,11 +9,11 @@ import ai.djl.kvquant.generate.GenerationResult;
 import ai.djl.kvquant.generate.Generator;
 import ai.djl.ndarray.NDList;
 import ai.djl.translate.Batchifier;
-import ai.djl.translate.TranslateException;
 import ai.djl.translate.Translator;
 import ai.djl.translate.TranslatorContext;
 import java.io.IOException;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 
@@ -39,40 +39,69 @@ final class TextTranslator implements Translator<String, String> {
         this.chatTemplate = chatTemplate;
     }
 
-    static TextTranslator create(Model model, Map<String, ?> arguments)
-            throws IOException, TranslateException {
+    static TextTranslator create(Model model, Map<String, ?> arguments) throws IOException {
         if (!(model.getBlock() instanceof KvQuantBlock block)) {
-            throw new TranslateException(
+            throw new IllegalArgumentException(
                     "KvQuantTranslatorFactory needs a model of the engine KvQuant, but "
                             + model.getName()
                             + " is of another; add optEngine(\"KvQuant\").");
         }
-        HuggingFaceTokenizer tokenizer = Tokenizers.load(model.getModelPath());
-        model.getNDManager().attachInternal(tokenizer.getUid(), tokenizer);
+        Map<String, Object> settings = settings(model, arguments);
         GenerationConfig config =
                 GenerationConfig.fromModelDirectory(model.getModelPath()).toBuilder()
-                        .configure(arguments)
+                        .configure(settings)
                         .build();
+        ChatTemplate template = template(model, settings);
+        HuggingFaceTokenizer tokenizer = Tokenizers.load(model.getModelPath());
+        model.getNDManager().attachInternal(tokenizer.getUid(), tokenizer);
         return new TextTranslator(
-                new Generator(block.languageModel(), tokenizer),
-                config,
-                template(model, arguments));
+                new Generator(block.languageModel(), tokenizer), config, template);
     }
 
-    private static ChatTemplate template(Model model, Map<String, ?> arguments) throws IOException {
-        Object wanted = arguments.get("apply_chat_template");
+    /** The model's options as text, and the arguments as they are unless an option differs. */
+    private static Map<String, Object> settings(Model model, Map<String, ?> arguments) {
+        Map<String, Object> settings = new HashMap<>(model.getProperties());
+        arguments.forEach(
+                (name, value) -> {
+                    Object option = settings.get(name);
+                    if (option == null || option.equals(String.valueOf(value))) {
+                        settings.put(name, value);
+                    }
+                });
+        return settings;
+    }
+
+    private static ChatTemplate template(Model model, Map<String, ?> settings) throws IOException {
+        Object wanted = settings.get("apply_chat_template");
         String value = wanted == null ? "auto" : wanted.toString();
-        return switch (value) {
-            case "false" -> null;
-            case "true" -> ChatTemplate.fromModelDirectory(model.getModelPath());
-            case "auto" ->
-                    ChatTemplate.existsIn(model.getModelPath())
-                            ? ChatTemplate.fromModelDirectory(model.getModelPath())
-                            : null;
-            default ->
-                    throw new IllegalArgumentException(
-                            "apply_chat_template is '" + value + "'; allowed: true, false, auto.");
-        };
+        boolean wrap =
+                switch (value) {
+                    case "false" -> false;
+                    case "true" -> true;
+                    case "auto" -> ChatTemplate.existsIn(model.getModelPath());
+                    default ->
+                            throw new IllegalArgumentException(
+                                    "apply_chat_template is '"
+                                            + value
+                                            + "'; allowed: true, false, auto.");
+                };
+        return wrap ? tried(model) : null;
+    }
+
+    /** A template that can not render a user's message fails now, not at the first request. */
+    private static ChatTemplate tried(Model model) throws IOException {
+        ChatTemplate template = ChatTemplate.fromModelDirectory(model.getModelPath());
+        try {
+            template.render(List.of(new ChatMessage("user", "Hello")), true);
+        } catch (ChatTemplateException e) {
+            throw new IOException(
+                    model.getModelPath()
+                            + ": "
+                            + e.getMessage()
+                            + " Mend the template, or set apply_chat_template=false.",
+                    e);
+        }
+        return template;
     }
 
     /** {@inheritDoc} */

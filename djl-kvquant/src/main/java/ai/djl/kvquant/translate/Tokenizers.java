@@ -30,10 +30,15 @@ public final class Tokenizers {
                             + " has no tokenizer.json. Save one with transformers:"
                             + " AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).");
         }
-        return HuggingFaceTokenizer.builder()
-                .optTokenizerPath(directory)
-                .optTruncation(false)
-                .optPadding(false)
-                .build();
+        try {
+            return HuggingFaceTokenizer.builder()
+                    .optTokenizerPath(directory)
+                    .optTruncation(false)
+                    .optPadding(false)
+                    .build();
+        } catch (RuntimeException e) {
+            throw new IOException(
+                    file + " is not a tokenizer (" + e.getMessage() + "); download it again.", e);
+        }
     }
 }
