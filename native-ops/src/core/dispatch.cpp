@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "attend.h"
+#include "dequantize.h"
 #include "linear.h"
 
 namespace kvquant {
@@ -12,6 +13,11 @@ namespace {
 std::atomic<Variant>& selected() {
   static std::atomic<Variant> variant{best_variant()};
   return variant;
+}
+
+/// The variant for a layer: the vectorized versions know head_dim 64 and 128; any other size takes the portable one.
+[[maybe_unused]] Variant variant_for(const LayerParams& params) {
+  return params.head_dim == 64 || params.head_dim == 128 ? current_variant() : Variant::kPortable;
 }
 
 }  // namespace
@@ -39,13 +45,22 @@ bool use_variant(Variant variant) {
 
 void attend(const LayerCache& cache, const float* qkv, float* out) {
 #ifdef KVQUANT_HAVE_AVX2
-  // The vectorized versions know head_dim 64 and 128; any other size takes the portable one.
-  if (cache.params->head_dim == 64 || cache.params->head_dim == 128) {
-    if (current_variant() == Variant::kAvx512) return attend_avx512(cache, qkv, out);
-    if (current_variant() == Variant::kAvx2) return attend_avx2(cache, qkv, out);
-  }
+  const Variant variant = variant_for(*cache.params);
+  if (variant == Variant::kAvx512) return attend_avx512(cache, qkv, out);
+  if (variant == Variant::kAvx2) return attend_avx2(cache, qkv, out);
 #endif
   attend_portable(cache, qkv, out);
+}
+
+void dequantize(const LayerCache& cache, int64_t b, int64_t begin, int64_t end, float* k, float* v) {
+  if (begin >= end) return;
+  const TokenRows rows{begin, end, k, v};
+#ifdef KVQUANT_HAVE_AVX2
+  const Variant variant = variant_for(*cache.params);
+  if (variant == Variant::kAvx512) return dequantize_avx512(cache, b, rows);
+  if (variant == Variant::kAvx2) return dequantize_avx2(cache, b, rows);
+#endif
+  dequantize_portable(cache, b, rows);
 }
 
 }  // namespace kvquant

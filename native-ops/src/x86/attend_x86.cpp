@@ -9,11 +9,8 @@
 #include "../core/parallel.h"
 #include "../core/rotation.h"
 #include "key_scores.h"
+#include "stored_side.h"
 #include "value_sums.h"
-
-#define KVQUANT_CAT2(a, b) a##b
-#define KVQUANT_CAT(a, b) KVQUANT_CAT2(a, b)
-#define KVQUANT_FN(name) KVQUANT_CAT(KVQUANT_CAT(name, _), KVQUANT_ISA)
 
 namespace kvquant {
 namespace KVQUANT_ISA {
@@ -64,10 +61,11 @@ class Worker {
     const int64_t ahead = cache_.page(b, next * kPageTokens) - page;
     const bool rope = params.keys_pre_rope != 0;
     turn_queries(rope ? page_index : 0, rotation_scale(head_dim, params.keys.rotation_heads));
-    const LoadKeys load_keys = key_loader<head_dim>(params.keys);
+    const StoredSide keys = stored_keys(cache_);
+    const LoadSide load_keys = side_loader<head_dim>(params.keys);
     for (int v = 0; v < kPageTokens / kLanes; ++v) {
-      load_keys(cache_, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
-      unrotate_keys();
+      load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
+      finish_rotation<head_dim>(params.keys, group_.heads, keys_.data());
       score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
             rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr, kPageTokens, v);
     }
@@ -129,13 +127,6 @@ class Worker {
         to[i + half] = (b * cos[i] - a * sin[i]) * scale;
       }
     }
-  }
-
-  /// What load_keys left of the rotation.
-  void unrotate_keys() {
-    if (cache_.params->keys.rotation_heads == 0) return;
-    for (int h = 0; h < group_.heads; ++h) finish_walsh_hadamard<head_dim>(keys_.data() + h * head_dim * kLanes);
-    mix_heads<head_dim>(keys_.data(), group_.heads);
   }
 
   void score(const float* cos, const float* sin, int stride, int vector) {

@@ -4,10 +4,6 @@
 #include "../core/linear_isa.h"
 #include "simd.h"
 
-#define KVQUANT_CAT2(a, b) a##b
-#define KVQUANT_CAT(a, b) KVQUANT_CAT2(a, b)
-#define KVQUANT_FN(name) KVQUANT_CAT(KVQUANT_CAT(name, _), KVQUANT_ISA)
-
 namespace kvquant {
 namespace KVQUANT_ISA {
 namespace {

@@ -7,6 +7,11 @@
 #include <cstdint>
 #include <cstring>
 
+/// The name of this instruction set's version of a function of namespace kvquant.
+#define KVQUANT_CAT2(a, b) a##b
+#define KVQUANT_CAT(a, b) KVQUANT_CAT2(a, b)
+#define KVQUANT_FN(name) KVQUANT_CAT(KVQUANT_CAT(name, _), KVQUANT_ISA)
+
 namespace kvquant {
 namespace KVQUANT_ISA {
 
