@@ -23,6 +23,17 @@ class WikiTextTest {
     /** What HuggingFace transformers computes for the two windows in fp32. */
     private static final double TRANSFORMERS = 21.19540;
 
+    /**
+     * What the caches cost in perplexity, pinned by runs of this test. Rounding decides which of
+     * two codes is taken, thirty layers multiply it: another order of summation moved rotatekv4 by
+     * 0.1.
+     */
+    private static final double ROTATEKV4 = 1.2;
+
+    private static final double ROTATEKV3 = 7.2;
+    private static final double ROTATEKV2 = 66.0;
+    private static final double TOLERANCE = 0.2;
+
     private record Golden(List<int[]> windows) {}
 
     @Test
@@ -50,18 +61,8 @@ class WikiTextTest {
         }
     }
 
-    /**
-     * Pinned by a run of this test; other orders of summation move codes and so the figures a
-     * little.
-     */
-    private static final double ROTATEKV4 = 1.0;
-
-    private static final double ROTATEKV3 = 6.3;
-    private static final double ROTATEKV2 = 59.0;
-
     private static void assertCost(List<PerplexityResult> results, int index, double expected) {
         double cost = results.get(index).perplexity() - results.get(0).perplexity();
-        System.out.println(results.get(index));
-        assertEquals(expected, cost, 5 * expected, results.get(index).toString());
+        assertEquals(expected, cost, TOLERANCE * expected, results.get(index).toString());
     }
 }
