@@ -113,14 +113,20 @@ record BadOptions(Map<String, String> options, List<String> fragments) {
                 row("kv_cache_memory=-1g", "kv_cache_memory is '-1g'", memory),
                 row("kv_cache_memory=999999999999999t", "is '999999999999999t'", memory),
                 row("kv_cache_memory=900t", "more than the machine's", "kv_cache_memory lower"),
-                row("kv_cache_memory=1k", "room for 0 tokens only", "Set kv_cache_memory higher"),
+                row(
+                        "kv_cache_memory=1k",
+                        "no room for a page: 64 tokens take",
+                        "kv_cache_memory higher"),
                 row("max_batch_size=0", "max_batch_size is '0'", "a whole number from 1 to 65536"),
                 row("max_batch_size=four", "max_batch_size is 'four'", "a whole number from 1"),
                 quantized(
                         "kv_recent_tokens=1048576 max_batch_size=65536",
+                        "no room for a page",
+                        "or max_batch_size or kv_recent_tokens lower"),
+                quantized(
+                        "kv_recent_tokens=1048576 max_batch_size=65536 kv_cache_tokens=64",
                         "more than the machine's",
-                        "kv_recent_tokens",
-                        "max_batch_size"));
+                        "(or max_batch_size or kv_recent_tokens)"));
     }
 
     @Override
