@@ -1,0 +1,115 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.cache;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.util.HashMap;
+import java.util.Map;
+import java.util.Set;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+class CacheOptionsTest {
+
+    private static CacheOptions options(String... pairs) {
+        Map<String, String> values = new HashMap<>();
+        for (int i = 0; i < pairs.length; i += 2) {
+            values.put(pairs[i], pairs[i + 1]);
+        }
+        return new CacheOptions(values);
+    }
+
+    @Test
+    void nothingIsQuantizedByDefault() {
+        CacheOptions options = options("engine", "KvQuant", "batch_size", "7");
+        assertEquals("auto", options.dtype().name());
+        assertEquals(0, options.window());
+        assertEquals(SinkPolicy.NONE, options.sinkPolicy());
+        assertEquals(4, options.maxBatchSize());
+    }
+
+    @Test
+    void rotateKvKeepsMassiveSinks() {
+        CacheOptions options = options("kv_cache_dtype", "rotatekv2");
+        assertEquals(SinkPolicy.MASSIVE, options.sinkPolicy());
+        assertEquals(20, options.maxSinks());
+        assertEquals(0, options.window());
+        assertEquals(0.8f, options.clip(2));
+        assertEquals(1f, options.clip(4));
+    }
+
+    @ParameterizedTest
+    @CsvSource({"massive,MASSIVE,20", "0,NONE,0", "4,FIRST,4", "20,FIRST,20"})
+    void sinksAreMassiveOrCounted(String value, SinkPolicy policy, int most) {
+        CacheOptions options = options("kv_cache_dtype", "rotatekv4", "kv_sink_tokens", value);
+        assertEquals(policy, options.sinkPolicy());
+        assertEquals(most, options.maxSinks());
+    }
+
+    @ParameterizedTest
+    @CsvSource({"4096,4096", "1k,1024", "2 MiB,2097152", "3g,3221225472", "1T,1099511627776"})
+    void memoryHasUnits(String value, long bytes) {
+        assertEquals(bytes, options("kv_cache_memory", value).cacheMemory());
+    }
+
+    @Test
+    void pairsNameKeysThenValues() {
+        for (String value :
+                new String[] {"rotatekv4/fp16", "rotatekv4,fp16", " rotatekv4 / fp16 "}) {
+            CacheDtype dtype = options("kv_cache_dtype", value).dtype();
+            assertEquals("rotatekv4/fp16", dtype.name());
+            assertEquals(4, dtype.keys().bits());
+            assertEquals(CacheMethod.FP16, dtype.values().method());
+        }
+    }
+
+    @Test
+    void layersAreSkippedByNumber() {
+        CacheOptions options = options("kv_cache_dtype", "rotatekv4", "kv_skip_layers", "0, 3;5");
+        assertEquals(Set.of(0, 3, 5), options.skipLayers(6));
+        assertThrows(IllegalArgumentException.class, () -> options.skipLayers(5));
+    }
+
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = '|',
+            value = {
+                "kv_cache_type      | fp16      | Unknown option kv_cache_type; the cache options are",
+                "kv_cache_dtype     | int5      | kv_cache_dtype 'int5' is not supported; choose one of",
+                "kv_cache_dtype     | auto/fp16/auto | kv_cache_dtype 'auto/fp16/auto' is not supported",
+                "kv_recent_tokens   | 5         | kv_recent_tokens has an effect only when keys are",
+                "kv_group_size      | 64        | kv_group_size has an effect only when keys or values",
+                "kv_cache_tokens    | 0         | kv_cache_tokens is '0'; allowed: a whole number from 1",
+                "kv_cache_memory    | 0         | kv_cache_memory is '0'; allowed: bytes, or a number",
+                "kv_cache_memory    | 99999999999t | kv_cache_memory is '99999999999t'; allowed: bytes",
+                "kv_clip            | 0         | kv_clip has an effect only when",
+                "max_batch_size     | none      | max_batch_size is 'none'; allowed: a whole number"
+            })
+    void badValuesAreRefused(String name, String value, String message) {
+        IllegalArgumentException e =
+                assertThrows(IllegalArgumentException.class, () -> options(name, value));
+        assertTrue(e.getMessage().startsWith(message), e::getMessage);
+    }
+
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = '|',
+            value = {
+                "kv_recent_tokens | -1    | kv_recent_tokens is '-1'; allowed: a whole number from 0",
+                "kv_sink_tokens   | many  | kv_sink_tokens is 'many'; allowed: massive",
+                "kv_sink_tokens   | 5000  | kv_sink_tokens is '5000'; allowed: massive",
+                "kv_clip          | 1.5   | kv_clip is '1.5'; allowed: a number above 0 and at most 1.",
+                "kv_float_zero    | yes   | kv_float_zero is 'yes'; allowed: true, false.",
+                "kv_rollback_tokens | x   | kv_rollback_tokens is 'x'; allowed: a whole number"
+            })
+    void badValuesOfRotateKvAreRefused(String name, String value, String message) {
+        IllegalArgumentException e =
+                assertThrows(
+                        IllegalArgumentException.class,
+                        () -> options("kv_cache_dtype", "rotatekv4", name, value));
+        assertTrue(e.getMessage().startsWith(message), e::getMessage);
+    }
+}
