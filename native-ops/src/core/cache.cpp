@@ -17,18 +17,20 @@ std::vector<Sink> find_sinks(const LayerCache& cache, int64_t b, int64_t length)
 }
 
 void load_exact(const LayerCache& cache, const uint8_t* page, int slot, float* k, float* v) {
-  const int head_dim = cache.params->head_dim;
-  for (int c = 0; c < cache.params->channels(); ++c) {
-    k[c] = load_half(page + cache.exact_layout.keys(c / head_dim, c % head_dim) + 2 * slot);
-    v[c] = load_half(page + cache.exact_layout.values(c / head_dim, c % head_dim) + 2 * slot);
+  for (int h = 0; h < cache.params->num_kv_heads; ++h) {
+    for (int c = 0; c < cache.params->head_dim; ++c) {
+      *k++ = load_half(page + cache.exact_layout.keys(h, c) + 2 * slot);
+      *v++ = load_half(page + cache.exact_layout.values(h, c) + 2 * slot);
+    }
   }
 }
 
 void store_exact(const LayerCache& cache, uint8_t* page, int slot, const float* k, const float* v) {
-  const int head_dim = cache.params->head_dim;
-  for (int c = 0; c < cache.params->channels(); ++c) {
-    store_half(page + cache.exact_layout.keys(c / head_dim, c % head_dim) + 2 * slot, k[c]);
-    store_half(page + cache.exact_layout.values(c / head_dim, c % head_dim) + 2 * slot, v[c]);
+  for (int h = 0; h < cache.params->num_kv_heads; ++h) {
+    for (int c = 0; c < cache.params->head_dim; ++c) {
+      store_half(page + cache.exact_layout.keys(h, c) + 2 * slot, *k++);
+      store_half(page + cache.exact_layout.values(h, c) + 2 * slot, *v++);
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "half.h"
 #include "layout.h"
@@ -35,8 +36,10 @@ inline AffineGroup affine_group(float low, float high, const SideParams& side) {
   // A group far from zero: a larger step keeps the zero exact in fp16.
   if (std::fabs(low) > kMaxZero * scale)
     scale = std::min(round_to_half(std::fabs(low) / kMaxZero * 1.001f), kLargestHalf);
-  const float zero = -low / scale;
-  return {scale, std::clamp(side.float_zero != 0 ? round_to_half(zero) : std::nearbyint(zero), -kMaxZero, kMaxZero)};
+  const float exact = -low / scale;
+  const float zero = side.float_zero != 0 ? round_to_half(exact) : std::nearbyint(exact);
+  // -0 becomes 0: in which order the minimum of zeros of both signs was found must not show.
+  return {scale, std::clamp(zero, -kMaxZero, kMaxZero) + 0.0f};
 }
 
 /// round(x / scale) + zero, limited to the codes (NaN: 0); with a float zero the sum is rounded.
@@ -64,18 +67,43 @@ inline int get_code(const uint8_t* field, int token, int bits) {
   return static_cast<int>(value & ((1u << bits) - 1u));
 }
 
+/// The channel at each place of a side's order, INT16 [channels]; nullptr: natural order.
+inline const int16_t* channel_order(const LayerParams& params, const SideParams& side) {
+  if (side.order_offset == 0) return nullptr;
+  return reinterpret_cast<const int16_t*>(reinterpret_cast<const uint8_t*>(&params) + side.order_offset);
+}
+
 /// The group of each channel, UINT16 [channels].
 inline void channel_groups(const LayerParams& params, const SideParams& side, uint16_t* groups) {
-  const auto* order = reinterpret_cast<const int16_t*>(reinterpret_cast<const uint8_t*>(&params) + side.order_offset);
-  for (int place = 0; place < params.channels(); ++place) {
-    const int channel = side.order_offset != 0 ? order[place] : place;
-    groups[channel] = static_cast<uint16_t>(place / side.group_size);
+  const int16_t* order = channel_order(params, side);
+  const int count = params.channels() / side.group_size;
+  for (int group = 0, place = 0; group < count; ++group) {
+    for (const int end = place + side.group_size; place < end; ++place) {
+      groups[order != nullptr ? order[place] : place] = static_cast<uint16_t>(group);
+    }
   }
 }
 
-/// Stores x, [channels] in the stored basis, as a token of a page.
-void encode_token(const LayerParams& params, const SideParams& side, const SideLayout& layout, const uint16_t* groups,
-                  const float* x, uint8_t* page, int token);
+/// Stores tokens of one side in pages; holds the scratch that this takes.
+class SideEncoder {
+ public:
+  SideEncoder(const LayerParams& params, const SideParams& side, const SideLayout& layout, const uint16_t* groups);
+
+  /// Stores x, [channels] in the stored basis, as a token of a page.
+  void operator()(const float* x, uint8_t* page, int token);
+
+ private:
+  void choose_scales(const float* x, uint8_t* page, int token);
+  void encode_affine(const float* x, uint8_t* page, int token) const;
+  void store_plain(const float* x, uint8_t* page, int token) const;
+
+  const LayerParams& params_;
+  const SideParams& side_;
+  const SideLayout& layout_;
+  const uint16_t* groups_;
+  std::vector<float> low_, high_;
+  std::vector<AffineGroup> affine_;
+};
 
 /// Reads a token of a page into x, [channels] in the stored basis.
 void decode_token(const LayerParams& params, const SideParams& side, const SideLayout& layout, const uint16_t* groups,

@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "append.h"
 #include "attend.h"
 #include "dequantize.h"
 #include "linear.h"
@@ -50,6 +51,15 @@ void attend(const LayerCache& cache, const float* qkv, float* out) {
   if (variant == Variant::kAvx2) return attend_avx2(cache, qkv, out);
 #endif
   attend_portable(cache, qkv, out);
+}
+
+AppendKernels append_kernels([[maybe_unused]] const LayerParams& params) {
+#ifdef KVQUANT_HAVE_AVX2
+  const Variant variant = variant_for(params);
+  if (variant == Variant::kAvx512) return {encode_page_avx512, store_exact_avx512};
+  if (variant == Variant::kAvx2) return {encode_page_avx2, store_exact_avx2};
+#endif
+  return {encode_page_portable, store_exact};
 }
 
 void dequantize(const LayerCache& cache, int64_t b, int64_t begin, int64_t end, float* k, float* v) {

@@ -4,6 +4,7 @@
 #include "../core/aligned.h"
 #include "../core/dequantize.h"
 #include "../core/parallel.h"
+#include "rope.h"
 #include "stored_side.h"
 #include "transpose.h"
 
@@ -20,15 +21,13 @@ class RowReader {
         b_(b),
         rows_(rows),
         affine_(2 * std::max({1, cache.page_layout.keys.groups(), cache.page_layout.values.groups()}) * kLanes),
-        x_(std::max(1, cache.params->keys.rotation_heads) * head_dim * kLanes),
-        cos_(head_dim / 2 * kLanes),
-        sin_(head_dim / 2 * kLanes) {}
+        x_(std::max(1, cache.params->keys.rotation_heads) * head_dim * kLanes) {}
 
   /// Tokens [begin, end) of one page.
   void read_stored(int64_t begin, int64_t end) {
     const uint8_t* page = cache_.page(b_, begin);
     for (Run run = first_run(begin, end); run.begin < run.end; run = next_run(run, end)) {
-      if (cache_.params->keys_pre_rope != 0) set_angles(run.first);
+      if (cache_.params->keys_pre_rope != 0) angles_.set(cache_.rope, run.first);
       read_side(stored_keys(cache_), page, run, cache_.params->keys_pre_rope != 0, rows_.k);
       read_side(stored_values(cache_), page, run, false, rows_.v);
     }
@@ -39,10 +38,10 @@ class RowReader {
     const ExactLayout& layout = cache_.exact_layout;
     for (Run run = first_run(begin, end); run.begin < run.end; run = next_run(run, end)) {
       const uint8_t* page = cache_.window_page(b_, run.first) + run.first % kExactTokens * 2;
-      set_angles(run.first);
+      angles_.set(cache_.rope, run.first);
       for (int h = 0; h < cache_.params->num_kv_heads; ++h) {
         for (int c = 0; c < head_dim; ++c) store(x_.data() + c * kLanes, load_halves(page + layout.keys(h, c)));
-        turn(1);
+        angles_.turn(x_.data(), 1);
         write(run, h, 1, 1.0f, rows_.k);
         for (int c = 0; c < head_dim; ++c) store(x_.data() + c * kLanes, load_halves(page + layout.values(h, c)));
         write(run, h, 1, 1.0f, rows_.v);
@@ -63,16 +62,6 @@ class RowReader {
 
   static Run next_run(const Run& run, int64_t end) { return first_run(run.first + kLanes, end); }
 
-  void set_angles(int64_t position) {
-    const float *base_cos = cache_.rope.base_cos(position / kPageTokens), *base_sin = base_cos + head_dim / 2;
-    const int64_t step = position % kPageTokens;
-    for (int i = 0; i < head_dim / 2; ++i) {
-      const Vec c = load(cache_.rope.step_cos(i) + step), s = load(cache_.rope.step_sin(i) + step);
-      store(cos_.data() + i * kLanes, sub(mul(broadcast(base_cos[i]), c), mul(broadcast(base_sin[i]), s)));
-      store(sin_.data() + i * kLanes, add(mul(broadcast(base_sin[i]), c), mul(broadcast(base_cos[i]), s)));
-    }
-  }
-
   void read_side(const StoredSide& side, const uint8_t* page, const Run& run, bool rope, float* out) {
     const LoadSide load_side = side_loader<head_dim>(side.params);
     const int tile = static_cast<int>(run.first % kPageTokens / kTileTokens);
@@ -82,20 +71,8 @@ class RowReader {
     for (int h = 0; h < cache_.params->num_kv_heads; h += heads) {
       load_side(side, page, 0, tile, part, h, heads, affine_.data(), x_.data());
       finish_rotation<head_dim>(side.params, heads, x_.data());
-      if (rope) turn(heads);
+      if (rope) angles_.turn(x_.data(), heads);
       write(run, h, heads, scale, out);
-    }
-  }
-
-  /// Turns x_ [heads, head_dim, kLanes] to the positions that set_angles was given.
-  void turn(int heads) {
-    constexpr int half = head_dim / 2 * kLanes;
-    for (float* x = x_.data(); x < x_.data() + heads * 2 * half; x += 2 * half) {
-      for (int i = 0; i < half; i += kLanes) {
-        const Vec a = load(x + i), b = load(x + half + i), c = load(cos_.data() + i), s = load(sin_.data() + i);
-        store(x + i, fnma(b, s, mul(a, c)));
-        store(x + half + i, fma(a, s, mul(b, c)));
-      }
     }
   }
 
@@ -126,7 +103,8 @@ class RowReader {
   const LayerCache& cache_;
   const int64_t b_;
   const TokenRows& rows_;
-  AlignedFloats affine_, x_, cos_, sin_;
+  AlignedFloats affine_, x_;
+  RunAngles<head_dim> angles_;
 };
 
 /// Sinks lie anywhere and are few: they are read one by one.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "simd.h"
+#include "transpose.h"
 
 namespace kvquant {
 namespace KVQUANT_ISA {
@@ -42,10 +43,10 @@ inline void finish_walsh_hadamard(float* x) {
   }
 }
 
-/// Mixes the heads of x [heads, head_dim, kLanes] like kvquant::mix_heads, without its scale.
-template <int head_dim>
+/// Mixes the heads of x [heads, vectors, kLanes] like kvquant::mix_heads, without its scale.
+template <int vectors>
 inline void mix_heads(float* x, int heads) {
-  constexpr int head = head_dim * kLanes;
+  constexpr int head = vectors * kLanes;
   if (heads == 3) {
     const Vec two_thirds = broadcast(0.66666666666666667f);
     for (int i = 0; i < head; i += kLanes) {
@@ -73,11 +74,54 @@ inline void mix_heads(float* x, int heads) {
   }
 }
 
+/// The factor that mix_heads leaves out.
+inline float mix_scale(int heads) { return heads == 2 ? 0.70710678118654752f : heads == 4 ? 0.5f : 1.0f; }
+
 /// The factor that finish_walsh_hadamard and mix_heads leave out.
 inline float rotation_scale(int head_dim, int rotation_heads) {
   if (rotation_heads == 0) return 1.0f;
-  const float mix = rotation_heads == 2 ? 0.70710678118654752f : rotation_heads == 4 ? 0.5f : 1.0f;
-  return mix / std::sqrt(static_cast<float>(head_dim));
+  return mix_scale(rotation_heads) / std::sqrt(static_cast<float>(head_dim));
+}
+
+inline void multiply(float* x, int vectors, float factor) {
+  for (int i = 0; i < vectors; ++i) store(x + i * kLanes, mul(load(x + i * kLanes), broadcast(factor)));
+}
+
+/// Mixes heads whose Walsh-Hadamard transforms, without their scale, are x [heads, vectors, kLanes]; scales and rounds
+/// as kvquant::rotate_heads does.
+template <int vectors>
+inline void finish_exactly(float* x, int heads, int head_dim) {
+  multiply(x, heads * vectors, 1.0f / std::sqrt(static_cast<float>(head_dim)));
+  mix_heads<vectors>(x, heads);
+  if (mix_scale(heads) != 1.0f) multiply(x, heads * vectors, mix_scale(heads));
+}
+
+/// kvquant::rotate_heads, to the bit, of one group of heads of kLanes tokens: x [heads, head_dim, kLanes].
+template <int head_dim>
+inline void rotate_run(float* x, int heads) {
+  for (int c = 0; c < heads * head_dim; c += 8) butterflies<8>(x + c * kLanes, 1);
+  for (int h = 0; h < heads; ++h) finish_walsh_hadamard<head_dim>(x + h * head_dim * kLanes);
+  finish_exactly<head_dim>(x, heads, head_dim);
+}
+
+/// kvquant::rotate_heads, to the bit, of one token: x [num_kv_heads, head_dim], up to the next multiple of kLanes *
+/// kLanes values scratch.
+template <int head_dim>
+inline void rotate_token(float* x, int num_kv_heads, int rotation_heads) {
+  constexpr int vectors = head_dim / kLanes;
+  for (int c = 0; c < num_kv_heads * head_dim; c += kLanes * kLanes) {
+    // Transposed, neighbouring channels lie in neighbouring vectors.
+    Vec block[kLanes];
+    for (int i = 0; i < kLanes; ++i) block[i] = load(x + c + i * kLanes);
+    transpose(block);
+    butterflies<kLanes>(block);
+    transpose(block);
+    for (int i = 0; i < kLanes; ++i) store(x + c + i * kLanes, block[i]);
+  }
+  for (int h = 0; h < num_kv_heads; ++h) butterflies<vectors>(x + h * head_dim, 1);
+  for (int h = 0; h < num_kv_heads; h += rotation_heads) {
+    finish_exactly<vectors>(x + h * head_dim, rotation_heads, head_dim);
+  }
 }
 
 }  // namespace KVQUANT_ISA

@@ -34,9 +34,32 @@ inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }    // a b + c
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
-inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // a > b ? a : b, hence b where either is NaN
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }  // a < b ? a : b
+inline Vec absolute(Vec x) { return _mm512_abs_ps(x); }
+inline Vec negative(Vec x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
+/// a < b ? x : y, lane by lane.
+inline Vec where_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+inline Vec where_equal(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), y, x);
+}
+/// Rounded to nearest even, kLanes halves.
+inline void store_halves(void* p, Vec x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline Vec round_to_half(Vec x) {
+  return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline Vec gather(const float* p, const uint16_t* indices) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(indices));
+  return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(words), p, 4);
+}
 inline float sum(Vec x) { return _mm512_reduce_add_ps(x); }
 inline float maximum(Vec x) { return _mm512_reduce_max_ps(x); }
+inline float minimum(Vec x) { return _mm512_reduce_min_ps(x); }
 /// x where the lane's bit is set, else other.
 inline Vec select(uint32_t bits, Vec x, Vec other) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), other, x);
@@ -91,7 +114,25 @@ inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }    // a b + c
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a b
-inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // a > b ? a : b, hence b where either is NaN
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }  // a < b ? a : b
+inline Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+inline Vec negative(Vec x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
+/// a < b ? x : y, lane by lane.
+inline Vec where_less(Vec a, Vec b, Vec x, Vec y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+inline Vec where_equal(Vec a, Vec b, Vec x, Vec y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
+/// Rounded to nearest even, kLanes halves.
+inline void store_halves(void* p, Vec x) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline Vec round_to_half(Vec x) {
+  return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline Vec gather(const float* p, const uint16_t* indices) {
+  const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices));
+  return _mm256_i32gather_ps(p, _mm256_cvtepu16_epi32(words), 4);
+}
 inline float sum(Vec x) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -102,6 +143,7 @@ inline float maximum(Vec x) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+inline float minimum(Vec x) { return -maximum(_mm256_xor_ps(x, _mm256_set1_ps(-0.0f))); }
 /// x where the lane's bit is set, else other.
 inline Vec select(uint32_t bits, Vec x, Vec other) {
   const __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
