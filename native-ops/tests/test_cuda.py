@@ -15,8 +15,8 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 def layer_params(heads, kv_heads, head_dim):
     """LayerParams of core/layout.h for a cache of plain fp16 keys and values."""
-    side = struct.pack("<4if3i", 1, 16, 0, 0, 1.0, 0, 0, 0)
-    header = struct.pack("<2i3i3iif2i", 0x3151564B, 112, heads, kv_heads, head_dim, 0, 0, 0, 0, 1.0, 0, 0)
+    side = struct.pack("<4if15i", 1, 16, 0, 0, 1.0, *[0] * 15)
+    header = struct.pack("<2i3i3iif2i", 0x3151564B, 208, heads, kv_heads, head_dim, 0, 0, 0, 0, 1.0, 0, 0)
     return torch.frombuffer(bytearray(header + side + side), dtype=torch.uint8)
 
 

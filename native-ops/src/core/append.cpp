@@ -2,7 +2,6 @@
 #include "append.h"
 
 #include "parallel.h"
-#include "rotation.h"
 #include "sinks.h"
 
 namespace kvquant {
@@ -57,18 +56,18 @@ void encode_page_portable(const LayerCache& cache, const TokenSource& source, in
   std::vector<float> k(params.channels()), v(params.channels());
   SideEncoder encode_key(params, params.keys, cache.page_layout.keys, cache.key_groups.data());
   SideEncoder encode_value(params, params.values, cache.page_layout.values, cache.value_groups.data());
+  const float* key_mean = side_mean(params, params.keys);
   uint8_t* page = cache.page(b, begin);
   for (int64_t token = begin; token < end; ++token) {
     load_token(cache, source, token, k.data(), v.data());
     round_like_exact(params, params.keys, k.data());
     round_like_exact(params, params.values, v.data());
-    if (params.keys_pre_rope == 0) {
-      for (int h = 0; h < params.num_kv_heads; ++h) {
-        cache.rope.apply(k.data() + h * params.head_dim, token, k.data() + h * params.head_dim);
-      }
+    if (key_mean != nullptr) {
+      for (int c = 0; c < params.channels(); ++c) k[c] -= key_mean[c];
     }
-    rotate_heads(k.data(), params.num_kv_heads, params.head_dim, params.keys.rotation_heads);
-    rotate_heads(v.data(), params.num_kv_heads, params.head_dim, params.values.rotation_heads);
+    if (params.keys_pre_rope == 0) cache.rope.apply_all(k.data(), params.num_kv_heads, token);
+    to_stored_basis(params, params.keys, k.data());
+    to_stored_basis(params, params.values, v.data());
     encode_key(k.data(), page, static_cast<int>(token % kPageTokens));
     encode_value(v.data(), page, static_cast<int>(token % kPageTokens));
   }

@@ -33,7 +33,7 @@ class TokenSource {
 /// Whether a side is rounded to what an exact copy holds: where codes are made of it or a window may have held it. What
 /// is stored does not depend on whether the token passed through the window.
 inline bool rounded_like_exact(const LayerParams& params, const SideParams& side) {
-  return side.format == Format::kAffine || params.window > 0;
+  return is_quantized(side) || params.window > 0;
 }
 
 struct AppendKernels {

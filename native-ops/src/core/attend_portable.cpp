@@ -5,6 +5,7 @@
 
 #include "attend.h"
 #include "parallel.h"
+#include "score_bias.h"
 #include "token_reader.h"
 
 namespace kvquant {
@@ -32,17 +33,21 @@ void attend_sequence(const LayerCache& cache, int64_t b, const float* qkv, float
   std::vector<float> q(static_cast<size_t>(params.num_heads) * head_dim);
   for (int h = 0; h < params.num_heads; ++h) cache.rope.apply(qkv + h * head_dim, position, q.data() + h * head_dim);
 
+  std::vector<double> biases(params.num_heads);
+  for (int h = 0; h < params.num_heads && has_score_bias(params); ++h) {
+    biases[h] = score_bias(params, h / per_head, q.data() + h * head_dim, params.score_scale);
+  }
   std::vector<QueryState> states(params.num_heads);
   for (QueryState& state : states) state.output.assign(head_dim, 0.0);
   const TokenReader reader(cache, b, position + 1);
   std::vector<float> k(params.channels()), v(params.channels());
   for (int64_t token = 0; token <= position; ++token) {
-    reader.read(token, k.data(), v.data());
+    const bool coded = reader.read(token, k.data(), v.data());
     for (int h = 0; h < params.num_heads; ++h) {
       const int kv = h / per_head * head_dim;
       double score = 0;
       for (int i = 0; i < head_dim; ++i) score += static_cast<double>(q[h * head_dim + i]) * k[kv + i];
-      states[h].add(score * params.score_scale, v.data() + kv);
+      states[h].add(score * params.score_scale + (coded ? biases[h] : 0), v.data() + kv);
     }
   }
   for (int h = 0; h < params.num_heads; ++h) {

@@ -19,6 +19,10 @@ void SideEncoder::operator()(const float* x, uint8_t* page, int token) {
   if (side_.format == Format::kAffine) {
     choose_scales(x, page, token);
     encode_affine(x, page, token);
+  } else if (side_.format == Format::kStatic) {
+    encode_static(x, page, token);
+  } else if (side_.format == Format::kNorm) {
+    encode_norm(x, page, token);
   } else {
     store_plain(x, page, token);
   }
@@ -49,6 +53,35 @@ void SideEncoder::encode_affine(const float* x, uint8_t* page, int token) const 
   }
 }
 
+void SideEncoder::encode_static(const float* x, uint8_t* page, int token) const {
+  const float* steps = packed_array<float>(params_, side_.steps_offset);
+  for (int h = 0; h < params_.num_kv_heads; ++h) {
+    for (int p = 0; p < params_.head_dim; ++p, ++x, steps += 2) {
+      const int width = layout_.width(p);
+      if (width == 0) continue;
+      put_code(page + layout_.place(h, token / kTileTokens, p), token % kTileTokens, width,
+               static_code(*x, steps[0], steps[1], width));
+    }
+  }
+}
+
+void SideEncoder::encode_norm(const float* x, uint8_t* page, int token) const {
+  const float* levels = packed_array<float>(params_, side_.levels_offset);
+  const int tile = token / kTileTokens, lane = token % kTileTokens, n = params_.head_dim;
+  for (int h = 0; h < params_.num_kv_heads; ++h, x += n) {
+    float square = 0, product = 0;
+    for (int c = 0; c < n; ++c) square += x[c] * x[c];
+    const float rms = std::sqrt(square / static_cast<float>(n));
+    uint8_t* field = page + layout_.codes(h, tile, 0);
+    for (int c = 0; c < n; ++c, field += layout_.code_bytes()) {
+      const int code = nearest_level(rms > 0 ? x[c] / rms : 0.0f, levels, 1 << side_.bits);
+      put_code(field, lane, side_.bits, code);
+      product += x[c] * levels[code];
+    }
+    store_half(page + layout_.norms(tile, h) + 2 * lane, unbiased_norm(square, product));
+  }
+}
+
 void SideEncoder::store_plain(const float* x, uint8_t* page, int token) const {
   for (int h = 0; h < params_.num_kv_heads; ++h) {
     uint8_t* element = page + layout_.codes(h, token / kTileTokens, 0) + token % kTileTokens * (side_.bits / 8);
@@ -62,8 +95,39 @@ void SideEncoder::store_plain(const float* x, uint8_t* page, int token) const {
   }
 }
 
+namespace {
+
+void decode_static(const LayerParams& params, const SideParams& side, const SideLayout& layout, const uint8_t* page,
+                   int token, float* x) {
+  const float* steps = packed_array<float>(params, side.steps_offset);
+  for (int h = 0; h < params.num_kv_heads; ++h) {
+    for (int p = 0; p < params.head_dim; ++p, ++x, steps += 2) {
+      const int width = layout.width(p);
+      const uint8_t* field = page + layout.place(h, token / kTileTokens, p);
+      *x = width == 0 ? 0.0f : steps[0] + steps[1] * static_cast<float>(get_code(field, token % kTileTokens, width));
+    }
+  }
+}
+
+void decode_norm(const LayerParams& params, const SideParams& side, const SideLayout& layout, const uint8_t* page,
+                 int token, float* x) {
+  const float* levels = packed_array<float>(params, side.levels_offset);
+  const int tile = token / kTileTokens, lane = token % kTileTokens;
+  for (int h = 0; h < params.num_kv_heads; ++h) {
+    const uint8_t* field = page + layout.codes(h, tile, 0);
+    const float norm = load_half(page + layout.norms(tile, h) + 2 * lane);
+    for (int c = 0; c < params.head_dim; ++c, ++x, field += layout.code_bytes()) {
+      *x = norm * levels[get_code(field, lane, side.bits)];
+    }
+  }
+}
+
+}  // namespace
+
 void decode_token(const LayerParams& params, const SideParams& side, const SideLayout& layout, const uint16_t* groups,
                   const uint8_t* page, int token, float* x) {
+  if (side.format == Format::kStatic) return decode_static(params, side, layout, page, token, x);
+  if (side.format == Format::kNorm) return decode_norm(params, side, layout, page, token, x);
   const int tile = token / kTileTokens, lane = token % kTileTokens;
   for (int h = 0; h < params.num_kv_heads; ++h) {
     const uint8_t* field = page + layout.codes(h, tile, 0);

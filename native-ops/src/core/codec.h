@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "basis.h"
 #include "half.h"
 #include "layout.h"
 
@@ -50,6 +51,25 @@ inline int affine_code(float x, const AffineGroup& group, const SideParams& side
   return static_cast<int>(std::min(std::max(0.0f, code), levels));
 }
 
+/// round((x - start) / step), limited to the codes of a width (NaN: 0).
+inline int static_code(float x, float start, float step, int width) {
+  const float code = std::nearbyint((x - start) / step);
+  return static_cast<int>(std::min(std::max(0.0f, code), static_cast<float>((1 << width) - 1)));
+}
+
+/// The code whose level is nearest, the lower of two (NaN: 0); levels ascend.
+inline int nearest_level(float x, const float* levels, int count) {
+  int code = 0;
+  while (code + 1 < count && x > 0.5f * (levels[code] + levels[code + 1])) ++code;
+  return code;
+}
+
+/// The norm for which a vector and its rebuilt one have the vector's length in common, <x, x> = <x, norm level>: errors
+/// that are averaged over many tokens then vanish. Limited to fp16 (NaN: the largest).
+inline float unbiased_norm(float square, float product) {
+  return product > 0 ? std::min(kLargestHalf, square / product) : 0.0f;
+}
+
 /// Writes the code of a token into its channel's field; touches no other token's bytes but the shared ones.
 inline void put_code(uint8_t* field, int token, int bits, int code) {
   const int bit = token * bits, shift = bit % 8;
@@ -69,8 +89,7 @@ inline int get_code(const uint8_t* field, int token, int bits) {
 
 /// The channel at each place of a side's order, INT16 [channels]; nullptr: natural order.
 inline const int16_t* channel_order(const LayerParams& params, const SideParams& side) {
-  if (side.order_offset == 0) return nullptr;
-  return reinterpret_cast<const int16_t*>(reinterpret_cast<const uint8_t*>(&params) + side.order_offset);
+  return side.order_offset == 0 ? nullptr : packed_array<int16_t>(params, side.order_offset);
 }
 
 /// The group of each channel, UINT16 [channels].
@@ -95,6 +114,8 @@ class SideEncoder {
  private:
   void choose_scales(const float* x, uint8_t* page, int token);
   void encode_affine(const float* x, uint8_t* page, int token) const;
+  void encode_static(const float* x, uint8_t* page, int token) const;
+  void encode_norm(const float* x, uint8_t* page, int token) const;
   void store_plain(const float* x, uint8_t* page, int token) const;
 
   const LayerParams& params_;

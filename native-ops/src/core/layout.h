@@ -26,6 +26,8 @@ enum class Format : int32_t {
   kFloat32 = 0,  ///< the element itself
   kFloat16 = 1,  ///< rounded to half precision
   kAffine = 2,  ///< code * scale - zero * scale, scale and zero (in code units) in fp16 per token and group of channels
+  kStatic = 3,  ///< keys: start + step * code, or 0 where the width is 0; nothing is stored per token
+  kNorm = 4,    ///< values: norm * level[code], an fp16 norm per token and head
 };
 
 enum class SinkPolicy : int32_t {
@@ -34,20 +36,40 @@ enum class SinkPolicy : int32_t {
   kMassive = 2,  ///< the owners of the kMassiveEntries largest |entries| of the layer's input over the prompt
 };
 
-/// One side of a layer's packed parameters; 32 bytes.
+/// Runs of channels of a head that have codes of one width (kStatic); head_dim / 16 channels each.
+constexpr int kWidthRuns = 16;
+
+/// One side of a layer's packed parameters; 80 bytes. Offsets are in bytes from the beginning of the packed parameters;
+/// 0: absent. The place of a channel says where its codes are stored: places are the rows of a basis, or the channels
+/// in the order that order_offset gives.
 struct SideParams {
   Format format;
-  int32_t bits;            ///< of a stored element: 2, 3, 4, 8 (kAffine), 16, 32
-  int32_t rotation_heads;  ///< kv heads rotated together (1 to 4); 0: stored in the natural basis
+  int32_t bits;            ///< of a stored element: 2, 3, 4, 8 (kAffine, kNorm), 16, 32; 0 (kStatic)
+  int32_t rotation_heads;  ///< kv heads rotated together (1 to 4); 0: no rotation
   int32_t group_size;      ///< channels that share a scale and zero (kAffine)
   float clip;              ///< factor on a group's minimum and maximum before the scale is taken (kAffine)
   int32_t float_zero;      ///< 1: the zero is not rounded to an integer (kAffine)
-  int32_t order_offset;    ///< byte offset, in the packed parameters, of INT16[channels]: the channel at each place of
-                           ///< the order whose runs of group_size form the groups; 0: natural order
+  int32_t order_offset;    ///< INT16 [channels]: the channel at each place of the order. kAffine: runs of group_size
+                           ///< places form the groups. kStatic: runs of head_dim / 16 places share a width; each
+                           ///< channel is in the head of its place; without a basis only
+  int32_t mean_offset;     ///< FP32 [channels]: subtracted from keys before anything else (kStatic)
+  int32_t steps_offset;    ///< FP32 [channels, {start, step}], by place (kStatic)
+  int32_t levels_offset;   ///< FP32 [1 << bits], ascending; 256 are equally spaced around 0 (kNorm)
+  int32_t basis_heads;     ///< kv heads that a basis covers, 1 or all (kStatic); 0: the natural basis
+  int32_t basis_offset;    ///< FP32 [num_kv_heads / basis_heads, n places, n channels], n = basis_heads * head_dim
+  int32_t inverse_offset;  ///< FP32 [num_kv_heads / basis_heads, n channels, n places]
+  int32_t wave_offset;     ///< WaveTable (kStatic, after RoPE); 0: none
+  int32_t noise_offset;    ///< FP32 [channels]: variance of a key's error after RoPE (kStatic); 0: none
   int32_t reserved;
+  uint8_t widths[kWidthRuns];  ///< bits of the codes of each run of places, the same for all heads: 0 to 4, 8
+                               ///< (kStatic)
 };
 
-/// The packed parameters of a layer, a UINT8 tensor that begins with this header; 112 bytes.
+inline bool is_quantized(const SideParams& side) {
+  return side.format != Format::kFloat32 && side.format != Format::kFloat16;
+}
+
+/// The packed parameters of a layer, a UINT8 tensor that begins with this header; 208 bytes.
 struct LayerParams {
   int32_t magic;  ///< kMagic
   int32_t bytes;  ///< of the whole tensor
@@ -69,37 +91,77 @@ struct LayerParams {
   int sink_pages() const { return (max_sinks + kExactTokens - 1) / kExactTokens; }
 };
 constexpr int32_t kMagic = 0x3151564b;  // "KVQ1", little endian
-static_assert(sizeof(SideParams) == 32 && sizeof(LayerParams) == 112, "LayerFormat.java writes these bytes");
+static_assert(sizeof(SideParams) == 80 && sizeof(LayerParams) == 208, "LayerFormat.java writes these bytes");
+
+/// How RoPE's cosines and sines over the 64 positions of a page are approximated where they are slow. Packed FP32:
+/// fast, terms, polynomials [terms, 64], weights [terms, {cosine, sine}, pairs - fast]. cos(j theta_i), for pairs i >=
+/// fast, is the sum over terms of weight and polynomial at j.
+struct WaveTable {
+  static constexpr int kMaxTerms = 16;
+
+  WaveTable(const LayerParams& params, int pairs) : fast(pairs) {
+    if (params.keys.wave_offset == 0) return;
+    const auto* data =
+        reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(&params) + params.keys.wave_offset);
+    fast = static_cast<int>(data[0]);
+    terms = static_cast<int>(data[1]);
+    polynomials = data + 2;
+    weights = polynomials + terms * kPageTokens;
+  }
+
+  int fast, terms = 0;
+  const float *polynomials = nullptr, *weights = nullptr;
+};
 
 /// Byte offsets of one side within a page:
-/// codes [num_kv_heads, kPageTiles, head_dim, 2 * bits bytes], then (kAffine) fp16 [kPageTiles, groups, {scale, zero},
-/// 16].
+/// codes [num_kv_heads, kPageTiles, head_dim places, 2 * width bytes], then fp16 [kPageTiles, groups, {scale, zero},
+/// 16] (kAffine) or [kPageTiles, num_kv_heads, 16] (kNorm).
 class SideLayout {
  public:
   SideLayout(const LayerParams& params, const SideParams& side, int64_t begin)
-      : begin_(begin),
-        bits_(side.bits),
-        head_dim_(params.head_dim),
-        groups_(side.format == Format::kAffine ? params.channels() / side.group_size : 0) {
-    scales_ = begin_ + static_cast<int64_t>(params.channels()) * kPageTiles * code_bytes();
-    end_ = scales_ + static_cast<int64_t>(kPageTiles) * groups_ * 2 * kTileTokens * 2;
+      : begin_(begin), bits_(side.bits), run_(params.head_dim / kWidthRuns) {
+    if (side.format == Format::kStatic) {
+      for (int r = 0; r < kWidthRuns; ++r) {
+        run_begin_[r] = tile_bytes_;
+        width_[r] = side.widths[r];
+        tile_bytes_ += 2 * run_ * width_[r];
+      }
+    } else {
+      tile_bytes_ = params.head_dim * code_bytes();
+    }
+    groups_ = side.format == Format::kAffine ? params.channels() / side.group_size : 0;
+    scales_ = begin_ + static_cast<int64_t>(params.num_kv_heads) * kPageTiles * tile_bytes_;
+    const int halves = side.format == Format::kNorm ? params.num_kv_heads : 2 * groups_;
+    scale_bytes_ = halves * kTileTokens * 2;
+    end_ = scales_ + kPageTiles * scale_bytes_;
   }
 
-  /// Bytes of the 16 codes of one channel.
+  /// Bytes of the 16 codes of one channel; not of kStatic, whose widths differ.
   int code_bytes() const { return 2 * bits_; }
   int groups() const { return groups_; }
-  int64_t codes(int kv_head, int tile, int channel) const {
-    return begin_ + ((static_cast<int64_t>(kv_head) * kPageTiles + tile) * head_dim_ + channel) * code_bytes();
+  /// The codes of all channels of a head for a tile.
+  int64_t tile(int kv_head, int tile) const {
+    return begin_ + (static_cast<int64_t>(kv_head) * kPageTiles + tile) * tile_bytes_;
   }
+  int64_t codes(int kv_head, int tile, int channel) const { return this->tile(kv_head, tile) + channel * code_bytes(); }
+  /// kStatic: the codes of a place, and their width.
+  int64_t place(int kv_head, int tile, int place) const {
+    return this->tile(kv_head, tile) + run_begin_[place / run_] + place % run_ * 2 * width(place);
+  }
+  int width(int place) const { return width_[place / run_]; }
   int64_t scales(int tile, int group) const {
-    return scales_ + (static_cast<int64_t>(tile) * groups_ + group) * 2 * kTileTokens * 2;
+    return scales_ + tile * scale_bytes_ + static_cast<int64_t>(group) * 2 * kTileTokens * 2;
   }
   int64_t zeros(int tile, int group) const { return scales(tile, group) + kTileTokens * 2; }
+  int64_t norms(int tile, int kv_head) const {
+    return scales_ + tile * scale_bytes_ + static_cast<int64_t>(kv_head) * kTileTokens * 2;
+  }
   int64_t end() const { return end_; }
 
  private:
-  int64_t begin_, scales_, end_;
-  int bits_, head_dim_, groups_;
+  int64_t begin_, scales_ = 0, scale_bytes_ = 0, end_ = 0;
+  int bits_, run_, groups_ = 0, tile_bytes_ = 0;
+  int run_begin_[kWidthRuns] = {}, width_[kWidthRuns] = {};
 };
 
 /// A page: the keys, then the values, of kPageTokens tokens; padded so that a reader may load 8 bytes at any code.

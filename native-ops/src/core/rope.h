@@ -42,6 +42,11 @@ class RopeTable {
     }
   }
 
+  /// Rotates heads, [heads, head_dim], to their token's position, in place.
+  void apply_all(float* x, int heads, int64_t position) const {
+    for (int h = 0; h < heads; ++h) apply(x + 2 * h * half_, position, x + 2 * h * half_);
+  }
+
  private:
   const float* data_;
   int64_t rows_;

@@ -10,11 +10,15 @@ class TokenReader {
   /// Reads sequence b as it is at the given length.
   TokenReader(const LayerCache& cache, int64_t b, int64_t length);
 
-  /// k and v of a token, [num_kv_heads, head_dim] each, natural basis, k after RoPE.
-  void read(int64_t token, float* k, float* v) const;
+  /// k and v of a token, [num_kv_heads, head_dim] each, natural basis, k after RoPE; returns whether they come from
+  /// codes.
+  bool read(int64_t token, float* k, float* v) const;
 
  private:
   void read_page(int64_t token, float* k, float* v) const;
+  /// Adds the mean, turned to the token's position, and turns what is stored before RoPE.
+  void finish_key(int64_t token, float* k) const;
+  void add(const float* x, float* k) const;
   void rope(int64_t token, float* k) const;
 
   const LayerCache& cache_;

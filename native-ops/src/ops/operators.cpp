@@ -19,6 +19,7 @@
 #include "../core/linear.h"
 #include "../core/massive.h"
 #include "../core/parallel.h"
+#include "../core/score_bias.h"
 #include "cache_arguments.h"
 #include "tensor.h"
 
@@ -144,6 +145,26 @@ void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = q.release();
   stack[1] = k.release();
   stack[2] = v.release();
+}
+
+/// score_bias(q FLOAT32 [heads, tokens, head_dim] after RoPE, params) -> FLOAT32 [heads, tokens]: what is added to the
+/// scores of coded keys.
+void score_bias_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "score_bias";
+  Tensor q(stack[0]), packed(stack[1]);
+  const LayerParams& params = *read_params(op, packed);
+  q.expect(op, "q", DType::kFloat, 3);
+  expect_size(op, "q", q.size(0), params.num_heads, "heads");
+  expect_size(op, "q", q.size(2), params.head_dim, "channels");
+  const int64_t tokens = q.size(1);
+  Tensor out = Tensor::empty(DType::kFloat, {q.size(0), tokens});
+  const auto* from = q.data<float>();
+  auto* to = out.data<float>();
+  for (int64_t i = 0; i < q.size(0) * tokens; ++i) {
+    const int head = static_cast<int>(i / tokens / params.queries_per_kv_head());
+    to[i] = has_score_bias(params) ? score_bias(params, head, from + i * params.head_dim, params.score_scale) : 0.0f;
+  }
+  stack[0] = out.release();
 }
 
 /// massive_entries(x FLOAT32 [tokens, hidden], starts INT32 [batch + 1]) -> (values FLOAT32, rows INT32) [batch, 20]:
@@ -343,6 +364,7 @@ const Operator kOperators[] = {
     {"attend", "attend(Tensor qkv, " KVQUANT_CACHE_READ ") -> Tensor", attend_op},
     {"dequantize", "dequantize(int sequence, int begin, int end, " KVQUANT_CACHE_READ ") -> (Tensor, Tensor)",
      dequantize_op},
+    {"score_bias", "score_bias(Tensor q, Tensor params) -> Tensor", score_bias_op},
     {"rope_heads", "rope_heads(Tensor qkv, Tensor starts, " KVQUANT_CACHE_READ ") -> (Tensor, Tensor, Tensor)",
      rope_heads_op},
     {"massive_entries", "massive_entries(Tensor x, Tensor starts) -> (Tensor, Tensor)", massive_entries_op},

@@ -7,6 +7,7 @@
 #include "../core/append.h"
 #include "encode.h"
 #include "rope.h"
+#include "static_keys.h"
 #include "stored_side.h"
 
 namespace kvquant {
@@ -19,8 +20,10 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Side {
   Side(const LayerCache& cache, bool is_key)
       : is_key(is_key),
+        cache_params(*cache.params),
         stored(is_key ? stored_keys(cache) : stored_values(cache)),
         order(channel_order(*cache.params, stored.params)),
+        mean(side_mean(*cache.params, stored.params)),
         channels(cache.params->channels()),
         groups(stored.layout.groups()),
         rounded(rounded_like_exact(*cache.params, stored.params)),
@@ -35,11 +38,13 @@ struct Side {
   }
 
   const bool is_key;
+  const LayerParams& cache_params;
   const StoredSide stored;
   const int16_t* const order;
+  const float* const mean;
   const int channels, groups;
   const bool rounded, rope;
-  AlignedFloats low, high, scales, x;
+  AlignedFloats low, high, scales, x, places;
 };
 
 /// Encodes runs: x is [channels, kLanes], low and high [groups, kLanes], scales [groups, {scale, zero}, kLanes].
@@ -60,15 +65,25 @@ class RunEncoder {
       } else {
         load_window(side, token, h, heads * head_dim, x);
       }
+      if (side.mean != nullptr) subtract(side.mean + h * head_dim, heads * head_dim, x);
       if (side.rope) angles_.turn(x, heads);
       if (side.stored.params.rotation_heads > 0) rotate_run<head_dim>(x, heads);
     }
+    if (side.stored.params.basis_heads > 0) multiply(side);
     const int slot = static_cast<int>(token % kPageTokens), tile = slot / kTileTokens, lane = slot % kTileTokens;
     if (side.stored.params.format == Format::kAffine) {
       find_bounds(side);
       choose_scales(side, page, tile, lane);
     }
     for (int h = 0; h < cache_.params->num_kv_heads; ++h) {
+      if (side.stored.params.format == Format::kStatic) {
+        store_static(side, h, tile, lane, page);
+        continue;
+      }
+      if (side.stored.params.format == Format::kNorm) {
+        store_norm(side, h, tile, lane, page);
+        continue;
+      }
       uint8_t* field = page + side.stored.layout.codes(h, tile, 0) + lane * side.stored.params.bits / 8;
       store_head(side, side.x.data() + h * head_dim * kLanes, side.stored.groups + h * head_dim, field);
     }
@@ -137,6 +152,79 @@ class RunEncoder {
     } else {
       encode_head<8>(side, x, groups, field);
     }
+  }
+
+  static void subtract(const float* mean, int count, float* x) {
+    for (int c = 0; c < count; ++c) store(x + c * kLanes, sub(load(x + c * kLanes), broadcast(mean[c])));
+  }
+
+  /// side.x = basis side.x, in the order of additions of kvquant::to_stored_basis.
+  void multiply(Side& side) const {
+    constexpr int block = 8;
+    const int n = side.stored.params.basis_heads * head_dim;
+    side.places.resize(side.x.size());
+    const float* row = packed_array<float>(*cache_.params, side.stored.params.basis_offset);
+    for (int first = 0; first < side.channels; first += n) {
+      const float* x = side.x.data() + first * kLanes;
+      for (int place = first; place < first + n; place += block, row += block * n) {
+        Vec sum[block];
+        for (int i = 0; i < block; ++i) sum[i] = zero();
+        for (int c = 0; c < n; ++c) {
+          const Vec value = load(x + c * kLanes);
+          for (int i = 0; i < block; ++i) sum[i] = add(sum[i], mul(broadcast(row[i * n + c]), value));
+        }
+        for (int i = 0; i < block; ++i) store(side.places.data() + (place + i) * kLanes, sum[i]);
+      }
+    }
+    side.x.swap(side.places);
+  }
+
+  /// kvquant::static_code of every place of a head.
+  static void store_static(const Side& side, int head, int tile, int lane, uint8_t* page) {
+    const float* steps = packed_array<float>(side.cache_params, side.stored.params.steps_offset) + 2 * head * head_dim;
+    for_each_width<head_dim>(side.stored.params, [&](auto width, int begin, int end) {
+      const Vec levels = broadcast(static_cast<float>((1 << width) - 1));
+      uint8_t* field = page + side.stored.layout.place(head, tile, begin) + lane * width / 8;
+      for (int place = begin; place < end; ++place, field += 2 * width) {
+        const int c = side.order == nullptr ? head * head_dim + place : side.order[head * head_dim + place];
+        const Vec centred = sub(load(side.x.data() + c * kLanes), broadcast(steps[2 * place]));
+        const Vec code = round_even(div(centred, broadcast(steps[2 * place + 1])));
+        store_codes<width>(field, min(levels, max(code, zero())));
+      }
+    });
+  }
+
+  static void store_norm(const Side& side, int head, int tile, int lane, uint8_t* page) {
+    const int bits = side.stored.params.bits;
+    if (bits == 2) store_norm<2>(side, head, tile, lane, page);
+    if (bits == 3) store_norm<3>(side, head, tile, lane, page);
+    if (bits == 4) store_norm<4>(side, head, tile, lane, page);
+    if (bits == 8) store_norm<8>(side, head, tile, lane, page);
+  }
+
+  /// The codes and the norm of a head, as kvquant::SideEncoder chooses them.
+  template <int bits>
+  static void store_norm(const Side& side, int head, int tile, int lane, uint8_t* page) {
+    const float* x = side.x.data() + head * head_dim * kLanes;
+    const float* levels = packed_array<float>(side.cache_params, side.stored.params.levels_offset);
+    Vec square = zero(), product = zero();
+    for (int c = 0; c < head_dim; ++c) square = add(square, mul(load(x + c * kLanes), load(x + c * kLanes)));
+    const Vec rms = square_root(div(square, broadcast(static_cast<float>(head_dim))));
+    uint8_t* field = page + side.stored.layout.codes(head, tile, 0) + lane * bits / 8;
+    for (int c = 0; c < head_dim; ++c, field += 2 * bits) {
+      const Vec value = load(x + c * kLanes);
+      const Vec relative = where_less(zero(), rms, div(value, rms), zero());
+      Vec code = zero(), level = broadcast(levels[0]);
+      for (int i = 1; i < 1 << bits; ++i) {
+        const Vec middle = broadcast(0.5f * (levels[i - 1] + levels[i]));
+        code = where_less(middle, relative, broadcast(static_cast<float>(i)), code);
+        level = where_less(middle, relative, broadcast(levels[i]), level);
+      }
+      store_codes<bits>(field, code);
+      product = add(product, mul(value, level));
+    }
+    const Vec norm = min(div(square, product), broadcast(kLargestHalf));
+    store_halves(page + side.stored.layout.norms(tile, head) + 2 * lane, where_less(zero(), product, norm, zero()));
   }
 
   template <int bits>
@@ -305,10 +393,17 @@ void encode_page(const LayerCache& cache, const TokenSource& source, int64_t b, 
   Side sides[] = {Side(cache, true), Side(cache, false)};
   RunEncoder<head_dim> runs(cache, source);
   const TokenEncoder<head_dim> tokens(cache, source);
+  const Format values = cache.params->values.format;
+  const bool has_static_parts = cache.params->keys.format == Format::kStatic || values == Format::kNorm;
   uint8_t* page = cache.page(b, begin);
   for (int64_t token = begin; token < end;) {
     const int64_t last = token + kLanes - 1;
     const bool run = token % kLanes == 0 && last < end && source.is_new(token) == source.is_new(last);
+    if (!run && has_static_parts) {
+      encode_page_portable(cache, source, b, token, token + 1);
+      ++token;
+      continue;
+    }
     for (Side& side : sides) {
       if (run) {
         runs.encode(side, token, page);

@@ -3,12 +3,14 @@
 // of one sequence; its result is a partial softmax, and the partials are merged in a fixed order, so that the result
 // does not depend on the number of threads.
 #include <limits>
+#include <optional>
 
 #include "../core/aligned.h"
 #include "../core/attend.h"
 #include "../core/parallel.h"
 #include "../core/rotation.h"
 #include "key_scores.h"
+#include "static_keys.h"
 #include "stored_side.h"
 #include "value_sums.h"
 
@@ -22,8 +24,12 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 /// Kv heads whose keys are read together, and the queries that look at them.
 struct HeadGroup {
+  static int heads_at_once(const LayerParams& params) {
+    return std::max({1, params.keys.rotation_heads, params.keys.basis_heads});
+  }
+
   HeadGroup(const LayerParams& params, int index)
-      : heads(std::max(1, params.keys.rotation_heads)),
+      : heads(heads_at_once(params)),
         first(index * heads),
         per_head(params.queries_per_kv_head()),
         queries(heads * per_head) {}
@@ -50,7 +56,15 @@ class Worker {
         maximum_(group.queries, kMinusInfinity),
         weight_sums_(group.queries * kLanes),
         sums_(group.queries * head_dim * kLanes),
-        zero_sums_(group.queries * kMaxValueGroups * kLanes) {}
+        zero_sums_(group.queries * kMaxValueGroups * kLanes) {
+    const LayerParams& params = *cache.params;
+    if (params.keys.format != Format::kStatic) return;
+    if (params.keys_pre_rope == 0 && params.keys.basis_heads == 0) {
+      static_scorer_.emplace(cache, group.first, group.queries, roped_q);
+    } else {
+      static_reader_.emplace(cache, group.first, group.heads);
+    }
+  }
 
   /// last_page is the last one of the sequence: the page after this one is asked for meanwhile.
   void add_page(int64_t b, int64_t page_index, int64_t last_page, uint64_t valid) {
@@ -59,15 +73,10 @@ class Worker {
     const uint8_t* page = cache_.page(b, page_index * kPageTokens);
     const int64_t next = std::min(page_index + 1, last_page);
     const int64_t ahead = cache_.page(b, next * kPageTokens) - page;
-    const bool rope = params.keys_pre_rope != 0;
-    turn_queries(rope ? page_index : 0, rotation_scale(head_dim, params.keys.rotation_heads));
-    const StoredSide keys = stored_keys(cache_);
-    const LoadSide load_keys = side_loader<head_dim>(params.keys);
-    for (int v = 0; v < kPageTokens / kLanes; ++v) {
-      load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
-      finish_rotation<head_dim>(params.keys, group_.heads, keys_.data());
-      score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
-            rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr, kPageTokens, v);
+    if (static_scorer_) {
+      (*static_scorer_)(page, page_index, weights_.data());
+    } else {
+      score_keys(page, page_index, ahead);
     }
     softmax(kPageTokens / kLanes, valid);
     const AddValues add_values = value_adder(params.values);
@@ -98,13 +107,14 @@ class Worker {
     Partial partial{maximum_, AlignedFloats(group_.queries), AlignedFloats(group_.queries * head_dim)};
     const int group_size = cache_.params->values.group_size;
     const bool affine = cache_.params->values.format == Format::kAffine;
+    const bool has_zeros = affine || (cache_.params->values.format == Format::kNorm && cache_.params->values.bits == 8);
     for (int g = 0; g < group_.queries; ++g) {
       partial.sum[g] = sum(load(weight_sums_.data() + g * kLanes));
       const int first = (group_.first + g / group_.per_head) * head_dim;
       for (int c = 0; c < head_dim; ++c) {
         float value = sum(load(sums_.data() + (g * head_dim + c) * kLanes));
-        if (affine) {
-          const int slot = (first + c) / group_size - first / group_size;
+        if (has_zeros) {
+          const int slot = affine ? (first + c) / group_size - first / group_size : 0;
           value -= sum(load(zero_sums_.data() + (g * kMaxValueGroups + slot) * kLanes));
         }
         partial.output[g * head_dim + c] = value;
@@ -114,6 +124,35 @@ class Worker {
   }
 
  private:
+  /// Reads a page's keys back and scores them.
+  void score_keys(const uint8_t* page, int64_t page_index, int64_t ahead) {
+    const LayerParams& params = *cache_.params;
+    const bool rope = params.keys_pre_rope != 0;
+    turn_queries(rope ? page_index : 0, rotation_scale(head_dim, params.keys.rotation_heads));
+    const StoredSide keys = stored_keys(cache_);
+    const LoadSide load_keys = side_loader<head_dim>(params.keys);
+    for (int v = 0; v < kPageTokens / kLanes; ++v) {
+      if (static_reader_) {
+        (*static_reader_)(page, v / kParts, v % kParts, keys_.data());
+      } else {
+        load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
+        finish_rotation<head_dim>(params.keys, group_.heads, keys_.data());
+      }
+      score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
+            rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr, kPageTokens, v);
+    }
+    if (has_score_bias(params)) add_bias();
+  }
+
+  void add_bias() {
+    for (int g = 0; g < group_.queries; ++g) {
+      const int head = group_.first + g / group_.per_head;
+      const Vec bias = broadcast(score_bias(*cache_.params, head, roped_q_ + g * head_dim, 1.0f));
+      float* scores = weights_.data() + g * kPageTokens;
+      for (int j = 0; j < kPageTokens; j += kLanes) store(scores + j, add(load(scores + j), bias));
+    }
+  }
+
   /// q_ = the queries as seen from position 64 base_page, times scale: relative angles are all that scores depend on.
   void turn_queries(int64_t base_page, float scale) {
     constexpr int half = head_dim / 2;
@@ -197,6 +236,8 @@ class Worker {
   const HeadGroup group_;
   const float* roped_q_;
   AlignedFloats affine_, keys_, q_, weights_, maximum_, weight_sums_, sums_, zero_sums_;
+  std::optional<StaticScorer<head_dim>> static_scorer_;
+  std::optional<StaticReader<head_dim>> static_reader_;
 };
 
 /// Attention of one sequence and one group of kv heads, cut into tasks.
@@ -318,7 +359,7 @@ class GroupAttention {
 template <int head_dim>
 void attend_all(const LayerCache& cache, const float* qkv, float* out) {
   const LayerParams& params = *cache.params;
-  const int groups = params.num_kv_heads / std::max(1, params.keys.rotation_heads);
+  const int groups = params.num_kv_heads / HeadGroup::heads_at_once(params);
   const int64_t row = static_cast<int64_t>(params.num_heads + 2 * params.num_kv_heads) * head_dim;
   std::vector<GroupAttention<head_dim>> attentions;
   std::vector<std::pair<int64_t, int64_t>> tasks;

@@ -5,6 +5,7 @@
 #include "../core/dequantize.h"
 #include "../core/parallel.h"
 #include "rope.h"
+#include "static_keys.h"
 #include "stored_side.h"
 #include "transpose.h"
 
@@ -21,15 +22,28 @@ class RowReader {
         b_(b),
         rows_(rows),
         affine_(2 * std::max({1, cache.page_layout.keys.groups(), cache.page_layout.values.groups()}) * kLanes),
-        x_(std::max(1, cache.params->keys.rotation_heads) * head_dim * kLanes) {}
+        x_(heads_at_once(*cache.params) * head_dim * kLanes) {
+    if (cache.params->keys.format != Format::kStatic) return;
+    const int heads = heads_at_once(*cache.params);
+    for (int h = 0; h < cache.params->num_kv_heads; h += heads) static_readers_.emplace_back(cache, h, heads);
+  }
 
   /// Tokens [begin, end) of one page.
   void read_stored(int64_t begin, int64_t end) {
     const uint8_t* page = cache_.page(b_, begin);
     for (Run run = first_run(begin, end); run.begin < run.end; run = next_run(run, end)) {
-      if (cache_.params->keys_pre_rope != 0) angles_.set(cache_.rope, run.first);
-      read_side(stored_keys(cache_), page, run, cache_.params->keys_pre_rope != 0, rows_.k);
-      read_side(stored_values(cache_), page, run, false, rows_.v);
+      const bool pre_rope = cache_.params->keys_pre_rope != 0;
+      if (pre_rope || !static_readers_.empty()) angles_.set(cache_.rope, run.first);
+      if (static_readers_.empty()) {
+        read_side(stored_keys(cache_), page, run, pre_rope, rows_.k);
+      } else {
+        read_static_keys(page, run, pre_rope);
+      }
+      if (cache_.params->values.format == Format::kNorm) {
+        read_norm_values(page, run);
+      } else {
+        read_side(stored_values(cache_), page, run, false, rows_.v);
+      }
     }
   }
 
@@ -50,6 +64,10 @@ class RowReader {
   }
 
  private:
+  static int heads_at_once(const LayerParams& params) {
+    return std::max({1, params.keys.rotation_heads, params.keys.basis_heads});
+  }
+
   /// The tokens [begin, end) among the kLanes tokens from first on.
   struct Run {
     int64_t first, begin, end;
@@ -64,8 +82,7 @@ class RowReader {
 
   void read_side(const StoredSide& side, const uint8_t* page, const Run& run, bool rope, float* out) {
     const LoadSide load_side = side_loader<head_dim>(side.params);
-    const int tile = static_cast<int>(run.first % kPageTokens / kTileTokens);
-    const int part = static_cast<int>(run.first % kTileTokens / kLanes);
+    const int tile = tile_of(run), part = part_of(run);
     const int heads = std::max(1, side.params.rotation_heads);
     const float scale = rotation_scale(head_dim, side.params.rotation_heads);
     for (int h = 0; h < cache_.params->num_kv_heads; h += heads) {
@@ -75,6 +92,52 @@ class RowReader {
       write(run, h, heads, scale, out);
     }
   }
+
+  void read_static_keys(const uint8_t* page, const Run& run, bool pre_rope) {
+    const int heads = heads_at_once(*cache_.params), tile = tile_of(run), part = part_of(run);
+    int first = 0;
+    for (StaticReader<head_dim>& reader : static_readers_) {
+      reader(page, tile, part, x_.data());
+      if (pre_rope) {
+        angles_.turn(x_.data(), heads);
+      } else {
+        angles_.add_turned(side_mean(*cache_.params, cache_.params->keys) + first * head_dim, heads, x_.data());
+      }
+      write(run, first, heads, 1.0f, rows_.k);
+      first += heads;
+    }
+  }
+
+  void read_norm_values(const uint8_t* page, const Run& run) {
+    const SideParams& side = cache_.params->values;
+    if (side.bits == 2) return read_norm_values<2>(page, run);
+    if (side.bits == 3) return read_norm_values<3>(page, run);
+    if (side.bits == 4) return read_norm_values<4>(page, run);
+    return read_norm_values<8>(page, run);
+  }
+
+  template <int bits>
+  void read_norm_values(const uint8_t* page, const Run& run) {
+    const SideParams& side = cache_.params->values;
+    const SideLayout& layout = cache_.page_layout.values;
+    const float* levels = packed_array<float>(*cache_.params, side.levels_offset);
+    const LevelReader<bits> level(levels);
+    const int tile = tile_of(run), part = part_of(run);
+    for (int h = 0; h < cache_.params->num_kv_heads; ++h) {
+      const uint8_t* field = page + layout.codes(h, tile, 0);
+      const Vec norm = load_halves(page + layout.norms(tile, h) + part * kLanes * 2);
+      for (int c = 0; c < head_dim; ++c, field += 2 * bits)
+        store(x_.data() + c * kLanes, mul(norm, level(field, part)));
+      if (side.rotation_heads > 0) {
+        for (int c = 0; c < head_dim; c += 8) butterflies<8>(x_.data() + c * kLanes, 1);
+      }
+      finish_rotation<head_dim>(side, 1, x_.data());
+      write(run, h, 1, rotation_scale(head_dim, side.rotation_heads), rows_.v);
+    }
+  }
+
+  static int tile_of(const Run& run) { return static_cast<int>(run.first % kPageTokens / kTileTokens); }
+  static int part_of(const Run& run) { return static_cast<int>(run.first % kTileTokens / kLanes); }
 
   /// Writes scale * x_ [heads, head_dim, kLanes], the heads from first_head on, to the rows of the run's tokens.
   void write(const Run& run, int first_head, int heads, float scale, float* out) const {
@@ -105,6 +168,7 @@ class RowReader {
   const TokenRows& rows_;
   AlignedFloats affine_, x_;
   RunAngles<head_dim> angles_;
+  std::vector<StaticReader<head_dim>> static_readers_;
 };
 
 /// Sinks lie anywhere and are few: they are read one by one.

@@ -18,6 +18,29 @@ inline Vec load_element(const uint8_t* field, int part) {
   }
 }
 
+/// The levels of a channel's codes (kNorm).
+template <int bits>
+class LevelReader {
+ public:
+  explicit LevelReader(const float* levels) : table_(levels) {}
+  Vec operator()(const uint8_t* field, int part) const { return table_(field, part); }
+
+ private:
+  CodeTable<bits> table_;
+};
+
+/// 256 levels, which are equally spaced.
+template <>
+class LevelReader<8> {
+ public:
+  explicit LevelReader(const float* levels)
+      : first_(broadcast(levels[0])), step_(broadcast((levels[255] - levels[0]) / 255)) {}
+  Vec operator()(const uint8_t* field, int part) const { return fma(load_codes<8>(field, part), step_, first_); }
+
+ private:
+  Vec first_, step_;
+};
+
 /// Asks for the cache lines of [p, p + bytes).
 template <int bytes>
 inline void prefetch_run(const uint8_t* p) {

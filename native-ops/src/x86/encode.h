@@ -58,6 +58,12 @@ inline __m128i code_bytes(Vec codes) {
 template <int bits>
 inline void store_codes(uint8_t* p, Vec codes) {
   __m128i fields = code_bytes(codes);
+  if constexpr (bits == 1) {
+    // A code is the lowest bit of its byte; the mask takes the highest.
+    const int mask = _mm_movemask_epi8(_mm_slli_epi16(fields, 7));
+    std::memcpy(p, &mask, kLanes / 8);
+    return;
+  }
   // Neighbours join by multiplication: two, four, eight codes in a field that is wide enough.
   if constexpr (bits < 8) fields = _mm_maddubs_epi16(fields, _mm_set1_epi16(1 | 1 << (bits + 8)));
   if constexpr (bits < 4) fields = _mm_madd_epi16(fields, _mm_set1_epi32(1 | 1 << (2 * bits + 16)));

@@ -36,6 +36,18 @@ class RunAngles {
     }
   }
 
+  /// Adds to x [heads, head_dim, kLanes] a vector per head, [heads, head_dim], turned to these positions.
+  void add_turned(const float* vectors, int heads, float* x) const {
+    for (int h = 0; h < heads; ++h, vectors += head_dim, x += 2 * half) {
+      for (int i = 0; i < half; i += kLanes) {
+        const Vec a = broadcast(vectors[i / kLanes]), b = broadcast(vectors[i / kLanes + head_dim / 2]);
+        const Vec c = load(cos_.data() + i), s = load(sin_.data() + i);
+        store(x + i, add(load(x + i), sub(mul(a, c), mul(b, s))));
+        store(x + half + i, add(load(x + half + i), add(mul(b, c), mul(a, s))));
+      }
+    }
+  }
+
  private:
   static constexpr int half = head_dim / 2 * kLanes;
   AlignedFloats cos_, sin_;

@@ -37,6 +37,7 @@ inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c
 inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // a > b ? a : b, hence b where either is NaN
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }  // a < b ? a : b
+inline Vec square_root(Vec x) { return _mm512_sqrt_ps(x); }
 inline Vec absolute(Vec x) { return _mm512_abs_ps(x); }
 inline Vec negative(Vec x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
 /// a < b ? x : y, lane by lane.
@@ -68,10 +69,43 @@ inline Vec round_even(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAR
 /// x 2^n for integral n.
 inline Vec scale2(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
 
-/// The codes of 16 tokens, bits wide each, at p; 8 bytes at p are readable. The table lookup looks at 4 bits of its
-/// index: one instruction masks the code and makes it a float.
+/// The codes of 16 tokens, bits wide each (1 to 4), at p, in the low bits of the lanes, with others' above them; 8
+/// bytes at p are readable.
 template <int bits>
-inline Vec load_codes(const uint8_t* p, int /*part*/) {
+inline __m512i code_fields(const uint8_t* p, int /*part*/) {
+  const __m512i tokens = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  int32_t low;
+  std::memcpy(&low, p, 4);
+  __m512i fields = _mm512_set1_epi32(low);
+  __m512i shifts = _mm512_mullo_epi32(tokens, _mm512_set1_epi32(bits));
+  if constexpr (bits > 2) {
+    // Tokens 8 to 15 lie in a second word.
+    int32_t high;
+    std::memcpy(&high, p + bits, 4);
+    fields = _mm512_mask_set1_epi32(fields, 0xff00, high);
+    shifts = _mm512_mullo_epi32(_mm512_and_si512(tokens, _mm512_set1_epi32(7)), _mm512_set1_epi32(bits));
+  }
+  return _mm512_srlv_epi32(fields, shifts);
+}
+
+/// What each code of 1 to 4 bits stands for. The table lookup looks at 4 bits of its index: shorter codes have copies.
+template <int bits>
+class CodeTable {
+ public:
+  explicit CodeTable(const float* levels) {
+    alignas(64) float copies[16];
+    for (int i = 0; i < 16; ++i) copies[i] = levels[i & ((1 << bits) - 1)];
+    table_ = _mm512_load_ps(copies);
+  }
+  Vec operator()(const uint8_t* p, int part) const { return _mm512_permutexvar_ps(code_fields<bits>(p, part), table_); }
+
+ private:
+  __m512 table_;
+};
+
+/// The codes of 16 tokens as numbers.
+template <int bits>
+inline Vec load_codes(const uint8_t* p, int part) {
   if constexpr (bits == 8) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   } else {
@@ -79,19 +113,7 @@ inline Vec load_codes(const uint8_t* p, int /*part*/) {
     const __m512 table =
         _mm512_setr_ps(0, 1 & mask, 2 & mask, 3 & mask, 4 & mask, 5 & mask, 6 & mask, 7 & mask, 8 & mask, 9 & mask,
                        10 & mask, 11 & mask, 12 & mask, 13 & mask, 14 & mask, 15 & mask);
-    const __m512i tokens = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    int32_t low;
-    std::memcpy(&low, p, 4);
-    __m512i fields = _mm512_set1_epi32(low);
-    __m512i shifts = _mm512_mullo_epi32(tokens, _mm512_set1_epi32(bits));
-    if constexpr (bits > 2) {
-      // Tokens 8 to 15 lie in a second word.
-      int32_t high;
-      std::memcpy(&high, p + bits, 4);
-      fields = _mm512_mask_set1_epi32(fields, 0xff00, high);
-      shifts = _mm512_mullo_epi32(_mm512_and_si512(tokens, _mm512_set1_epi32(7)), _mm512_set1_epi32(bits));
-    }
-    return _mm512_permutexvar_ps(_mm512_srlv_epi32(fields, shifts), table);
+    return _mm512_permutexvar_ps(code_fields<bits>(p, part), table);
   }
 }
 
@@ -117,6 +139,7 @@ inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c
 inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // a > b ? a : b, hence b where either is NaN
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }  // a < b ? a : b
+inline Vec square_root(Vec x) { return _mm256_sqrt_ps(x); }
 inline Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 inline Vec negative(Vec x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
 /// a < b ? x : y, lane by lane.
@@ -157,19 +180,48 @@ inline Vec scale2(Vec x, Vec n) {
   return _mm256_mul_ps(x, _mm256_castsi256_ps(exponent));
 }
 
-/// The codes of tokens 8 part to 8 part + 7 of a tile, bits wide each, at p; 4 bytes past them are readable.
+/// The codes of tokens 8 part to 8 part + 7 of a tile, bits wide each (1 to 4), in the low bits of the lanes, with
+/// others' above them; 4 bytes past them are readable.
+template <int bits>
+inline __m256i code_fields(const uint8_t* p, int part) {
+  int32_t word;
+  std::memcpy(&word, p + part * bits, 4);
+  const __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
+  return _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
+}
+
+/// What each code of 1 to 4 bits stands for. The table lookup looks at 3 bits of its index: shorter codes have copies,
+/// of longer ones the fourth bit chooses between two tables.
+template <int bits>
+class CodeTable {
+ public:
+  explicit CodeTable(const float* levels) {
+    alignas(32) float copies[8];
+    for (int i = 0; i < 8; ++i) copies[i] = levels[i & ((1 << bits) - 1)];
+    low_ = _mm256_load_ps(copies);
+    high_ = bits == 4 ? _mm256_loadu_ps(levels + (bits == 4 ? 8 : 0)) : low_;
+  }
+  Vec operator()(const uint8_t* p, int part) const {
+    const __m256i fields = code_fields<bits>(p, part);
+    const Vec low = _mm256_permutevar8x32_ps(low_, fields);
+    if constexpr (bits < 4) return low;
+    const Vec high = _mm256_permutevar8x32_ps(high_, fields);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(fields, 28)));
+  }
+
+ private:
+  __m256 low_, high_;
+};
+
+/// The codes of 8 tokens as numbers.
 template <int bits>
 inline Vec load_codes(const uint8_t* p, int part) {
-  p += part * bits;
   if constexpr (bits == 8) {
+    p += part * bits;
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   } else {
-    int32_t word;
-    std::memcpy(&word, p, 4);
-    const __m256i shifts = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bits));
-    const __m256i fields = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
+    const __m256i fields = code_fields<bits>(p, part);
     if constexpr (bits <= 3) {
-      // The table lookup looks at 3 bits of its index.
       constexpr int mask = (1 << bits) - 1;
       const __m256 table = _mm256_setr_ps(0, 1 & mask, 2 & mask, 3 & mask, 4 & mask, 5 & mask, 6 & mask, 7 & mask);
       return _mm256_permutevar8x32_ps(table, fields);

@@ -43,6 +43,56 @@ inline void add_channels(const uint8_t* head_codes, int64_t ahead, int64_t tile_
   }
 }
 
+/// sums[g, c] += weights[g] * level[code of c] over the vectors of a page, all channels of one head; weights include
+/// the norms and are zero where there is no token.
+template <int bits, int queries>
+inline void add_levels(const uint8_t* head_codes, int64_t tile_bytes, int head_dim, const CodeTable<bits>& table,
+                       const float* weights, float* sums) {
+  constexpr int vectors = kPageTokens / kLanes;
+  for (int c = 0; c < head_dim; ++c) {
+    Vec total[queries];
+    for (int g = 0; g < queries; ++g) total[g] = load(sums + (g * head_dim + c) * kLanes);
+    const uint8_t* codes = head_codes + c * 2 * bits;
+    for (int v = 0; v < vectors; ++v) {
+      const Vec value = table(codes + v / kParts * tile_bytes, v % kParts);
+      for (int g = 0; g < queries; ++g) {
+        total[g] = fma(load(weights + g * kPageTokens + v * kLanes), value, total[g]);
+      }
+    }
+    for (int g = 0; g < queries; ++g) store(sums + (g * head_dim + c) * kLanes, total[g]);
+  }
+}
+
+/// add_levels for 8 bits, whose levels are equally spaced: as codes with a scale and a zero, which goes into the first
+/// of zero_sums [queries, kMaxValueGroups, kLanes].
+template <int queries>
+inline void add_uniform_levels(const uint8_t* head_codes, int64_t tile_bytes, int head_dim, const float* levels,
+                               float* weights, float* sums, float* zero_sums) {
+  const Vec step = broadcast((levels[255] - levels[0]) / 255), zero_point = broadcast(127.5f);
+  for (int g = 0; g < queries; ++g) {
+    Vec total = load(zero_sums + g * kMaxValueGroups * kLanes);
+    for (int i = g * kPageTokens; i < (g + 1) * kPageTokens; i += kLanes) {
+      const Vec weight = mul(load(weights + i), step);
+      store(weights + i, weight);
+      total = fma(weight, zero_point, total);
+    }
+    store(zero_sums + g * kMaxValueGroups * kLanes, total);
+  }
+  add_channels<Format::kAffine, 8, queries, false>(head_codes, 0, tile_bytes, head_dim, 0, head_dim, weights, 0, sums);
+}
+
+/// Scales the weights by the norms of a head.
+inline void apply_norms(const SideLayout& layout, const uint8_t* page, int head, const float* weights, int queries,
+                        uint64_t valid, float* scaled) {
+  for (int v = 0; v < kPageTokens / kLanes; ++v) {
+    const uint8_t* norms = page + layout.norms(v / kParts, head) + v % kParts * kLanes * 2;
+    const Vec norm = select(static_cast<uint32_t>(valid >> (v * kLanes)), load_halves(norms), zero());
+    for (int g = 0; g < queries; ++g) {
+      store(scaled + g * kPageTokens + v * kLanes, mul(load(weights + g * kPageTokens + v * kLanes), norm));
+    }
+  }
+}
+
 /// Scales the weights by the group's scales and adds weight * scale * zero to zero_sums [queries, kMaxValueGroups,
 /// kLanes].
 inline void apply_scales(const SideLayout& layout, const uint8_t* page, int group, int slot, const float* weights,
@@ -77,6 +127,15 @@ void add_values(const LayerCache& cache, const uint8_t* page, int64_t ahead, int
       add_channels<format, bits, queries, false>(codes, ahead, tile_bytes, head_dim, c, end, scaled, valid, sums);
       c = end;
     }
+  } else if constexpr (format == Format::kNorm) {
+    alignas(64) float scaled[kValueQueries * kPageTokens];
+    apply_norms(layout, page, head, weights, queries, valid, scaled);
+    const float* levels = packed_array<float>(*cache.params, cache.params->values.levels_offset);
+    if constexpr (bits == 8) {
+      add_uniform_levels<queries>(codes, tile_bytes, head_dim, levels, scaled, sums, zero_sums);
+    } else {
+      add_levels<bits, queries>(codes, tile_bytes, head_dim, CodeTable<bits>(levels), scaled, sums);
+    }
   } else if (valid == ~uint64_t{0}) {
     add_channels<format, bits, queries, false>(codes, ahead, tile_bytes, head_dim, 0, head_dim, weights, valid, sums);
   } else {
@@ -106,6 +165,12 @@ using AddValues = void (*)(const LayerCache&, const uint8_t* page, int64_t ahead
 inline AddValues value_adder(const SideParams& side) {
   if (side.format == Format::kFloat32) return add_values_all<Format::kFloat32, 32>;
   if (side.format == Format::kFloat16) return add_values_all<Format::kFloat16, 16>;
+  if (side.format == Format::kNorm) {
+    if (side.bits == 2) return add_values_all<Format::kNorm, 2>;
+    if (side.bits == 3) return add_values_all<Format::kNorm, 3>;
+    if (side.bits == 4) return add_values_all<Format::kNorm, 4>;
+    return add_values_all<Format::kNorm, 8>;
+  }
   if (side.bits == 2) return add_values_all<Format::kAffine, 2>;
   if (side.bits == 3) return add_values_all<Format::kAffine, 3>;
   if (side.bits == 4) return add_values_all<Format::kAffine, 4>;

@@ -69,8 +69,23 @@ class ArchitectureTest {
                                 ROOT + "translate..",
                                 ROOT + "generate..",
                                 ROOT + "engine..",
-                                ROOT + "evaluate.."),
+                                ROOT + "evaluate..",
+                                ROOT + "calibrate..",
+                                ROOT + "safetensors.."),
                 "the cache works for any model that hands it queries, keys and values");
+    }
+
+    @Test
+    void safetensorsKnowsNothingOfOurs() {
+        check(
+                noClasses()
+                        .that()
+                        .resideInAPackage(ROOT + "safetensors..")
+                        .should()
+                        .dependOnClassesThat(
+                                resideInAPackage("ai.djl.kvquant..")
+                                        .and(not(resideInAPackage(ROOT + "safetensors..")))),
+                "a file format knows nothing of what is kept in it");
     }
 
     @Test

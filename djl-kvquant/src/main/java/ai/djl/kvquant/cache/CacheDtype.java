@@ -22,6 +22,13 @@ public record CacheDtype(String name, Side keys, Side values) {
     static {
         SIDES.put("auto", new Side(CacheMethod.AUTO, 32));
         SIDES.put("fp16", new Side(CacheMethod.FP16, 16));
+        for (int bits : new int[] {8, 4, 3, 2}) {
+            SIDES.put("int" + bits, new Side(CacheMethod.INT, bits));
+        }
+        for (int bits : new int[] {4, 3, 2}) {
+            SIDES.put("latent" + bits, new Side(CacheMethod.LATENT, bits));
+        }
+        SIDES.put("latent1.5", new Side(CacheMethod.LATENT, 1.5));
         for (int bits : new int[] {4, 3, 2}) {
             SIDES.put("rotatekv" + bits, new Side(CacheMethod.ROTATEKV, bits));
         }
@@ -31,9 +38,9 @@ public record CacheDtype(String name, Side keys, Side values) {
      * How one side is stored.
      *
      * @param method the method
-     * @param bits the bits of a stored element, without scales
+     * @param bits the bits of a stored element, without what is stored beside codes
      */
-    record Side(CacheMethod method, int bits) {}
+    record Side(CacheMethod method, double bits) {}
 
     /**
      * Parses a value.
@@ -59,6 +66,33 @@ public record CacheDtype(String name, Side keys, Side values) {
         String name = parts[0].strip();
         return new CacheDtype(
                 parts.length == 1 ? name : name + "/" + parts[1].strip(), keys, values);
+    }
+
+    /**
+     * Returns the name of the method of keys.
+     *
+     * @return the first name of a pair, else the name
+     */
+    public String keyName() {
+        return name.split("/")[0];
+    }
+
+    /**
+     * Returns how keys are stored.
+     *
+     * @return the method
+     */
+    public CacheMethod keyMethod() {
+        return keys.method();
+    }
+
+    /**
+     * Returns the bits of a stored key element.
+     *
+     * @return the bits, without what is stored beside codes
+     */
+    public double keyBits() {
+        return keys.bits();
     }
 
     /**

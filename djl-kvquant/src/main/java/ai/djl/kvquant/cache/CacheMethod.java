@@ -2,11 +2,29 @@
 package ai.djl.kvquant.cache;
 
 /** The families of ways to store keys or values. */
-enum CacheMethod {
+public enum CacheMethod {
     /** The compute type, not quantized. */
     AUTO,
     /** Half precision. */
     FP16,
     /** RotateKV: rotated over heads, codes with a scale and zero per token and group. */
-    ROTATEKV
+    ROTATEKV,
+    /** Keys after RoPE in static codes of mixed widths, values rotated with a norm per token. */
+    INT,
+    /** Keys before RoPE in static codes of mixed widths of a decorrelating basis. */
+    LATENT;
+
+    boolean isQuantized() {
+        return this != AUTO && this != FP16;
+    }
+
+    /** Whether keys can not be stored without a calibration of the model. */
+    boolean needsCalibration() {
+        return this == INT || this == LATENT;
+    }
+
+    /** Whether keys are stored better with a calibration of the model. */
+    boolean usesCalibration() {
+        return needsCalibration() || this == ROTATEKV;
+    }
 }

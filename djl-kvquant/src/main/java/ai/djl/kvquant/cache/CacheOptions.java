@@ -1,11 +1,13 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.cache;
 
+import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.LinkedHashSet;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.regex.Matcher;
@@ -31,15 +33,22 @@ public final class CacheOptions {
                             "kv_skip_layers",
                             "kv_clip",
                             "kv_float_zero",
+                            "kv_basis",
+                            "kv_calibration",
+                            "kv_self_calibration",
                             "kv_cache_tokens",
                             "kv_cache_memory"));
     private static final int MAX_WINDOW = 1 << 20;
     private static final int MAX_SINKS = 1024;
     private static final int DEFAULT_BATCH = 4;
     private static final int DEFAULT_ROLLBACK = 16;
+    private static final int DEFAULT_WINDOW = 128;
+    private static final int DEFAULT_SINKS = 4;
+    private static final long MAX_BASIS_BYTES = 256L << 20;
 
     private final Map<String, String> values;
     private final CacheDtype dtype;
+    private final Calibration calibration;
 
     /**
      * Reads options.
@@ -48,7 +57,12 @@ public final class CacheOptions {
      * @throws IllegalArgumentException if an option is unknown or has an impossible value
      */
     public CacheOptions(Map<String, String> values) {
+        this(values, null);
+    }
+
+    private CacheOptions(Map<String, String> values, Calibration calibration) {
         this.values = Map.copyOf(values);
+        this.calibration = calibration;
         for (String name : new TreeSet<>(values.keySet())) {
             if (name.startsWith("kv_") && !NAMES.contains(name)) {
                 throw new IllegalArgumentException(
@@ -75,6 +89,14 @@ public final class CacheOptions {
             refuse("kv_float_zero", "keys or values are quantized");
             refuse("kv_skip_layers", "keys or values are quantized");
         }
+        if (!usesCalibration()) {
+            refuse("kv_calibration", "keys are stored with a calibration of the model");
+        }
+        if (dtype.keys().method() != CacheMethod.LATENT) {
+            refuse("kv_basis", "keys are stored in a calibrated basis");
+        }
+        selfCalibration();
+        layerWideBasis();
         floatZero();
         clip(2);
         maxBatchSize();
@@ -126,25 +148,136 @@ public final class CacheOptions {
         if (quantizedKeys()) {
             changed.put("kv_recent_tokens", "0");
         }
-        return new CacheOptions(changed);
-    }
-
-    boolean quantizedKeys() {
-        return dtype.keys().method() == CacheMethod.ROTATEKV;
-    }
-
-    boolean quantizedValues() {
-        return dtype.values().method() == CacheMethod.ROTATEKV;
+        return new CacheOptions(changed, calibration);
     }
 
     /**
-     * Returns kv_recent_tokens, the recent tokens that are read exactly; RotateKV has no such
-     * window by default.
+     * Tells whether the data type needs a calibration of the model.
+     *
+     * @return whether {@link #withCalibration} must be called before a cache is made
+     */
+    public boolean needsCalibration() {
+        return dtype.keys().method().needsCalibration();
+    }
+
+    /**
+     * Returns these options with a calibration.
+     *
+     * @param found what was measured on the model for the data type of keys
+     * @return the options
+     */
+    public CacheOptions withCalibration(Calibration found) {
+        return new CacheOptions(values, found);
+    }
+
+    /**
+     * Tells whether the data type is stored better with a calibration of the model.
+     *
+     * @return whether {@link #withCalibration} makes a difference
+     */
+    public boolean usesCalibration() {
+        return dtype.keys().method().usesCalibration();
+    }
+
+    /**
+     * Returns the name under which a calibration for these options is kept.
+     *
+     * @return the method of keys and what else decides its parameters
+     */
+    public String calibrationName() {
+        return dtype.keyName() + (layerWideBasis() ? "-layer" : "");
+    }
+
+    /**
+     * Returns whether kv_basis is layer: one basis over all kv heads of a layer.
+     *
+     * @return whether it is; by default each kv head has its own
+     */
+    public boolean layerWideBasis() {
+        String value = values.getOrDefault("kv_basis", "head").strip();
+        if (!"head".equals(value) && !"layer".equals(value)) {
+            throw new IllegalArgumentException(
+                    "kv_basis is '" + value + "'; allowed: head, layer.");
+        }
+        return "layer".equals(value);
+    }
+
+    /**
+     * Checks what depends on the model and needs no calibration.
+     *
+     * @param geometry the model's sizes
+     * @throws IllegalArgumentException if the options do not fit the model
+     */
+    public void requireFits(CacheGeometry geometry) {
+        long basis = 4L * geometry.channels() * geometry.channels() * geometry.numLayers();
+        if (layerWideBasis() && basis > MAX_BASIS_BYTES) {
+            throw new IllegalArgumentException(
+                    "kv_basis is layer, whose bases would take "
+                            + (basis >> 20)
+                            + " MiB over all layers; allowed: "
+                            + (MAX_BASIS_BYTES >> 20)
+                            + " MiB. Set kv_basis=head.");
+        }
+    }
+
+    /**
+     * Returns kv_calibration, the path of a calibration file.
+     *
+     * @return the path; empty if it is not set
+     */
+    public Optional<Path> calibrationFile() {
+        return Optional.ofNullable(values.get("kv_calibration")).map(Path::of);
+    }
+
+    /**
+     * Returns kv_self_calibration, whether a model without a calibration file may calibrate itself.
+     *
+     * @return whether it may, by default true
+     */
+    public boolean selfCalibration() {
+        return bool("kv_self_calibration", true);
+    }
+
+    /**
+     * Returns these options with a calibration that serves to tell sizes only, if they need one.
+     *
+     * @param geometry the model's sizes
+     * @return the options
+     */
+    public CacheOptions forSizes(CacheGeometry geometry) {
+        return needsCalibration()
+                ? withCalibration(NominalCalibration.of(geometry, dtype.keys().bits()))
+                : this;
+    }
+
+    /** What was measured on the model; null if nothing was and nothing must be. */
+    Calibration calibration() {
+        if (calibration == null && needsCalibration()) {
+            throw new IllegalStateException(
+                    "kv_cache_dtype "
+                            + dtype.name()
+                            + " needs a calibration of the model; call withCalibration first.");
+        }
+        return calibration;
+    }
+
+    boolean quantizedKeys() {
+        return dtype.keys().method().isQuantized();
+    }
+
+    boolean quantizedValues() {
+        return dtype.values().method().isQuantized();
+    }
+
+    /**
+     * Returns kv_recent_tokens, the recent tokens that are read exactly; by default 128 with our
+     * own methods, 0 with the papers'.
      *
      * @return the window, in tokens
      */
     public int window() {
-        return quantizedKeys() ? integer("kv_recent_tokens", 0, 0, MAX_WINDOW) : 0;
+        int usual = dtype.keys().method().needsCalibration() ? DEFAULT_WINDOW : 0;
+        return quantizedKeys() ? integer("kv_recent_tokens", usual, 0, MAX_WINDOW) : 0;
     }
 
     int rollback() {
@@ -155,24 +288,45 @@ public final class CacheOptions {
         if (!quantizedKeys()) {
             return SinkPolicy.NONE;
         }
-        if ("massive".equals(values.getOrDefault("kv_sink_tokens", "massive"))) {
+        String usual =
+                dtype.keys().method() == CacheMethod.ROTATEKV ? "massive" : "" + DEFAULT_SINKS;
+        if ("massive".equals(values.getOrDefault("kv_sink_tokens", usual))) {
+            if (needsCalibration()) {
+                throw new IllegalArgumentException(
+                        "kv_sink_tokens is massive, which kv_cache_dtype "
+                                + dtype.name()
+                                + " does not offer; allowed: the number of first tokens to keep"
+                                + " exactly.");
+            }
             return SinkPolicy.MASSIVE;
         }
-        return firstSinks() == 0 ? SinkPolicy.NONE : SinkPolicy.FIRST;
+        return parseFirstSinks() == 0 ? SinkPolicy.NONE : SinkPolicy.FIRST;
     }
 
     int maxSinks() {
         return switch (sinkPolicy()) {
             case NONE -> 0;
-            case FIRST -> firstSinks();
+            case FIRST -> parseFirstSinks();
             case MASSIVE -> KvCache.MASSIVE_ENTRIES;
         };
     }
 
-    private int firstSinks() {
+    /**
+     * Returns the first tokens of a sequence that are kept exactly, if kv_sink_tokens is a number.
+     *
+     * @return the number of tokens; 0 if sinks are chosen otherwise
+     */
+    public int firstSinks() {
+        if (!quantizedKeys() || sinkPolicy() == SinkPolicy.MASSIVE) {
+            return 0;
+        }
+        return parseFirstSinks();
+    }
+
+    private int parseFirstSinks() {
         String value = values.get("kv_sink_tokens");
         try {
-            return integer("kv_sink_tokens", 0, 0, MAX_SINKS);
+            return integer("kv_sink_tokens", DEFAULT_SINKS, 0, MAX_SINKS);
         } catch (IllegalArgumentException e) {
             throw new IllegalArgumentException(
                     "kv_sink_tokens is '"
@@ -222,10 +376,13 @@ public final class CacheOptions {
     }
 
     boolean floatZero() {
-        String value = values.getOrDefault("kv_float_zero", "false");
+        return bool("kv_float_zero", false);
+    }
+
+    private boolean bool(String name, boolean fallback) {
+        String value = values.getOrDefault(name, Boolean.toString(fallback)).strip();
         if (!"true".equals(value) && !"false".equals(value)) {
-            throw new IllegalArgumentException(
-                    "kv_float_zero is '" + value + "'; allowed: true, false.");
+            throw new IllegalArgumentException(name + " is '" + value + "'; allowed: true, false.");
         }
         return Boolean.parseBoolean(value);
     }

@@ -9,7 +9,6 @@ import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Set;
 
 /**
  * The KV cache of a model: page pools, packed parameters and the sequences that use them;
@@ -61,9 +60,9 @@ public final class KvCache implements AutoCloseable {
         this.operators = operators;
         this.geometry = geometry;
         this.options = options;
-        Set<Integer> skipped = options.skipLayers(geometry.numLayers());
+        options.requireFits(geometry);
         for (int i = 0; i < geometry.numLayers(); ++i) {
-            layers.add(LayerFormat.of(geometry, options, skipped.contains(i)));
+            layers.add(LayerFormat.of(geometry, options, i));
         }
         window = layers.stream().mapToInt(LayerFormat::window).max().orElse(0);
         smallestWindow = layers.stream().mapToInt(LayerFormat::window).min().orElse(0);
@@ -224,6 +223,42 @@ public final class KvCache implements AutoCloseable {
      */
     public int window() {
         return window;
+    }
+
+    /**
+     * Tells whether scores of stored keys have a bias (score_bias.h).
+     *
+     * @return whether any layer's have
+     */
+    public boolean hasScoreBias() {
+        return layers.stream().anyMatch(layer -> layer.keys().hasScoreBias());
+    }
+
+    /**
+     * Returns the first of a sequence's tokens whose scores have a bias.
+     *
+     * @param sequence the sequence
+     * @return the token
+     */
+    public int biasedFrom(CacheSequence sequence) {
+        return hasScoreBias() ? Math.min(options.firstSinks(), biasedTo(sequence)) : 0;
+    }
+
+    /**
+     * Returns the end of a sequence's tokens whose scores have a bias: those that are read from
+     * pages.
+     *
+     * @param sequence the sequence
+     * @return the first token behind them
+     */
+    public int biasedTo(CacheSequence sequence) {
+        if (!hasScoreBias()) {
+            return 0;
+        }
+        int length = sequence.length();
+        return window == 0
+                ? length
+                : Math.max(0, Math.max(length - window, Math.min(sequence.exactFrom, length)));
     }
 
     /**

@@ -2,7 +2,6 @@
 package ai.djl.kvquant.cache;
 
 import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 
 /**
  * How one layer stores its cache: the fields of LayerParams in the operators' layout.h.
@@ -18,36 +17,75 @@ record LayerFormat(
 
     private static final int MAGIC = 0x3151564b;
     private static final int HEADER_BYTES = 48;
+    private static final int SIZE_POSITION = 4;
 
-    static LayerFormat of(CacheGeometry geometry, CacheOptions options, boolean skipped) {
-        if (skipped) {
-            return new LayerFormat(
-                    SideFormat.plain(16), SideFormat.plain(16), 0, SinkPolicy.NONE, 0);
+    static LayerFormat of(CacheGeometry geometry, CacheOptions options, int layer) {
+        if (options.skipLayers(geometry.numLayers()).contains(layer)) {
+            PlainFormat half = new PlainFormat(16);
+            return new LayerFormat(half, half, 0, SinkPolicy.NONE, 0);
         }
         return new LayerFormat(
-                side(options.dtype().keys(), geometry, true, options),
-                side(options.dtype().values(), geometry, false, options),
+                keys(geometry, options, layer),
+                values(geometry, options),
                 // A window beyond the longest sequence would only take memory.
                 Math.min(options.window(), geometry.maxTokens()),
                 options.sinkPolicy(),
                 options.maxSinks());
     }
 
-    private static SideFormat side(
-            CacheDtype.Side side, CacheGeometry geometry, boolean keys, CacheOptions options) {
-        if (side.method() != CacheMethod.ROTATEKV) {
-            return SideFormat.plain(side.bits());
-        }
+    private static SideFormat keys(CacheGeometry geometry, CacheOptions options, int layer) {
+        CacheDtype.Side side = options.dtype().keys();
+        return switch (side.method()) {
+            case AUTO, FP16 -> new PlainFormat((int) side.bits());
+            case ROTATEKV -> {
+                requirePowerOfTwo(geometry, options);
+                yield RotatedFormat.keys((int) side.bits(), geometry, options, layer);
+            }
+            case INT, LATENT -> {
+                requireRuns(geometry, options);
+                boolean preRope = side.method() == CacheMethod.LATENT;
+                yield StaticFormat.of(options.calibration(), layer, geometry, preRope);
+            }
+        };
+    }
+
+    private static SideFormat values(CacheGeometry geometry, CacheOptions options) {
+        CacheDtype.Side side = options.dtype().values();
+        return switch (side.method()) {
+            case AUTO, FP16 -> new PlainFormat((int) side.bits());
+            case ROTATEKV -> {
+                requirePowerOfTwo(geometry, options);
+                yield RotatedFormat.values((int) side.bits(), geometry, options);
+            }
+            case INT, LATENT -> {
+                requirePowerOfTwo(geometry, options);
+                yield new NormFormat((int) Math.ceil(side.bits()), geometry.headDim());
+            }
+        };
+    }
+
+    private static void requirePowerOfTwo(CacheGeometry geometry, CacheOptions options) {
         if (Integer.bitCount(geometry.headDim()) != 1) {
-            throw new IllegalArgumentException(
-                    "kv_cache_dtype "
-                            + options.dtype().name()
-                            + " needs a head_dim that is a power of two (64 and 128 have fast"
-                            + " kernels), but the model's is "
-                            + geometry.headDim()
-                            + ". Set kv_cache_dtype=fp16 or auto.");
+            throw unsuitable(geometry, options, "a power of two (64 and 128 have fast kernels)");
         }
-        return SideFormat.rotated(side.bits(), geometry, keys, options);
+    }
+
+    private static void requireRuns(CacheGeometry geometry, CacheOptions options) {
+        if (geometry.headDim() % StaticFormat.RUNS != 0) {
+            throw unsuitable(geometry, options, "a multiple of " + StaticFormat.RUNS);
+        }
+    }
+
+    private static IllegalArgumentException unsuitable(
+            CacheGeometry geometry, CacheOptions options, String allowed) {
+        return new IllegalArgumentException(
+                "kv_cache_dtype "
+                        + options.dtype().name()
+                        + " needs a head_dim that is "
+                        + allowed
+                        + ", but the model's is "
+                        + geometry.headDim()
+                        + ". Set kv_cache_dtype=fp16 or auto.");
     }
 
     boolean hasExactPages() {
@@ -59,16 +97,14 @@ record LayerFormat(
     }
 
     ByteBuffer pack(CacheGeometry geometry) {
-        ByteBuffer out =
-                ByteBuffer.allocateDirect(HEADER_BYTES + 2 * SideFormat.BYTES)
-                        .order(ByteOrder.LITTLE_ENDIAN);
-        out.putInt(MAGIC).putInt(out.capacity());
+        ParamsWriter out = new ParamsWriter(HEADER_BYTES + 2 * SideFormat.BYTES);
+        out.putInt(MAGIC).putInt(0);
         out.putInt(geometry.numHeads()).putInt(geometry.numKvHeads()).putInt(geometry.headDim());
         out.putInt(window).putInt(sinkPolicy.ordinal()).putInt(maxSinks);
-        out.putInt(keys.isPlain() ? 0 : 1).putFloat((float) geometry.scoreScale());
+        out.putInt(keys.isPreRope() ? 1 : 0).putFloat((float) geometry.scoreScale());
         out.putInt(0).putInt(0);
         keys.write(out);
         values.write(out);
-        return out.flip();
+        return out.finish(SIZE_POSITION);
     }
 }

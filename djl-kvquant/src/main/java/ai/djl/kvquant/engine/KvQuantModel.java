@@ -4,6 +4,7 @@ package ai.djl.kvquant.engine;
 import ai.djl.BaseModel;
 import ai.djl.MalformedModelException;
 import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.calibrate.CalibratedOptions;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
 import ai.djl.kvquant.llama.LlamaModel;
 import ai.djl.kvquant.llama.WeightType;
@@ -57,13 +58,14 @@ final class KvQuantModel extends BaseModel {
         WeightType weightType = WeightType.parse(settings.getOrDefault("dtype", "auto"));
         LlamaModel llama = LlamaModel.load(manager, modelDir, weightType);
         try {
-            LlamaLanguageModel model = llama.withCache(cacheOptions);
+            LlamaLanguageModel model =
+                    llama.withCache(new CalibratedOptions(llama, modelDir).complete(cacheOptions));
             // Where translators find options, too.
             settings.forEach(this::setProperty);
             block = new KvQuantBlock(model);
             wasLoaded = true;
             logLoaded(model);
-        } catch (RuntimeException | Error e) {
+        } catch (IOException | MalformedModelException | RuntimeException | Error e) {
             // DJL does not close a model that it could not load.
             llama.close();
             throw e;

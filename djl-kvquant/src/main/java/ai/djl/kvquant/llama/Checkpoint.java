@@ -2,6 +2,8 @@
 package ai.djl.kvquant.llama;
 
 import ai.djl.MalformedModelException;
+import ai.djl.kvquant.safetensors.SafetensorsFile;
+import ai.djl.kvquant.safetensors.TensorEntry;
 import ai.djl.ndarray.types.DataType;
 import java.io.FileNotFoundException;
 import java.io.IOException;

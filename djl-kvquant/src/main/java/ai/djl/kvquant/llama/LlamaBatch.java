@@ -116,6 +116,8 @@ final class LlamaBatch implements DecodingBatch {
                                 scope.create(starts),
                                 Arrays.stream(starts).asLongStream().toArray(),
                                 past,
+                                parts.stream().mapToLong(cache::biasedFrom).toArray(),
+                                parts.stream().mapToLong(cache::biasedTo).toArray(),
                                 scope.create(last.stream().mapToLong(Long::longValue).toArray()),
                                 cache.wantsMassiveEntries(),
                                 tables.lengths(),

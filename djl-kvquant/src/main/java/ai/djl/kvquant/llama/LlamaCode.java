@@ -45,7 +45,14 @@ final class LlamaCode {
 
     /** All methods of the module. */
     String methods() {
-        return load() + layers() + logits() + decode() + attention() + prefill() + streaming();
+        return load()
+                + layers()
+                + logits()
+                + decode()
+                + attention()
+                + prefill()
+                + layer()
+                + streaming();
     }
 
     private static String load() {
@@ -137,8 +144,9 @@ final class LlamaCode {
 
     /**
      * Attention of the new tokens of one sequence, [KV, G, T, D], over themselves in full precision
-     * and over the past as it is stored, merged by log-sum-exp. Heads are laid out as [KV, G]:
-     * unexpanded GQA heads would be read out of bounds.
+     * and over the past as it is stored, merged by log-sum-exp; of the past, the scores of tokens
+     * [biased_from, biased_to) have a bias. Heads are laid out as [KV, G]: unexpanded GQA heads
+     * would be read out of bounds.
      */
     private String attention() {
         return fill(
@@ -148,18 +156,30 @@ final class LlamaCode {
             v1 = torch.expand(torch.unsqueeze(v, 1), [KV_HEADS, GROUPS, torch.size(v, 1), HEAD_DIM])
             o, lse, = torch._scaled_dot_product_flash_attention_for_cpu(q, k1, v1, 0., causal, attn_mask=None, scale=SCALE)
             return (o, lse)
-          def attend_chunk(self: __torch__.M, q: Tensor, k: Tensor, v: Tensor, b: int, past: int, l: int, CACHE_PARAMETERS) -> Tensor:
-            q1 = torch.reshape(q, [KV_HEADS, GROUPS, torch.size(q, 1), HEAD_DIM])
-            o, lse, = self.flash(q1, k, v, True)
-            for i in range((past + (PAST_SEGMENT - 1)) // PAST_SEGMENT):
-              k2, v2, = ops.kvquant.dequantize(b, i * PAST_SEGMENT, ops.prim.min(past, (i + 1) * PAST_SEGMENT), LAYER_CACHE)
-              o2, lse2, = self.flash(q1, k2, v2, False)
+          def add_past(self: __torch__.M, o: Tensor, lse: Tensor, q: Tensor, bias: Tensor, b: int, begin: int, end: int, l: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor]:
+            for i in range((end - begin + (PAST_SEGMENT - 1)) // PAST_SEGMENT):
+              first = begin + i * PAST_SEGMENT
+              k2, v2, = ops.kvquant.dequantize(b, first, ops.prim.min(end, first + PAST_SEGMENT), LAYER_CACHE)
+              o2, lse2, = self.flash(q, k2, v2, False)
+              lse2 = torch.add(lse2, bias)
               m = torch.maximum(lse, lse2)
               w1 = torch.unsqueeze(torch.exp(torch.sub(lse, m)), -1)
               w2 = torch.unsqueeze(torch.exp(torch.sub(lse2, m)), -1)
               total = torch.add(w1, w2)
               o = torch.div(torch.add(torch.mul(o, w1), torch.mul(o2, w2)), total)
               lse = torch.add(m, torch.log(torch.squeeze(total, -1)))
+            return (o, lse)
+          def attend_chunk(self: __torch__.M, q: Tensor, k: Tensor, v: Tensor, b: int, past: int, biased_from: int, biased_to: int, l: int, CACHE_PARAMETERS) -> Tensor:
+            q1 = torch.reshape(q, [KV_HEADS, GROUPS, torch.size(q, 1), HEAD_DIM])
+            o, lse, = self.flash(q1, k, v, True)
+            zero = torch.zeros([1, 1, 1])
+            if biased_to > biased_from:
+              bias = torch.reshape(ops.kvquant.score_bias(torch.contiguous(q), params[l]), [KV_HEADS, GROUPS, torch.size(q, 1)])
+              o, lse, = self.add_past(o, lse, q1, zero, b, 0, biased_from, l, CACHE)
+              o, lse, = self.add_past(o, lse, q1, bias, b, biased_from, biased_to, l, CACHE)
+              o, lse, = self.add_past(o, lse, q1, zero, b, biased_to, past, l, CACHE)
+            else:
+              o, lse, = self.add_past(o, lse, q1, zero, b, 0, past, l, CACHE)
             return torch.reshape(torch.permute(o, [2, 0, 1, 3]), [torch.size(q, 1), HEADS * HEAD_DIM])
         """);
     }
@@ -171,7 +191,7 @@ final class LlamaCode {
     private String prefill() {
         return fill(
                 """
-          def prefill(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], last: Tensor, massive: bool, CACHE_PARAMETERS) -> Tensor:
+          def prefill(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], biased_from: List[int], biased_to: List[int], last: Tensor, massive: bool, CACHE_PARAMETERS) -> Tensor:
             x = self.embed(ids)
             none = (self.w)[3]
             for l in range(LAYERS):
@@ -186,22 +206,36 @@ final class LlamaCode {
                 qb = torch.slice(q, 1, first[b], first[b + 1])
                 kb = torch.slice(k, 1, first[b], first[b + 1])
                 vb = torch.slice(v, 1, first[b], first[b + 1])
-                _0 = torch.append(outs, self.attend_chunk(qb, kb, vb, b, past[b], l, CACHE))
+                _0 = torch.append(outs, self.attend_chunk(qb, kb, vb, b, past[b], biased_from[b], biased_to[b], l, CACHE))
               ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
               x = self.finish(x, torch.cat(outs), l)
             return self.logits(torch.index_select(x, 0, last))
         """);
     }
 
+    /** One layer on one text, in full precision: its output and its projections. */
+    private String layer() {
+        return fill(
+                """
+          def layer(self: __torch__.M, x: Tensor, starts: Tensor, l: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor]:
+            qkv = self.qkv(x, l)
+            q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
+            a = self.attend_chunk(q, k, v, 0, 0, 0, 0, l, CACHE)
+            heads = torch.reshape(qkv, [torch.size(x, 0), HEADS + 2 * KV_HEADS, HEAD_DIM])
+            return (self.finish(x, a, l), heads)
+        """);
+    }
+
     /**
      * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than
      * window, else as it is read back from the cache. params describe layers without a window,
-     * lengths is 0 and after is the text's length.
+     * lengths is 0 and after is the text's length. Scores of stored tokens from biased_from on have
+     * a bias if biased.
      */
     private String streaming() {
         return fill(
                 """
-          def stream_block(self: __torch__.M, q: Tensor, kq: Tensor, vq: Tensor, kx: Tensor, vx: Tensor, begin: int, end: int, window: int) -> Tensor:
+          def stream_block(self: __torch__.M, q: Tensor, kq: Tensor, vq: Tensor, kx: Tensor, vx: Tensor, begin: int, end: int, window: int, bias: Tensor, biased: bool, biased_from: int) -> Tensor:
             far = ops.prim.max(0, end - window)
             near = ops.prim.max(0, begin - window + 1)
             if window == 0:
@@ -221,9 +255,16 @@ final class LlamaCode {
             k1 = torch.expand(torch.unsqueeze(k, 1), [KV_HEADS, GROUPS, n, HEAD_DIM])
             v1 = torch.expand(torch.unsqueeze(v, 1), [KV_HEADS, GROUPS, n, HEAD_DIM])
             q1 = torch.reshape(torch.slice(q, 1, begin, end), [KV_HEADS, GROUPS, end - begin, HEAD_DIM])
-            o = torch.scaled_dot_product_attention(q1, k1, v1, mask, 0., False, scale=SCALE)
+            if biased:
+              coded = torch.cat([torch.ge(torch.arange(far), biased_from), torch.zeros([end - near], dtype=11)], 0)
+              part = torch.slice(bias, 2, begin, end)
+              scores = torch.where(torch.logical_and(mask, coded), torch.unsqueeze(part, -1), torch.zeros([1]))
+              seen = torch.where(mask, scores, torch.mul(torch.ones([1]), -1.0e30))
+            else:
+              seen = mask
+            o = torch.scaled_dot_product_attention(q1, k1, v1, seen, 0., False, scale=SCALE)
             return torch.reshape(torch.permute(o, [2, 0, 1, 3]), [end - begin, HEADS * HEAD_DIM])
-          def streaming(self: __torch__.M, ids: Tensor, starts: Tensor, after: Tensor, window: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
+          def streaming(self: __torch__.M, ids: Tensor, starts: Tensor, after: Tensor, window: int, massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tensor:
             x = self.embed(ids)
             none = (self.w)[3]
             n = torch.size(ids, 0)
@@ -237,9 +278,12 @@ final class LlamaCode {
               q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
               qr, kx, vx, = ops.kvquant.rope_heads(torch.to(torch.to(qkv, 5), 6), starts, LAYER_CACHE)
               kq, vq, = ops.kvquant.dequantize(0, 0, n, after, page_table, exact_table, pages[l], exact[l], rope, params[l])
+              bias = none
+              if biased:
+                bias = torch.reshape(ops.kvquant.score_bias(q, params[l]), [KV_HEADS, GROUPS, n])
               outs = annotate(List[Tensor], [])
               for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
-                _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window))
+                _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window, bias, biased, biased_from))
               x = self.finish(x, torch.cat(outs), l)
             return x
           def compare(self: __torch__.M, x: List[Tensor], targets: Tensor) -> Tensor:

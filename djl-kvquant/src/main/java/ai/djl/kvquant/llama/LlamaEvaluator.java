@@ -113,6 +113,8 @@ public final class LlamaEvaluator implements AutoCloseable {
                                     scope.create(new int[][] {{tokens.length, 0}}),
                                     options.window(),
                                     cache.wantsMassiveEntries(),
+                                    cache.hasScoreBias(),
+                                    cache.options().firstSinks(),
                                     tables.lengths(),
                                     tables.pageTable(),
                                     tables.exactTable(),

@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.llama;
 
+import ai.djl.kvquant.safetensors.TensorEntry;
 import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;

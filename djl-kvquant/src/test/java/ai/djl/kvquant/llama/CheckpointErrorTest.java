@@ -8,10 +8,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.params.provider.Arguments.arguments;
 
 import ai.djl.MalformedModelException;
+import ai.djl.kvquant.safetensors.RawSafetensors;
 import java.io.FileNotFoundException;
 import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
@@ -36,7 +35,7 @@ class CheckpointErrorTest {
     }
 
     @ParameterizedTest(name = "{0}")
-    @MethodSource({"tensorSets", "brokenFiles", "brokenHeaders", "brokenShards"})
+    @MethodSource({"tensorSets", "brokenFiles", "brokenShards"})
     void namesFileTensorAndProblem(String name, Damage damage, String message) throws Exception {
         TinyModel model = new TinyModel();
         damage.apply(model, dir);
@@ -129,67 +128,23 @@ class CheckpointErrorTest {
 
     static Stream<Arguments> brokenFiles() {
         return Stream.of(
-                bytes("empty file", "is truncated: a safetensors file has at least 8 bytes", 0),
-                bytes("half a length", "at least 8 bytes, this one 7.", 7),
-                bytes("half a header", "is truncated: its header needs", 100),
                 arguments(
                         "half the data",
                         (Damage)
                                 (model, dir) -> {
                                     model.write(dir);
-                                    cut(dir.resolve(SINGLE), -100);
+                                    Path file = dir.resolve(SINGLE);
+                                    byte[] bytes = Files.readAllBytes(file);
+                                    Files.write(file, Arrays.copyOf(bytes, bytes.length - 100));
                                 },
                         "is truncated: tensor lm_head.weight ends at byte"),
                 arguments(
-                        "more data",
+                        "broken header",
                         (Damage)
-                                (model, dir) -> {
-                                    model.write(dir);
-                                    cut(dir.resolve(SINGLE), 5);
-                                },
-                        "5 bytes follow the last tensor, lm_head.weight"),
-                length("absurd header length", "its header length 9223372036854775807", -1L >>> 1),
-                length("negative header length", "header length 18446744073709551615", -1),
-                length("no header", "its header length 0 is not between 2 and", 0));
-    }
-
-    static Stream<Arguments> brokenHeaders() {
-        return Stream.of(
-                header("not JSON", "{\"a\":", "the header is not a valid JSON object of tensors"),
-                header("not an object", "[1, 2]", "the header is not a valid JSON object"),
-                header("lenient JSON", "{a:1}", "the header is not a valid JSON object"),
-                header("two values", "{} {}", "not a valid JSON object"),
-                header("no dtype", tensor("'shape':[2],'data_offsets':[0,8]"), "tensor a lacks"),
-                header(
-                        "text for a shape",
-                        entry("'2'", "0,8"),
-                        "tensor a has a broken header entry"),
-                header("fractional shape", entry("[2.5]", "0,8"), "tensor a has a broken header"),
-                header("negative shape", entry("[-2]", "0,8"), "tensor a takes 8 bytes"),
-                header("three offsets", entry("[2]", "0,8,9"), "tensor a has the data_offsets"),
-                header("backward offsets", entry("[2]", "8,0"), "has the data_offsets [8, 0]"),
-                header("negative offset", entry("[2]", "-8,0"), "has the data_offsets [-8, 0]"),
-                header(
-                        "wrong size",
-                        entry("[3]", "0,8"),
-                        "tensor a takes 8 bytes by its data_offsets, but F32[3] needs 12."),
-                header(
-                        "overflowing size",
-                        entry("[4611686018427387904,4]", "0,8"),
-                        "tensor a takes 8 bytes by its data_offsets, but F32["),
-                header("beyond the end", entry("[4]", "0,16"), "tensor a ends at byte"),
-                header(
-                        "gap",
-                        entry("[1]", "4,8"),
-                        "tensor a leaves a gap of 4 bytes after the header"),
-                header(
-                        "overlap",
-                        "{" + pair("a", "[1]", "0,4") + "," + pair("b", "[1]", "2,6") + "}",
-                        "tensor b overlaps with a."),
-                header(
-                        "duplicate",
-                        "{" + pair("a", "[1]", "0,4") + "," + pair("a", "[1]", "4,8") + "}",
-                        "tensor a appears twice in the header"));
+                                (model, dir) ->
+                                        RawSafetensors.write(
+                                                dir.resolve(SINGLE), "[]", new byte[8]),
+                        "the header is not a valid JSON object of tensors"));
     }
 
     static Stream<Arguments> brokenShards() {
@@ -319,50 +274,6 @@ class CheckpointErrorTest {
                     damage.apply(dir);
                 };
         return arguments(name, written, message);
-    }
-
-    private static Arguments bytes(String name, String message, int length) {
-        Damage written =
-                (model, dir) -> {
-                    model.write(dir);
-                    Path file = dir.resolve(SINGLE);
-                    Files.write(file, Arrays.copyOf(Files.readAllBytes(file), length));
-                };
-        return arguments(name, written, message);
-    }
-
-    private static Arguments length(String name, String message, long length) {
-        Damage written =
-                (model, dir) -> {
-                    byte[] data = new byte[64];
-                    ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN).putLong(length);
-                    Files.write(dir.resolve(SINGLE), data);
-                };
-        return arguments(name, written, message);
-    }
-
-    private static Arguments header(String name, String header, String message) {
-        String json = header.replace('\'', '"');
-        Damage written = (model, dir) -> TinyModel.write(dir.resolve(SINGLE), json, new byte[8]);
-        return arguments(name, written, message);
-    }
-
-    private static String entry(String shape, String offsets) {
-        return "{" + pair("a", shape, offsets) + "}";
-    }
-
-    private static String pair(String name, String shape, String offsets) {
-        return "'%s':{'dtype':'F32','shape':%s,'data_offsets':[%s]}"
-                .formatted(name, shape, offsets);
-    }
-
-    private static String tensor(String fields) {
-        return "{'a':{" + fields + "}}";
-    }
-
-    private static void cut(Path file, int change) throws IOException {
-        byte[] bytes = Files.readAllBytes(file);
-        Files.write(file, Arrays.copyOf(bytes, bytes.length + change));
     }
 
     private static void replace(Path dir, String from, String to) throws IOException {

@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.kvquant.llama.TinyModel.Tensor;
+import ai.djl.kvquant.safetensors.TensorEntry;
 import ai.djl.ndarray.types.DataType;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -148,23 +149,6 @@ class CheckpointTest {
                 error.getMessage()
                         .startsWith("Bytes 200 to 264 are outside of " + TinyModel.Q_PROJ),
                 error.getMessage());
-    }
-
-    @Test
-    void tensorsAtOddPositionsAreAligned() throws Exception {
-        String header =
-                "{\"x\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}"
-                        .replace("x", "xy");
-        for (int pad = 0; pad < 4; pad++) {
-            Path file = dir.resolve("pad" + pad);
-            TinyModel.write(file, header + " ".repeat(pad), new byte[] {0, 0, 0, 64, 0, 0, 0, 65});
-            TensorEntry entry = SafetensorsFile.open(file).entries().get("xy");
-            ByteBuffer bytes = SafetensorsFile.map(entry, 0, 8);
-            assertEquals(0, bytes.alignmentOffset(0, 4));
-            assertTrue(bytes.isDirect() && bytes.isReadOnly());
-            assertEquals(2f, bytes.getFloat(0));
-            assertEquals(8f, bytes.getFloat(4));
-        }
     }
 
     @Test

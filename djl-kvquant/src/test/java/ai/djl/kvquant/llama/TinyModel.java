@@ -1,13 +1,11 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.llama;
 
+import ai.djl.kvquant.safetensors.RawSafetensors;
 import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
@@ -101,14 +99,7 @@ final class TinyModel {
         while (header.length() % 8 != 0) {
             header.append(' ');
         }
-        write(file, header.toString(), data.toByteArray());
-    }
-
-    static void write(Path file, String header, byte[] data) throws IOException {
-        byte[] text = header.getBytes(StandardCharsets.UTF_8);
-        ByteBuffer bytes = ByteBuffer.allocate(8 + text.length + data.length);
-        bytes.order(ByteOrder.LITTLE_ENDIAN).putLong(text.length).put(text).put(data);
-        Files.write(file, bytes.array());
+        RawSafetensors.write(file, header.toString(), data.toByteArray());
     }
 
     /** The first tensors up to and without the q projection in shard 1, the others in shard 2. */

@@ -65,7 +65,8 @@ final class BenchCommand implements Callable<Integer> {
         try (Session session = Session.open(kvq)) {
             checkContext(session.model());
             for (CacheOptions cache : caches) {
-                contestants.add(new Contestant(session.model().withCache(cache), batch));
+                contestants.add(
+                        new Contestant(session.model().withCache(session.complete(cache)), batch));
             }
             measure(contestants);
             print(contestants.stream().map(Contestant::figures).toList());

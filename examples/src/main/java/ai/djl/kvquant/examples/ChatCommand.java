@@ -48,7 +48,7 @@ final class ChatCommand implements Callable<Integer> {
     public Integer call() throws Exception {
         CacheOptions options = new CacheArguments(kvq, "rotatekv4").single();
         try (Session session = Session.open(kvq);
-                LlamaLanguageModel model = session.model().withCache(options)) {
+                LlamaLanguageModel model = session.model().withCache(session.complete(options))) {
             GenerationConfig config = sampling.config(session.directory());
             ChatTemplate template = ChatTemplate.fromModelDirectory(session.directory());
             talk(new Generator(model, session.tokenizer()), template, config);

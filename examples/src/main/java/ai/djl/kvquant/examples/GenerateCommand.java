@@ -61,7 +61,7 @@ final class GenerateCommand implements Callable<Integer> {
         Console console =
                 new Console(spec.commandLine().getOut(), spec.commandLine().getErr(), kvq.json);
         try (Session session = Session.open(kvq);
-                LlamaLanguageModel model = session.model().withCache(options)) {
+                LlamaLanguageModel model = session.model().withCache(session.complete(options))) {
             GenerationConfig config = sampling.config(session.directory());
             Generator generator = new Generator(model, session.tokenizer());
             int[] tokens =

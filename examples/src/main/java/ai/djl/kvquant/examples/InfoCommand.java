@@ -86,7 +86,8 @@ final class InfoCommand implements Callable<Integer> {
         for (CacheOptions options : new CacheArguments(kvq, names).several(Map.of())) {
             Map<String, Object> map = new LinkedHashMap<>();
             map.put("kv_cache_dtype", options.dtype().name());
-            try (LlamaLanguageModel model = session.model().withCache(options)) {
+            try (LlamaLanguageModel model =
+                    session.model().withCache(options.forSizes(session.model().geometry()))) {
                 KvCache cache = model.cache();
                 map.put("bits_per_key", cache.bitsPerKey());
                 map.put("bits_per_value", cache.bitsPerValue());

@@ -35,6 +35,7 @@ import picocli.CommandLine.Spec;
             GenerateCommand.class,
             ChatCommand.class,
             PerplexityCommand.class,
+            CalibrateCommand.class,
             BenchCommand.class,
             InfoCommand.class
         })
@@ -56,8 +57,9 @@ public final class Kvq implements Runnable {
             paramLabel = "NAME",
             scope = ScopeType.INHERIT,
             description =
-                    "how keys and values are stored: auto, fp16, rotatekv4, rotatekv3, rotatekv2"
-                            + " or a pair K/V; perplexity and bench compare several")
+                    "how keys and values are stored: auto, fp16, int8, int4, int3, int2, latent4,"
+                            + " latent3, latent2, latent1.5, rotatekv4, rotatekv3, rotatekv2 or a"
+                            + " pair K/V; perplexity, bench and calibrate take several")
     List<String> cacheDtypes = new ArrayList<>();
 
     @Option(

@@ -60,7 +60,11 @@ final class PerplexityCommand implements Callable<Integer> {
                             : Math.min(
                                     DEFAULT_WINDOWS,
                                     Math.max(1, tokens.length / Math.max(1, context)));
-            print(measure(session, caches, Perplexity.windows(tokens, context, count)));
+            print(
+                    measure(
+                            session,
+                            session.complete(caches),
+                            Perplexity.windows(tokens, context, count)));
         }
         return 0;
     }

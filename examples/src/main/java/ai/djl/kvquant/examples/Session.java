@@ -4,6 +4,8 @@ package ai.djl.kvquant.examples;
 import ai.djl.MalformedModelException;
 import ai.djl.engine.Engine;
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.calibrate.CalibratedOptions;
 import ai.djl.kvquant.llama.LlamaModel;
 import ai.djl.kvquant.llama.WeightType;
 import ai.djl.kvquant.translate.Tokenizers;
@@ -11,6 +13,8 @@ import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 
 /** The model that a command works with, and its tokenizer. */
 final class Session implements AutoCloseable {
@@ -60,6 +64,20 @@ final class Session implements AutoCloseable {
 
     LlamaModel model() {
         return model;
+    }
+
+    /** Options with the calibration that they need. */
+    CacheOptions complete(CacheOptions options) throws IOException, MalformedModelException {
+        return new CalibratedOptions(model, directory).complete(options);
+    }
+
+    List<CacheOptions> complete(List<CacheOptions> options)
+            throws IOException, MalformedModelException {
+        List<CacheOptions> completed = new ArrayList<>();
+        for (CacheOptions each : options) {
+            completed.add(complete(each));
+        }
+        return completed;
     }
 
     HuggingFaceTokenizer tokenizer() throws IOException {

@@ -80,7 +80,8 @@ class KvqTest {
                         + " holds config.json, *.safetensors and tokenizer.json.",
                 "generate --file /no/such|kvq: There is no file /no/such.",
                 "generate --kv-cache-dtype int9 x|kvq: kv_cache_dtype 'int9' is not supported; choose"
-                        + " one of auto, fp16, rotatekv4, rotatekv3, rotatekv2 or a pair K/V such as"
+                        + " one of auto, fp16, int8, int4, int3, int2, latent4, latent3, latent2,"
+                        + " latent1.5, rotatekv4, rotatekv3, rotatekv2 or a pair K/V such as"
                         + " rotatekv4/rotatekv2.",
                 "generate --kv-cache-dtype fp16 --kv-cache-dtype auto x|kvq: --kv-cache-dtype is given"
                         + " 2 times; only perplexity and bench compare several.",

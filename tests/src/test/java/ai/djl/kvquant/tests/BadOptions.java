@@ -18,7 +18,7 @@ record BadOptions(Map<String, String> options, List<String> fragments) {
     private static final String KEYS_ONLY = "has an effect only when keys are quantized";
     private static final String BOTH = "has an effect only when keys or values are quantized";
     private static final String QUANTIZED = "Remove it or choose a quantized kv_cache_dtype";
-    private static final String NAMES = "choose one of auto, fp16, rotatekv4, rotatekv3, rotatekv2";
+    private static final String NAMES = "choose one of auto, fp16, int8, int4, int3, int2, latent4";
 
     /** Options as {@code name=value}, separated by blanks. */
     private static BadOptions row(String options, String... fragments) {

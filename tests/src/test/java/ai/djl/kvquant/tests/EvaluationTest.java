@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.djl.engine.Engine;
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.calibrate.Calibrator;
 import ai.djl.kvquant.evaluate.Perplexity;
 import ai.djl.kvquant.evaluate.PerplexityResult;
 import ai.djl.kvquant.generate.DecodingBatch;
@@ -89,13 +90,18 @@ class EvaluationTest {
                 "kv_cache_dtype=rotatekv2 kv_sink_tokens=4 kv_recent_tokens=16",
                 "kv_cache_dtype=rotatekv3/fp16 kv_sink_tokens=20 kv_recent_tokens=1",
                 "kv_cache_dtype=rotatekv2 kv_sink_tokens=1 kv_recent_tokens=100",
+                "kv_cache_dtype=int2 kv_recent_tokens=16",
+                "kv_cache_dtype=int4 kv_sink_tokens=1 kv_recent_tokens=0",
+                "kv_cache_dtype=int8/rotatekv4 kv_recent_tokens=1",
+                "kv_cache_dtype=latent2 kv_recent_tokens=16",
+                "kv_cache_dtype=latent1.5/fp16 kv_basis=layer kv_recent_tokens=16",
             })
     void onePassEqualsDecodingTokenByToken(String settings) throws Exception {
-        CacheOptions options = options(settings);
         for (String name : List.of("gqa3-tied", "gqa8-128")) {
             try (NDManager manager = Engine.getEngine("PyTorch").newBaseManager();
                     LlamaModel model =
                             LlamaModel.load(manager, CHECKPOINTS.resolve(name), WeightType.FP32)) {
+                CacheOptions options = calibrated(model, options(settings));
                 int[] tokens = randomTokens(model.config().vocabSize());
                 double decoded = decodedPerplexity(model, options, tokens);
                 List<PerplexityResult> results =
@@ -108,6 +114,63 @@ class EvaluationTest {
                 assertTrue(results.get(1).meanKl() > 0, what);
             }
         }
+    }
+
+    /** On another text than the one that is evaluated. */
+    private static CacheOptions calibrated(LlamaModel model, CacheOptions options) {
+        if (!options.needsCalibration()) {
+            return options;
+        }
+        int vocabulary = model.config().vocabSize();
+        int[] text = new Random(8).ints(4 * TOKENS, 0, vocabulary).toArray();
+        List<int[]> windows = Calibrator.windows(text, text.length, model.geometry().maxTokens());
+        Calibrator calibrator = new Calibrator(model, windows);
+        return options.withCalibration(
+                calibrator.run(List.of(options), Map.of(), layers -> {}).get(0));
+    }
+
+    /**
+     * A prompt's last token in a chunk of its own, which reads a past, against a decoding step
+     * whose window begins at the same token.
+     */
+    @ParameterizedTest
+    @ValueSource(strings = {"int2", "latent2", "int2/fp16"})
+    void prefillOverAPastIsLikeDecoding(String dtype) throws Exception {
+        try (NDManager manager = Engine.getEngine("PyTorch").newBaseManager();
+                LlamaModel model =
+                        LlamaModel.load(
+                                manager, CHECKPOINTS.resolve("gqa3-tied"), WeightType.FP32)) {
+            String settings = "kv_cache_dtype=" + dtype + " kv_recent_tokens=";
+            CacheOptions chunks = calibrated(model, options(settings + 15));
+            CacheOptions steps = calibrated(model, options(settings + 16));
+            int[] tokens = new Random(9).ints(TOKENS, 0, model.config().vocabSize()).toArray();
+            // What fills the rest of a chunk of 512 tokens.
+            int[] other = Arrays.copyOf(tokens, 512 - TOKENS + 1);
+            int[] begun = Arrays.copyOf(tokens, TOKENS - 1);
+            try (LlamaLanguageModel first = model.withCache(chunks);
+                    LlamaLanguageModel second = model.withCache(steps);
+                    DecodingBatch chunked = first.prefill(List.of(other, tokens));
+                    DecodingBatch stepped = second.prefill(List.of(other, begun))) {
+                stepped.keep(new int[] {1});
+                stepped.step(new int[] {tokens[TOKENS - 1]});
+                double distance =
+                        distance(
+                                chunked.logits().get(1).toFloatArray(),
+                                stepped.logits().get(0).toFloatArray());
+                assertTrue(distance < 1e-3, dtype + ": relative distance " + distance);
+            }
+        }
+    }
+
+    /** ||a - b|| / ||b||. */
+    private static double distance(float[] a, float[] b) {
+        double difference = 0;
+        double norm = 0;
+        for (int i = 0; i < a.length; ++i) {
+            difference += (a[i] - b[i]) * (a[i] - b[i]);
+            norm += b[i] * b[i];
+        }
+        return Math.sqrt(difference / norm);
     }
 
     /** 15.94441 is what transformers computes in fp32. */

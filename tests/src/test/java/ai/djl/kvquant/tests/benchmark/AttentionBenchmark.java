@@ -1,12 +1,17 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests.benchmark;
 
+import ai.djl.MalformedModelException;
 import ai.djl.engine.Engine;
 import ai.djl.kvquant.cache.CacheBatch;
 import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.CacheSequence;
 import ai.djl.kvquant.cache.KvCache;
+import ai.djl.kvquant.calibrate.CalibratedOptions;
+import ai.djl.kvquant.llama.LlamaModel;
+import ai.djl.kvquant.llama.WeightType;
+import ai.djl.kvquant.tests.DefaultModel;
 import ai.djl.kvquant.torch.Operators;
 import ai.djl.kvquant.torch.TorchArchive;
 import ai.djl.kvquant.torch.TorchModule;
@@ -15,6 +20,8 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import java.io.IOException;
+import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
@@ -91,7 +98,10 @@ public class AttentionBenchmark {
         "rotatekv4",
         "rotatekv3",
         "rotatekv2",
-        "rotatekv4+window"
+        "rotatekv4+window",
+        "int4",
+        "int2",
+        "latent2"
     })
     public String cache;
 
@@ -146,8 +156,8 @@ public class AttentionBenchmark {
                 parts.length == 1
                         ? Map.of("kv_cache_dtype", parts[0])
                         : Map.of("kv_cache_dtype", parts[0], "kv_recent_tokens", "128");
-        KvCache kv =
-                new KvCache(manager, new Operators(manager), geometry, new CacheOptions(options));
+        CacheOptions completed = calibrated(new CacheOptions(options));
+        KvCache kv = new KvCache(manager, new Operators(manager), geometry, completed);
         CacheSequence sequence = kv.newSequence();
         try (NDManager scope = manager.newSubManager()) {
             CacheBatch tables =
@@ -178,6 +188,19 @@ public class AttentionBenchmark {
         run(kv, tables, manager, "append", qkv, manager.create(new int[] {0, 1}), none, none);
         method = "attend";
         arguments = arguments(kv, tables, qkv);
+    }
+
+    /** With the default model's own calibration. */
+    private CacheOptions calibrated(CacheOptions options) {
+        if (!options.needsCalibration()) {
+            return options;
+        }
+        Path directory = DefaultModel.directory();
+        try (LlamaModel model = LlamaModel.load(manager, directory, WeightType.AUTO)) {
+            return new CalibratedOptions(model, directory).complete(options);
+        } catch (IOException | MalformedModelException e) {
+            throw new IllegalStateException("The default model can not be calibrated.", e);
+        }
     }
 
     private void run(KvCache kv, CacheBatch tables, NDManager scope, String name, Object... first) {

@@ -38,19 +38,19 @@ class BoundaryErrorTest {
     // Byte offsets of LayerParams and SideParams.
     private static final int NUM_HEADS = 8;
     private static final int NUM_KV_HEADS = 12;
-    private static final int HEAD_DIM = 16;
+    static final int HEAD_DIM = 16;
     private static final int WINDOW = 20;
     private static final int SINK_POLICY = 24;
     private static final int MAX_SINKS = 28;
-    private static final int KEYS = 48;
-    private static final int VALUES = KEYS + Side.HEADER_BYTES;
-    private static final int BITS = 4;
-    private static final int ROTATION_HEADS = 8;
+    static final int KEYS = 48;
+    static final int VALUES = KEYS + Side.HEADER_BYTES;
+    static final int BITS = 4;
+    static final int ROTATION_HEADS = 8;
     private static final int GROUP_SIZE = 12;
-    private static final int ORDER_OFFSET = 24;
+    static final int ORDER_OFFSET = 24;
 
-    private static final int LENGTH = 70;
-    private static final int WINDOW_TOKENS = 16;
+    static final int LENGTH = 70;
+    static final int WINDOW_TOKENS = 16;
     private static final int POSITIONS = 4160;
 
     @TestFactory
@@ -116,7 +116,7 @@ class BoundaryErrorTest {
     Stream<DynamicTest> paramsAreChecked() {
         return Stream.of(
                 params("params are not packed layer parameters", 0, 0),
-                params("params are not packed layer parameters", 4, 111),
+                params("params are not packed layer parameters", 4, Layer.BYTES - 1),
                 params("num_kv_heads is 0; allowed: 1 to 65536", NUM_KV_HEADS, 0),
                 params("num_heads is 0; allowed: 1 to", NUM_HEADS, 0),
                 params("10 heads are not a multiple of 3 kv heads", NUM_HEADS, 10),
@@ -127,7 +127,7 @@ class BoundaryErrorTest {
                 params("max_sinks is 20, but the sink policy is none", SINK_POLICY, 0),
                 params("massive sinks need 20 slots, not 19", MAX_SINKS, 19),
                 params("max_sinks is -1; allowed: 0 to 65536", MAX_SINKS, -1),
-                params("keys have format 3 with 4 bits", KEYS, 3),
+                params("keys have format 5 with 4 bits", KEYS, 5),
                 params("values have format 0 with 4 bits", VALUES, 0),
                 params("keys have 5 bits; allowed: 2, 3, 4, 8", KEYS + BITS, 5),
                 params(
@@ -141,7 +141,11 @@ class BoundaryErrorTest {
                         2),
                 params("keys are rotated over -1 heads", KEYS + ROTATION_HEADS, -1),
                 params("values can only be rotated head by head", VALUES + ROTATION_HEADS, 3),
-                params("values can only be rotated head by head", VALUES + ORDER_OFFSET, 112),
+                params(
+                        ordered(layer(), 2),
+                        "values can only be rotated head by head",
+                        VALUES + ORDER_OFFSET,
+                        Layer.BYTES),
                 params(
                         "the channel order lies outside the packed parameters",
                         KEYS + ORDER_OFFSET,
@@ -149,7 +153,7 @@ class BoundaryErrorTest {
                 params(
                         "the channel order lies outside the packed parameters",
                         KEYS + ORDER_OFFSET,
-                        112),
+                        Layer.BYTES),
                 params(
                         "the channel order lies outside the packed parameters",
                         KEYS + ORDER_OFFSET,
@@ -217,27 +221,30 @@ class BoundaryErrorTest {
 
     /** Changes one INT32 of the packed parameters. */
     private static DynamicTest params(String message, int offset, int value) {
-        return test(
-                message,
-                (scope, arguments) ->
-                        arguments[PARAMS] =
-                                params(
-                                        scope,
-                                        layer().pack()
-                                                .order(ByteOrder.LITTLE_ENDIAN)
-                                                .putInt(offset, value)));
+        return params(layer(), message, offset, value);
+    }
+
+    /** Changes one INT32 of the packed parameters of a layer. */
+    static DynamicTest params(Layer layer, String message, int offset, int value) {
+        ByteBuffer packed = layer.pack().order(ByteOrder.LITTLE_ENDIAN);
+        return packed(message, packed.putInt(offset, value));
+    }
+
+    /** Puts other packed parameters in place of those of a call of append that would succeed. */
+    static DynamicTest packed(String message, ByteBuffer packed) {
+        return test(message, (scope, arguments) -> arguments[PARAMS] = params(scope, packed));
     }
 
     /** Puts a channel at the third place of the natural order. */
     private static DynamicTest order(String message, int channel) {
-        Layer layer = layer();
+        return packed(message, ordered(layer(), channel).pack());
+    }
+
+    /** The layer with keys in natural order but for the channel at the third place. */
+    private static Layer ordered(Layer layer, int channel) {
         int[] order = IntStream.range(0, layer.channels()).toArray();
         order[2] = channel;
-        Side keys = layer.keys().withOrder(order);
-        return test(
-                message,
-                (scope, arguments) ->
-                        arguments[PARAMS] = params(scope, layer.withKeys(keys).pack()));
+        return layer.withKeys(layer.keys().withOrder(order));
     }
 
     private static DynamicTest call(

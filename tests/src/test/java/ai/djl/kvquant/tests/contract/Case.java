@@ -24,6 +24,8 @@ record Case(
         int group,
         boolean order,
         boolean floatZero,
+        int widths,
+        int waves,
         int seed) {
 
     static final int[] LENGTHS = {0, 1, 15, 16, 17, 63, 64, 65, 129, 1000, 4097};
@@ -57,36 +59,64 @@ record Case(
                 Pages.SHUFFLED,
                 Inputs.Kind.NORMAL,
                 0,
+                method.keysAreStatic(),
                 false,
-                false,
+                0,
+                2,
                 2);
     }
 
     Case with(int newBatch, Pages newPages) {
         return new Case(
                 method, length, newBatch, perHead, kvHeads, headDim, sinks, window, newPages, kind,
-                group, order, floatZero, seed);
+                group, order, floatZero, widths, waves, seed);
+    }
+
+    /** With other static codes. */
+    Case withCodes(int newWidths, int newWaves) {
+        return new Case(
+                method, length, batch, perHead, kvHeads, headDim, sinks, window, pages, kind, group,
+                order, floatZero, newWidths, newWaves, seed);
+    }
+
+    Case withKind(Inputs.Kind newKind) {
+        return new Case(
+                method, length, batch, perHead, kvHeads, headDim, sinks, window, pages, newKind,
+                group, order, floatZero, widths, waves, seed);
+    }
+
+    Case withHeads(int newPerHead, int newKvHeads, int newHeadDim) {
+        return new Case(
+                method,
+                length,
+                batch,
+                newPerHead,
+                newKvHeads,
+                newHeadDim,
+                sinks,
+                window,
+                pages,
+                kind,
+                group,
+                order,
+                floatZero,
+                widths,
+                waves,
+                seed);
     }
 
     Layer layer() {
         int size = groupSize();
-        Side keys = method.keys(kvHeads, size);
+        Side keys = method.keys(this, size);
         Side values = method.values(size);
         if (order && keys.isAffine()) {
-            keys = keys.withOrder(permutation(kvHeads * headDim));
+            keys = keys.withOrder(permutation(kvHeads * headDim, new Random(seed)));
         }
         if (floatZero) {
             keys = keys.isAffine() ? keys.withFloatZero() : keys;
             values = values.isAffine() ? values.withFloatZero() : values;
         }
         Layer.Sinks policy = Layer.Sinks.values()[sinks.ordinal()];
-        int start = seed % 2 == 0 ? 4 : 20;
-        int maxSinks =
-                switch (sinks) {
-                    case NONE -> 0;
-                    case START -> start;
-                    case SCATTERED -> Massive.ENTRIES;
-                };
         float scale = (float) (1 / Math.sqrt(headDim));
         return new Layer(
                 kvHeads,
@@ -94,11 +124,26 @@ record Case(
                 headDim,
                 window,
                 policy,
-                maxSinks,
+                maxSinks(),
                 method.preRope(),
                 scale,
                 keys,
                 values);
+    }
+
+    private int maxSinks() {
+        int start = seed % 2 == 0 ? 4 : 20;
+        return switch (sinks) {
+            case NONE -> 0;
+            case START -> start;
+            case SCATTERED -> Massive.ENTRIES;
+        };
+    }
+
+    /** A table for none, some or many of the waves; null: none. */
+    float[] waveTable() {
+        double[] frequencies = Scenario.rope(headDim, 0).inverseFrequencies;
+        return waves == 0 ? null : Waves.table(frequencies, 8 * waves);
     }
 
     /** One group a head, 16 channels, or groups that do not end where heads do. */
@@ -110,9 +155,21 @@ record Case(
         };
     }
 
-    private int[] permutation(int n) {
-        int[] order = new int[n];
+    /** An order that leaves channels in their heads. */
+    int[] headOrder() {
+        int[] all = new int[kvHeads * headDim];
         Random random = new Random(seed);
+        for (int first = 0; first < all.length; first += headDim) {
+            int[] head = permutation(headDim, random);
+            for (int i = 0; i < headDim; ++i) {
+                all[first + i] = first + head[i];
+            }
+        }
+        return all;
+    }
+
+    private static int[] permutation(int n, Random random) {
+        int[] order = new int[n];
         for (int i = 0; i < n; ++i) {
             int j = random.nextInt(i + 1);
             order[i] = order[j];
@@ -182,7 +239,7 @@ record Case(
         if (sinks == SinkPlace.SCATTERED) {
             return Massive.owners(Massive.largest(entries(b)));
         }
-        return IntStream.range(0, Math.min(length, layer().maxSinks()))
+        return IntStream.range(0, Math.min(length, maxSinks()))
                 .boxed()
                 .collect(Collectors.toCollection(TreeSet::new));
     }

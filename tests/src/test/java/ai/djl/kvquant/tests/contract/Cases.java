@@ -3,6 +3,8 @@ package ai.djl.kvquant.tests.contract;
 
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -33,13 +35,29 @@ final class Cases {
         Inputs.Kind.values().length,
         3,
         2,
-        2
+        2,
+        StaticCodes.WIDTHS.length,
+        3
     };
+
+    // Axes that mean something for some methods only.
+    private static final int GROUP = 9;
+    private static final int ORDER = 10;
+    private static final int FLOAT_ZERO = 11;
+    private static final int WIDTHS = 12;
+    private static final int WAVES = 13;
+
+    /** More channels are multiplied by a basis of a layer for few tokens only. */
+    private static final int LARGE_BASIS = 512;
+
+    private static final int LARGE_BASIS_TOKENS = 129;
 
     /** Axes before this one are the ones whose product is taken. */
     private static final int MAIN_AXES = 7;
 
     private static final int LARGE_HEAD_DIMS = 2;
+
+    private static final Map<Method.Family, List<int[]>> ROWS = new ConcurrentHashMap<>();
 
     private Cases() {}
 
@@ -51,22 +69,33 @@ final class Cases {
         return full() ? product(method) : pairs(method);
     }
 
-    /**
-     * Pairs over methods and axes; groups, orders and zeros vary only where they mean something.
-     */
+    /** Pairs over methods and axes, as far as an axis means something for a family of methods. */
     static Stream<Case> pairs(Method method) {
         List<Method> methods =
                 Arrays.stream(Method.values())
-                        .filter(m -> m.isAffine() == method.isAffine())
+                        .filter(m -> m.family() == method.family())
                         .collect(Collectors.toList());
-        int axes = method.isAffine() ? SIZES.length : SIZES.length - 3;
-        int[] sizes = new int[axes + 1];
-        System.arraycopy(SIZES, 0, sizes, 0, axes);
-        sizes[axes] = methods.size();
-        List<int[]> rows = CoveringArray.of(sizes);
+        List<int[]> rows = ROWS.computeIfAbsent(method.family(), f -> rows(f, methods.size()));
         return IntStream.range(0, rows.size())
-                .filter(i -> rows.get(i)[axes] == methods.indexOf(method))
-                .mapToObj(i -> create(method, Arrays.copyOf(rows.get(i), SIZES.length), axes, i));
+                .filter(i -> rows.get(i)[SIZES.length] == methods.indexOf(method))
+                .mapToObj(i -> create(method, rows.get(i), i));
+    }
+
+    private static List<int[]> rows(Method.Family family, int methods) {
+        int[] sizes = Arrays.copyOf(SIZES, SIZES.length + 1);
+        for (int axis : unused(family)) {
+            sizes[axis] = 1;
+        }
+        sizes[SIZES.length] = methods;
+        return CoveringArray.of(sizes);
+    }
+
+    private static int[] unused(Method.Family family) {
+        return switch (family) {
+            case PLAIN -> new int[] {GROUP, ORDER, FLOAT_ZERO, WIDTHS, WAVES};
+            case AFFINE -> new int[] {WIDTHS, WAVES};
+            case STATIC -> new int[] {GROUP, FLOAT_ZERO};
+        };
     }
 
     /** All combinations of the main axes; the others take turns. */
@@ -90,26 +119,32 @@ final class Cases {
                                 row[a] = turn % SIZES[a];
                                 turn /= SIZES[a];
                             }
-                            return create(method, row, SIZES.length, i);
+                            return create(method, row, i);
                         });
     }
 
-    private static Case create(Method method, int[] row, int axes, int seed) {
-        boolean affine = axes == SIZES.length && method.isAffine();
+    private static Case create(Method method, int[] row, int seed) {
+        int length = Case.LENGTHS[row[0]];
+        int kvHeads = KV_HEADS[row[3]];
+        if (method.hasLayerBasis() && kvHeads * HEAD_DIMS[row[4]] > LARGE_BASIS) {
+            kvHeads = length > LARGE_BASIS_TOKENS ? 2 : kvHeads;
+        }
         return new Case(
                 method,
-                Case.LENGTHS[row[0]],
+                length,
                 BATCHES[row[1]],
                 PER_HEAD[row[2]],
-                KV_HEADS[row[3]],
+                kvHeads,
                 HEAD_DIMS[row[4]],
                 Case.SinkPlace.values()[row[5]],
                 WINDOWS[row[6]],
                 Case.Pages.values()[row[7]],
                 Inputs.Kind.values()[row[8]],
-                affine ? row[9] : 0,
-                affine && row[10] == 1,
-                affine && row[11] == 1,
+                row[GROUP],
+                row[ORDER] == 1,
+                row[FLOAT_ZERO] == 1,
+                row[WIDTHS],
+                row[WAVES],
                 seed);
     }
 }

@@ -67,13 +67,16 @@ record Inputs(Layer layer, Kind kind, long seed) {
     }
 
     private double stored(double x, boolean key, int channel, int token) {
+        StaticCodes codes = layer.keys().codes();
+        double mean = key && codes != null ? codes.mean()[channel] : 0;
         return switch (kind) {
-            case OUTLIERS -> channel % 37 == 5 ? 30 * x + 20 : channel % 29 == 3 ? 12 * x : x;
+            case OUTLIERS ->
+                    mean + (channel % 37 == 5 ? 30 * x + 20 : channel % 29 == 3 ? 12 * x : x);
             case CONSTANT -> constant(channel, token);
             case ZERO -> key || token % 2 == 0 ? 0 : x;
             case TINY -> 3e-6 * x;
             case OFFSET -> channel % layer.headDim() == 0 ? 300 + x : 0.02 * x;
-            default -> x;
+            default -> mean + x;
         };
     }
 

@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.kvquant.torch.Operators.Variant;
+import java.nio.ByteBuffer;
 import java.util.List;
 import java.util.TreeSet;
 import org.junit.jupiter.api.AfterEach;
@@ -62,6 +63,67 @@ class InvariantTest {
 
     @ParameterizedTest
     @EnumSource(Method.class)
+    void variantsStoreTheSame(Method method) {
+        for (Inputs.Kind kind : Inputs.Kind.values()) {
+            // In runs of tokens and one by one; on to static codes of all widths.
+            int chunk = kind.ordinal() % 2 == 0 ? Integer.MAX_VALUE : 7;
+            int widths = kind.ordinal() % StaticCodes.WIDTHS.length;
+            Case point =
+                    Case.sample(method, 150, Case.SinkPlace.SCATTERED, 17)
+                            .with(2, Case.Pages.SHUFFLED)
+                            .withKind(kind)
+                            .withCodes(widths, 1);
+            Rope rope = Scenario.rope(point.headDim(), 0);
+            Kernels.OPERATORS.useVariant(Variant.PORTABLE);
+            try (Scenario portable = new Scenario(point, rope, chunk)) {
+                for (Variant variant : Kernels.variants()) {
+                    Kernels.OPERATORS.useVariant(variant);
+                    try (Scenario other = new Scenario(point, rope, chunk)) {
+                        String what = variant + " of " + point;
+                        assertEquals(-1, portable.state.pages.mismatch(other.state.pages), what);
+                        assertEquals(-1, portable.state.exact.mismatch(other.state.exact), what);
+                    }
+                }
+            }
+        }
+    }
+
+    @ParameterizedTest
+    @EnumSource(
+            value = Method.class,
+            names = {"INT_NORM.", "LATENT_NORM.", ".*LAYER_LATENT.*"},
+            mode = EnumSource.Mode.MATCH_ANY)
+    void variantsStoreInfinitiesAlike(Method method) {
+        Case point = Case.sample(method, 0, Case.SinkPlace.NONE, 0);
+        Kernels.OPERATORS.useVariant(Variant.PORTABLE);
+        ByteBuffer expected = infinities(point.layer());
+        for (Variant variant : Kernels.variants()) {
+            Kernels.OPERATORS.useVariant(variant);
+            assertEquals(-1, expected.mismatch(infinities(point.layer())), variant.name());
+        }
+    }
+
+    /** Pages of tokens some of whose entries are beyond halves, or no numbers. */
+    private static ByteBuffer infinities(Layer layer) {
+        float[] special = {Float.NEGATIVE_INFINITY, 1e6f, -1e6f, Float.NaN, -0f, 1e-40f};
+        Rope rope = Scenario.rope(layer.headDim(), 0);
+        byte poison = CacheState.POISONS[0];
+        try (CacheState state = new CacheState(layer, rope, new int[] {64}, 0, poison, null)) {
+            float[] rows = new Inputs(layer, Inputs.Kind.NORMAL, 3).rows(0, 0, 64);
+            int first = layer.heads() * layer.headDim();
+            for (int token = 0; token < 64; ++token) {
+                int begin = token * layer.columns() + first;
+                rows[begin + token % layer.channels()] = special[token % special.length];
+                // The first channel of a head: its rotation has one sign.
+                rows[begin + layer.channels()] = special[token % special.length];
+            }
+            state.append(rows, new int[] {64}, null);
+            return state.pages;
+        }
+    }
+
+    @ParameterizedTest
+    @EnumSource(Method.class)
     void placesOfPagesChangeNothing(Method method) {
         Case ascending =
                 Case.sample(method, 1000, Case.SinkPlace.SCATTERED, 17)
@@ -108,7 +170,7 @@ class InvariantTest {
     @ParameterizedTest
     @EnumSource(
             value = Method.class,
-            names = {"ROTATEKV.*", "EIGHT_BITS"},
+            names = {"ROTATEKV.*", "EIGHT_BITS", "BEFORE_ROPE.*", ".*LATENT.*"},
             mode = EnumSource.Mode.MATCH_ANY)
     void onlyDifferencesOfPositionsMatter(Method method) {
         Case point = Case.sample(method, 300, Case.SinkPlace.NONE, 17);

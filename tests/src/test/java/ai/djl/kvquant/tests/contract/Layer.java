@@ -31,7 +31,7 @@ record Layer(
         Side values) {
 
     static final int MAGIC = 0x3151564b;
-    private static final int BYTES = 48 + 2 * Side.HEADER_BYTES;
+    static final int BYTES = 48 + 2 * Side.HEADER_BYTES;
 
     /** Sink policies, numbered as layout.h does. */
     enum Sinks {
@@ -43,6 +43,11 @@ record Layer(
     Layer withKeys(Side other) {
         return new Layer(
                 kvHeads, perHead, headDim, window, sinks, maxSinks, preRope, scale, other, values);
+    }
+
+    Layer withValues(Side other) {
+        return new Layer(
+                kvHeads, perHead, headDim, window, sinks, maxSinks, preRope, scale, keys, other);
     }
 
     int heads() {
@@ -73,20 +78,18 @@ record Layer(
 
     /** The packed parameters, direct and little endian. */
     ByteBuffer pack() {
-        int orderBytes = keys.order() == null ? 0 : 2 * keys.order().length;
-        ByteBuffer out =
-                ByteBuffer.allocateDirect(BYTES + orderBytes).order(ByteOrder.LITTLE_ENDIAN);
-        out.putInt(MAGIC).putInt(BYTES + orderBytes);
-        out.putInt(heads()).putInt(kvHeads).putInt(headDim).putInt(window);
-        out.putInt(sinks.ordinal()).putInt(maxSinks).putInt(preRope ? 1 : 0).putFloat(scale);
-        out.putInt(0).putInt(0);
-        keys.write(out, orderBytes == 0 ? 0 : BYTES);
-        values.write(out, 0);
-        if (orderBytes > 0) {
-            for (int channel : keys.order()) {
-                out.putShort((short) channel);
-            }
-        }
+        Tables tables = new Tables(BYTES);
+        ByteBuffer header = ByteBuffer.allocate(BYTES).order(ByteOrder.LITTLE_ENDIAN);
+        header.putInt(MAGIC).putInt(0);
+        header.putInt(heads()).putInt(kvHeads).putInt(headDim).putInt(window);
+        header.putInt(sinks.ordinal()).putInt(maxSinks).putInt(preRope ? 1 : 0).putFloat(scale);
+        header.putInt(0).putInt(0);
+        keys.write(header, tables);
+        values.write(header, tables);
+        header.putInt(4, tables.end());
+        ByteBuffer out = ByteBuffer.allocateDirect(tables.end()).order(ByteOrder.LITTLE_ENDIAN);
+        out.put(header.flip());
+        tables.write(out);
         return out.flip();
     }
 }

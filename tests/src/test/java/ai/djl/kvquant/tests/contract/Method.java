@@ -16,38 +16,121 @@ enum Method {
     /** Not offered by kv_cache_dtype: the format's widest codes. */
     EIGHT_BITS("8 bits", 8, 8),
     /** Not offered by kv_cache_dtype: rotated codes of keys that RoPE has turned. */
-    POST_ROPE("4 bits after RoPE", 4, 4);
+    POST_ROPE("4 bits after RoPE", 4, 4),
+    FP16_NORM8("fp16/int8", Keys.ELEMENTS, 16, Values.NORM, 8),
+    ROTATEKV2_NORM2("rotatekv2/int2", Keys.ELEMENTS, 2, Values.NORM, 2),
+    INT_NORM2("int/int2", Keys.AFTER_ROPE, 0, Values.NORM, 2),
+    INT_NORM8("int/int8", Keys.AFTER_ROPE, 0, Values.NORM, 8),
+    INT_ROTATEKV4("int/rotatekv4", Keys.AFTER_ROPE, 0, Values.ELEMENTS, 4),
+    INT_FP16("int/fp16", Keys.AFTER_ROPE, 0, Values.ELEMENTS, 16),
+    /** Not offered by kv_cache_dtype: norms of values in the natural basis. */
+    INT_PLAIN_NORM4("int/natural 4", Keys.AFTER_ROPE, 0, Values.NATURAL_NORM, 4),
+    /** Not offered by kv_cache_dtype: static codes of plain channels before RoPE. */
+    BEFORE_ROPE_NORM4("before RoPE/int4", Keys.BEFORE_ROPE, 0, Values.NORM, 4),
+    LATENT_NORM2("latent/int2", Keys.HEAD_BASIS, 0, Values.NORM, 2),
+    LATENT_AUTO("latent/auto", Keys.HEAD_BASIS, 0, Values.ELEMENTS, 32),
+    LAYER_LATENT_NORM3("latent of a layer/int3", Keys.LAYER_BASIS, 0, Values.NORM, 3);
+
+    /** How keys are stored. */
+    private enum Keys {
+        /** Elements, or codes of them with scales and zeros. */
+        ELEMENTS,
+        /** Static codes after RoPE. */
+        AFTER_ROPE,
+        /** Static codes before RoPE, channel by channel. */
+        BEFORE_ROPE,
+        /** Static codes in a dense basis of each head. */
+        HEAD_BASIS,
+        /** Static codes in a dense basis of all heads. */
+        LAYER_BASIS
+    }
+
+    /** How values are stored. */
+    private enum Values {
+        /** Elements, or codes of them with scales and zeros. */
+        ELEMENTS,
+        /** Levels of the rotated elements times a norm. */
+        NORM,
+        /** Levels of the elements times a norm. */
+        NATURAL_NORM
+    }
+
+    /** Methods whose cases vary along the same axes. */
+    enum Family {
+        PLAIN,
+        AFFINE,
+        STATIC
+    }
 
     final String title;
+    private final Keys keys;
     private final int keyBits;
+    private final Values values;
     private final int valueBits;
 
     Method(String title, int keyBits, int valueBits) {
+        this(title, Keys.ELEMENTS, keyBits, Values.ELEMENTS, valueBits);
+    }
+
+    Method(String title, Keys keys, int keyBits, Values values, int valueBits) {
         this.title = title;
+        this.keys = keys;
         this.keyBits = keyBits;
+        this.values = values;
         this.valueBits = valueBits;
     }
 
-    /** Whether groups, zeros and, for keys, orders mean anything. */
-    boolean isAffine() {
-        return keyBits < 16 || valueBits < 16;
+    Family family() {
+        boolean affineValues = values == Values.ELEMENTS && valueBits < 16;
+        return keysAreStatic()
+                ? Family.STATIC
+                : keysAreAffine() || affineValues ? Family.AFFINE : Family.PLAIN;
     }
 
-    boolean keysAreAffine() {
-        return keyBits < 16;
+    boolean keysAreStatic() {
+        return keys != Keys.ELEMENTS;
+    }
+
+    private boolean keysAreAffine() {
+        return keys == Keys.ELEMENTS && keyBits < 16;
+    }
+
+    boolean hasLayerBasis() {
+        return keys == Keys.LAYER_BASIS;
     }
 
     boolean preRope() {
-        return keysAreAffine() && this != POST_ROPE;
+        return keysAreStatic() ? keys != Keys.AFTER_ROPE : keysAreAffine() && this != POST_ROPE;
     }
 
-    Side keys(int kvHeads, int groupSize) {
-        int rotated = kvHeads % 4 == 0 ? 4 : kvHeads % 3 == 0 ? 3 : kvHeads % 2 == 0 ? 2 : 1;
+    Side keys(Case point, int groupSize) {
+        if (keysAreStatic()) {
+            return staticKeys(point);
+        }
+        int heads = point.kvHeads();
+        int rotated = heads % 4 == 0 ? 4 : heads % 3 == 0 ? 3 : heads % 2 == 0 ? 2 : 1;
         return keysAreAffine() ? Side.affine(keyBits, rotated, groupSize) : Side.plain(keyBits);
     }
 
+    private Side staticKeys(Case point) {
+        int channels = point.kvHeads() * point.headDim();
+        boolean dense = keys == Keys.HEAD_BASIS || keys == Keys.LAYER_BASIS;
+        Basis basis = dense ? Basis.of(point.kvHeads(), point.headDim(), hasLayerBasis()) : null;
+        float[] waves = keys == Keys.AFTER_ROPE ? point.waveTable() : null;
+        int[] widths = StaticCodes.WIDTHS[point.widths()];
+        StaticCodes codes =
+                StaticCodes.random(channels, point.headDim(), widths, basis, waves, point.seed());
+        if (keys != Keys.AFTER_ROPE) {
+            codes = codes.withPairedNoise(point.headDim());
+        }
+        return Side.statics(codes, dense || !point.order() ? null : point.headOrder());
+    }
+
     Side values(int groupSize) {
-        return valueBits < 16 ? Side.affine(valueBits, 1, groupSize) : Side.plain(valueBits);
+        if (values == Values.ELEMENTS) {
+            return valueBits < 16 ? Side.affine(valueBits, 1, groupSize) : Side.plain(valueBits);
+        }
+        return Side.norm(Levels.of(valueBits), values == Values.NORM);
     }
 
     @Override

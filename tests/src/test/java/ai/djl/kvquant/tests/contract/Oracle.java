@@ -11,8 +11,11 @@ import java.util.Map;
  */
 class Oracle {
 
-    /** A token as attention sees it: k after RoPE, v, natural basis, [channels] each. */
-    record Token(double[] k, double[] v) {}
+    /**
+     * A token as attention sees it: k after RoPE, v, natural basis, [channels] each; how large the
+     * terms of v are, [kv heads].
+     */
+    record Token(double[] k, double[] v, double[] reach, boolean coded) {}
 
     /**
      * Attention of one token.
@@ -31,8 +34,13 @@ class Oracle {
     private final Rotation valueRotation;
 
     Oracle(CacheState state) {
+        this(state, state.layer);
+    }
+
+    /** With another layer's definition. */
+    Oracle(CacheState state, Layer layer) {
         this.state = state;
-        layer = state.layer;
+        this.layer = layer;
         keys = PageFormat.keys(layer);
         values = PageFormat.values(layer);
         keyRotation = rotation(layer.keys());
@@ -67,14 +75,46 @@ class Oracle {
             ByteBuffer page = state.exactPage(b, place / 16);
             double[] k = ExactFormat.keys(layer, page, place % 16);
             state.rope.turn(k, position(token));
-            return new Token(k, ExactFormat.values(layer, page, place % 16));
+            double[] v = ExactFormat.values(layer, page, place % 16);
+            return new Token(k, v, new double[layer.kvHeads()], false);
         }
         ByteBuffer page = state.page(b, token);
-        double[] k = keyRotation.apply(stored(keys, page, token % 64));
-        if (layer.preRope()) {
-            state.rope.turn(k, position(token));
+        double[] k = naturalKey(stored(keys, page, token % 64), token);
+        double[] v = valueRotation.apply(stored(values, page, token % 64));
+        return new Token(k, v, values.reach(page, token % 64), true);
+    }
+
+    /** A key from the basis in which it is stored, at its position. */
+    private double[] naturalKey(double[] stored, int token) {
+        StaticCodes codes = layer.keys().codes();
+        if (codes == null) {
+            double[] k = keyRotation.apply(stored);
+            if (layer.preRope()) {
+                state.rope.turn(k, position(token));
+            }
+            return k;
         }
-        return new Token(k, valueRotation.apply(stored(values, page, token % 64)));
+        double[] k = codes.fromPlaces(stored, layer.keys().order());
+        double[] mean = codes.exactMean();
+        if (layer.preRope()) {
+            add(mean, k);
+            state.rope.turn(k, position(token));
+        } else {
+            turnMean(mean, token);
+            add(mean, k);
+        }
+        return k;
+    }
+
+    /** Turns the mean of keys that are stored after RoPE, as the keys were turned. */
+    void turnMean(double[] mean, int token) {
+        state.rope.turn(mean, position(token));
+    }
+
+    private static void add(double[] x, double[] to) {
+        for (int c = 0; c < to.length; ++c) {
+            to[c] += x[c];
+        }
     }
 
     /**
@@ -88,12 +128,12 @@ class Oracle {
             q[i] = qkv[offset + i];
         }
         state.rope.turn(q, length - 1);
-        double[][] v = new double[length][];
+        Token[] tokens = new Token[length];
         double[][] scores = new double[layer.heads()][length];
         Map<Integer, Integer> sinks = sinks(b, length);
         for (int t = 0; t < length; ++t) {
             Token token = read(b, t, length, sinks);
-            v[t] = token.v;
+            tokens[t] = token;
             for (int h = 0; h < layer.heads(); ++h) {
                 int kv = h / layer.perHead() * headDim;
                 double dot = 0;
@@ -101,12 +141,17 @@ class Oracle {
                     dot += q[h * headDim + i] * token.k[kv + i];
                 }
                 scores[h][t] = dot * layer.scale();
+                if (token.coded && layer.keys().codes() != null) {
+                    int head = h / layer.perHead();
+                    scores[h][t] +=
+                            layer.keys().codes().bias(q, h * headDim, head, headDim, layer.scale());
+                }
             }
         }
-        return weigh(scores, v);
+        return weigh(scores, tokens);
     }
 
-    private Attention weigh(double[][] scores, double[][] v) {
+    private Attention weigh(double[][] scores, Token[] tokens) {
         int headDim = layer.headDim();
         double[] output = new double[layer.heads() * headDim];
         double[] magnitude = new double[output.length];
@@ -122,11 +167,13 @@ class Oracle {
                 total += Math.exp(score - maximum);
             }
             int kv = h / layer.perHead() * headDim;
-            for (int t = 0; t < v.length; ++t) {
+            for (int t = 0; t < tokens.length; ++t) {
                 double p = Math.exp(scores[h][t] - maximum) / total;
+                double reach = tokens[t].reach[h / layer.perHead()];
                 for (int i = 0; i < headDim; ++i) {
-                    output[h * headDim + i] += p * v[t][kv + i];
-                    magnitude[h * headDim + i] += p * Math.abs(v[t][kv + i]);
+                    double value = tokens[t].v[kv + i];
+                    output[h * headDim + i] += p * value;
+                    magnitude[h * headDim + i] += p * Math.max(reach, Math.abs(value));
                 }
             }
         }

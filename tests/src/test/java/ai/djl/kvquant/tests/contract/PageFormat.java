@@ -4,9 +4,9 @@ package ai.djl.kvquant.tests.contract;
 import java.nio.ByteBuffer;
 
 /**
- * Where one side lies in a page, as layout.h documents it: codes [kvHeads, 4 tiles, headDim, 2 bits
- * bytes], token t of a tile at bit t bits, least significant first; then fp16 [4 tiles, groups,
- * {scale, zero}, 16].
+ * Where one side lies in a page, as layout.h documents it: codes [kvHeads, 4 tiles, headDim places,
+ * 2 width bytes], token t of a tile at bit t width, least significant first; then fp16 [4 tiles,
+ * groups, {scale, zero}, 16] or, with norms, [4 tiles, kvHeads, 16].
  */
 final class PageFormat {
 
@@ -21,13 +21,20 @@ final class PageFormat {
     private final int groups;
     private final int scales;
 
+    /** First byte of each place of a head within a tile, then the bytes of the tile. */
+    private final int[] places;
+
     private PageFormat(Layer layer, Side side, int begin) {
         this.layer = layer;
         this.side = side;
         this.begin = begin;
+        places = new int[layer.headDim() + 1];
+        for (int place = 0; place < layer.headDim(); ++place) {
+            places[place + 1] = places[place] + 2 * side.width(place, layer.headDim());
+        }
         groups = side.isAffine() ? layer.channels() / side.groupSize() : 0;
-        scales = begin + layer.channels() * TILES * 2 * side.bits();
-        end = scales + TILES * groups * 2 * TILE * 2;
+        scales = begin + layer.kvHeads() * TILES * places[layer.headDim()];
+        end = scales + TILES * (2 * groups + norms()) * TILE * 2;
     }
 
     static PageFormat keys(Layer layer) {
@@ -47,12 +54,22 @@ final class PageFormat {
         return groups;
     }
 
+    /** Norms of a token. */
+    int norms() {
+        return side.hasNorms() ? layer.kvHeads() : 0;
+    }
+
+    /** Bits of the element at a place of the layer. */
+    int width(int place) {
+        return side.width(place % layer.headDim(), layer.headDim());
+    }
+
     /** First bit, within a page, of a token's element. */
-    long elementBit(int slot, int channel) {
-        int head = channel / layer.headDim();
-        long field =
-                ((long) head * TILES + slot / TILE) * layer.headDim() + channel % layer.headDim();
-        return 8 * (begin + field * 2 * side.bits()) + (long) slot % TILE * side.bits();
+    long elementBit(int slot, int place) {
+        int head = place / layer.headDim();
+        long tile = ((long) head * TILES + slot / TILE) * places[layer.headDim()];
+        long field = begin + tile + places[place % layer.headDim()];
+        return 8 * field + (long) slot % TILE * width(place);
     }
 
     int scaleOffset(int slot, int group) {
@@ -63,10 +80,14 @@ final class PageFormat {
         return scaleOffset(slot, group) + TILE * 2;
     }
 
-    int code(ByteBuffer page, int slot, int channel) {
+    int normOffset(int slot, int head) {
+        return scales + (slot / TILE * layer.kvHeads() + head) * TILE * 2 + slot % TILE * 2;
+    }
+
+    int code(ByteBuffer page, int slot, int place) {
         int code = 0;
-        for (int i = 0; i < side.bits(); ++i) {
-            long bit = elementBit(slot, channel) + i;
+        for (int i = 0; i < width(place); ++i) {
+            long bit = elementBit(slot, place) + i;
             code |= (page.get((int) (bit / 8)) >> bit % 8 & 1) << i;
         }
         return code;
@@ -82,12 +103,38 @@ final class PageFormat {
                     switch (side.format()) {
                         case 0 -> page.getFloat(offset);
                         case 1 -> Half.read(page, offset);
-                        default ->
+                        case 2 ->
                                 Half.read(page, scaleOffset(slot, group[c]))
                                         * (code(page, slot, c)
                                                 - Half.read(page, zeroOffset(slot, group[c])));
+                        case 3 -> staticElement(page, slot, c);
+                        default ->
+                                Half.read(page, normOffset(slot, c / layer.headDim()))
+                                        * side.levels()[code(page, slot, c)];
                     };
         }
         return x;
+    }
+
+    /**
+     * How large the terms of a token's elements are, by head: codes with a zero are differences,
+     * which kernels take after they have summed up both terms.
+     */
+    double[] reach(ByteBuffer page, int slot) {
+        double[] reach = new double[layer.kvHeads()];
+        int[] group = side.isAffine() ? side.groups(layer.channels()) : null;
+        for (int c = 0; group != null && c < layer.channels(); ++c) {
+            double scale = Half.read(page, scaleOffset(slot, group[c]));
+            double zero = Math.abs(Half.read(page, zeroOffset(slot, group[c])));
+            int head = c / layer.headDim();
+            reach[head] = Math.max(reach[head], scale * Math.max(zero, code(page, slot, c)));
+        }
+        return reach;
+    }
+
+    private double staticElement(ByteBuffer page, int slot, int place) {
+        return width(place) == 0
+                ? 0
+                : side.codes().start(place) + side.codes().step(place) * code(page, slot, place);
     }
 }

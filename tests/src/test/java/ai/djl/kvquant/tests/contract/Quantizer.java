@@ -63,13 +63,13 @@ final class Quantizer {
         if (high - low <= 1e-9 * largest) {
             return constantProblem(x, channels, page, slot, scale, zero);
         }
-        double step = (high - low) * side.clip() / side.levels();
+        double step = (high - low) * side.clip() / side.levelSteps();
         if (-low * side.clip() > LARGEST_ZERO * scale * 0.999
                 || low * side.clip() > LARGEST_ZERO * scale * 0.999
                 || Math.abs(low) * side.clip() > LARGEST_ZERO * step) {
             return boundsProblem(x, channels, page, slot, scale, zero, largest);
         }
-        if (!isHalfOf(scale, Math.max(step, 0x1p-24), FP32 * largest / side.levels())) {
+        if (!isHalfOf(scale, Math.max(step, 0x1p-24), FP32 * largest / side.levelSteps())) {
             return "scale " + scale + ", not " + step + " as a half";
         }
         double exactZero = -low * side.clip() / scale;
@@ -104,7 +104,7 @@ final class Quantizer {
     }
 
     private double limit(double code) {
-        return Math.min(side.levels(), Math.max(0, code));
+        return Math.min(side.levelSteps(), Math.max(0, code));
     }
 
     /** A constant group is exact up to the rounding of its scale, whatever the clip ratio. */
@@ -130,7 +130,8 @@ final class Quantizer {
             double largest) {
         for (int c : channels) {
             double back = scale * (format.code(page, slot, c) - zero);
-            double inside = Math.min(scale * (side.levels() - zero), Math.max(-scale * zero, x[c]));
+            double inside =
+                    Math.min(scale * (side.levelSteps() - zero), Math.max(-scale * zero, x[c]));
             double allowed = scale * (0.5 + BOUNDARY) + FP32 * largest;
             if (!(Math.abs(back - inside) <= allowed)) {
                 return x[c] + " reads back as " + back + " with scale " + scale;

@@ -4,10 +4,14 @@ package ai.djl.kvquant.tests.contract;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.djl.kvquant.torch.Operators.Variant;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
+import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -17,6 +21,11 @@ class ReaderContractTest {
 
     private static final double ERROR = 2e-6;
 
+    @AfterEach
+    void restoreVariant() {
+        Kernels.OPERATORS.useVariant(Kernels.OPERATORS.bestVariant());
+    }
+
     @ParameterizedTest
     @EnumSource(Method.class)
     void dequantizeReadsWhatAttentionSees(Method method) {
@@ -25,25 +34,33 @@ class ReaderContractTest {
                 .forEach(
                         point -> {
                             try (Scenario scenario = new Scenario(point)) {
-                                check(scenario, 0, 0, point.length());
+                                Oracle oracle = new Oracle(scenario.state);
+                                check(scenario, oracle, 0, 0, point.length());
                                 int last = point.batch() - 1;
                                 int length = scenario.state.lengths[last];
-                                check(scenario, last, length / 3, length - length / 5);
+                                check(scenario, oracle, last, length / 3, length - length / 5);
                             }
                         });
     }
 
-    private static void check(Scenario scenario, int b, int begin, int end) {
-        Layer layer = scenario.layer;
-        float[][] actual = scenario.state.dequantize(b, begin, end);
-        assertEquals((end - begin) * layer.channels(), actual[0].length);
-        Oracle oracle = new Oracle(scenario.state);
+    private static void check(Scenario scenario, Oracle oracle, int b, int begin, int end) {
+        List<float[][]> results = new ArrayList<>();
+        for (Variant variant : Kernels.variants()) {
+            Kernels.OPERATORS.useVariant(variant);
+            float[][] actual = scenario.state.dequantize(b, begin, end);
+            assertEquals((end - begin) * scenario.layer.channels(), actual[0].length);
+            results.add(actual);
+        }
         int length = scenario.state.lengths[b];
         Map<Integer, Integer> sinks = oracle.sinks(b, length);
         for (int t = begin; t < end; ++t) {
             Oracle.Token token = oracle.read(b, t, length, sinks);
-            compare(scenario, token.k(), actual[0], t - begin, end - begin, "key " + t);
-            compare(scenario, token.v(), actual[1], t - begin, end - begin, "value " + t);
+            for (int i = 0; i < results.size(); ++i) {
+                String what = Kernels.variants().get(i) + " token " + t;
+                float[][] actual = results.get(i);
+                compare(scenario, token.k(), actual[0], t - begin, end - begin, what + " key");
+                compare(scenario, token.v(), actual[1], t - begin, end - begin, what + " value");
+            }
         }
     }
 

@@ -17,10 +17,14 @@ final class Rope {
 
     /** Positions 0 to limit - 1, all moved by shift. */
     Rope(int headDim, int limit, int shift) {
+        this(headDim, limit, shift, BASE);
+    }
+
+    Rope(int headDim, int limit, int shift, double base) {
         this.shift = shift;
         inverseFrequencies = new double[headDim / 2];
         for (int i = 0; i < headDim / 2; ++i) {
-            inverseFrequencies[i] = Math.pow(BASE, -2.0 * i / headDim);
+            inverseFrequencies[i] = Math.pow(base, -2.0 * i / headDim);
         }
         cos = new double[limit][headDim / 2];
         sin = new double[limit][headDim / 2];

@@ -27,8 +27,13 @@ final class Scenario implements AutoCloseable {
 
     /** The prompts appended in chunks. */
     Scenario(Case point, Rope rope, int chunk) {
+        this(point, point.layer(), rope, chunk);
+    }
+
+    /** The prompts appended in chunks to the cache of another layer than the case's. */
+    Scenario(Case point, Layer layer, Rope rope, int chunk) {
         this.point = point;
-        layer = point.layer();
+        this.layer = layer;
         inputs = new Inputs(layer, point.kind(), point.seed());
         int[] lengths = point.lengths();
         int[] capacities = Arrays.stream(lengths).map(n -> n + 1).toArray();

@@ -44,10 +44,24 @@ class SequenceContractTest {
     }
 
     static Stream<Arguments> allCaches() {
-        return Stream.concat(
-                Stream.of("auto", "fp16", "auto/rotatekv4")
-                        .map(dtype -> Arguments.of(options(dtype, null, null))),
-                caches());
+        Stream<Arguments> exact =
+                Stream.of("auto", "fp16", "auto/rotatekv4", "fp16/int2")
+                        .map(dtype -> Arguments.of(options(dtype, null, null)));
+        return Stream.of(exact, caches(), calibratedCaches()).flatMap(stream -> stream);
+    }
+
+    /** Caches with static codes of keys. */
+    static Stream<Arguments> calibratedCaches() {
+        Map<String, String> layerWide = options("latent2", "4", "128");
+        layerWide.put("kv_basis", "layer");
+        return Stream.of(
+                        options("int2", "4", "128"),
+                        options("int2", "0", "0"),
+                        options("int8/rotatekv4", "17", "33"),
+                        options("latent2/int4", "20", "1"),
+                        options("latent3/auto", "0", "33"),
+                        layerWide)
+                .map(Arguments::of);
     }
 
     private static Map<String, String> options(String dtype, String sinks, String window) {
@@ -215,7 +229,7 @@ class SequenceContractTest {
                         0.125f,
                         side(sides[0], 3),
                         side(sides[sides.length - 1], 1));
-        byte[] expected = new byte[112];
+        byte[] expected = new byte[Layer.BYTES];
         layer.pack().get(expected);
         try (Sequences on = new Sequences(options)) {
             assertArrayEquals(expected, on.params());

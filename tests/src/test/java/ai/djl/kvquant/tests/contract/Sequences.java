@@ -5,6 +5,7 @@ import ai.djl.kvquant.cache.CacheBatch;
 import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.CacheSequence;
+import ai.djl.kvquant.cache.Calibration;
 import ai.djl.kvquant.cache.KvCache;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
@@ -29,7 +30,7 @@ final class Sequences implements AutoCloseable {
 
     private static final int HEADS = 6;
     private static final int KV_HEADS = 3;
-    private static final int HEAD_DIM = 64;
+    static final int HEAD_DIM = 64;
     private static final int MAX_TOKENS = 2048;
 
     final KvCache cache;
@@ -42,9 +43,7 @@ final class Sequences implements AutoCloseable {
         CacheGeometry geometry =
                 new CacheGeometry(
                         1, HEADS, KV_HEADS, HEAD_DIM, scale, rope.inverseFrequencies, MAX_TOKENS);
-        cache =
-                new KvCache(
-                        Kernels.MANAGER, Kernels.OPERATORS, geometry, new CacheOptions(options));
+        cache = new KvCache(Kernels.MANAGER, Kernels.OPERATORS, geometry, configured(options));
         Side any = Side.plain(16);
         layer =
                 new Layer(
@@ -56,9 +55,55 @@ final class Sequences implements AutoCloseable {
                         0,
                         false,
                         (float) scale,
-                        any,
+                        staticKeys(options) == null ? any : staticKeys(options),
                         any);
         inputs = new Inputs(layer, Inputs.Kind.NORMAL, 5);
+    }
+
+    /** The static codes that options stand for in the only layer; null if there are none. */
+    static Side staticKeys(Map<String, String> options) {
+        String dtype = options.get("kv_cache_dtype");
+        boolean latent = dtype.startsWith("latent");
+        if (!latent && !dtype.startsWith("int")) {
+            return null;
+        }
+        boolean wide = "layer".equals(options.get("kv_basis"));
+        Basis basis = latent ? Basis.of(KV_HEADS, HEAD_DIM, wide) : null;
+        Case point = Case.sample(Method.INT_NORM2, 0, Case.SinkPlace.NONE, 0);
+        StaticCodes codes =
+                StaticCodes.random(
+                        KV_HEADS * HEAD_DIM, HEAD_DIM, StaticCodes.WIDTHS[1], basis, null, 7);
+        return Side.statics(codes, latent ? null : point.headOrder());
+    }
+
+    private static CacheOptions configured(Map<String, String> options) {
+        CacheOptions configured = new CacheOptions(options);
+        Side keys = staticKeys(options);
+        if (keys == null) {
+            return configured;
+        }
+        StaticCodes codes = keys.codes();
+        Calibration.Builder builder = new Calibration.Builder(Map.of());
+        builder.put(0, "keys.mean", codes.mean()).put(0, "keys.steps", codes.steps());
+        builder.put(0, "keys.widths", floats(codes.widths()));
+        if (codes.basis() == null) {
+            builder.put(0, "keys.order", floats(keys.order()));
+        } else {
+            builder.put(0, "keys.basis", codes.basis().forward());
+            builder.put(0, "keys.inverse", codes.basis().inverse());
+        }
+        if (codes.noise() != null) {
+            builder.put(0, "keys.noise", codes.noise());
+        }
+        return configured.withCalibration(builder.build());
+    }
+
+    private static float[] floats(int... values) {
+        float[] out = new float[values.length];
+        for (int i = 0; i < out.length; ++i) {
+            out[i] = values[i];
+        }
+        return out;
     }
 
     /** The packed parameters of the layer. */

@@ -6,13 +6,17 @@ import java.nio.ByteBuffer;
 /**
  * How keys or values are stored: the fields of SideParams in layout.h.
  *
- * @param format 0: fp32, 1: fp16, 2: codes with scale and zero per token and group
- * @param bits of a stored element
+ * @param format 0: fp32, 1: fp16, 2: codes with scale and zero per token and group, 3: static codes
+ *     of keys, 4: levels times a norm per token and head
+ * @param bits of a stored element; 0 with static codes
  * @param rotationHeads kv heads rotated together; 0: natural basis
  * @param groupSize channels of a group
  * @param clip factor on a group's minimum and maximum
  * @param floatZero whether zeros are not rounded to integers
- * @param order the channel at each place of the order whose runs form the groups; null: natural
+ * @param order the channel at each place of the order whose runs form the groups or share a width;
+ *     null: natural
+ * @param codes what is static about keys; null: nothing
+ * @param levels what each code stands for, in norms; null: nothing
  */
 record Side(
         int format,
@@ -21,32 +25,74 @@ record Side(
         int groupSize,
         float clip,
         boolean floatZero,
-        int[] order) {
+        int[] order,
+        StaticCodes codes,
+        float[] levels) {
 
-    static final int HEADER_BYTES = 32;
+    static final int HEADER_BYTES = 80;
 
     static Side plain(int bits) {
-        return new Side(bits == 32 ? 0 : 1, bits, 0, 0, 1f, false, null);
+        return new Side(bits == 32 ? 0 : 1, bits, 0, 0, 0f, false, null, null, null);
     }
 
     static Side affine(int bits, int rotationHeads, int groupSize) {
-        return new Side(2, bits, rotationHeads, groupSize, bits == 2 ? 0.8f : 1f, false, null);
+        float clip = bits == 2 ? 0.8f : 1f;
+        return new Side(2, bits, rotationHeads, groupSize, clip, false, null, null, null);
+    }
+
+    static Side statics(StaticCodes codes, int[] order) {
+        return new Side(3, 0, 0, 0, 1f, false, order, codes, null);
+    }
+
+    static Side norm(float[] levels, boolean rotated) {
+        int bits = Integer.numberOfTrailingZeros(levels.length);
+        return new Side(4, bits, rotated ? 1 : 0, 0, 1f, false, null, null, levels);
     }
 
     Side withOrder(int[] newOrder) {
-        return new Side(format, bits, rotationHeads, groupSize, clip, floatZero, newOrder);
+        return new Side(
+                format, bits, rotationHeads, groupSize, clip, floatZero, newOrder, codes, levels);
     }
 
     Side withFloatZero() {
-        return new Side(format, bits, rotationHeads, groupSize, clip, true, order);
+        return new Side(format, bits, rotationHeads, groupSize, clip, true, order, codes, levels);
+    }
+
+    Side withCodes(StaticCodes newCodes) {
+        return new Side(
+                format, bits, rotationHeads, groupSize, clip, floatZero, order, newCodes, levels);
+    }
+
+    Side withLevels(float... newLevels) {
+        return new Side(
+                format, bits, rotationHeads, groupSize, clip, floatZero, order, codes, newLevels);
     }
 
     boolean isAffine() {
         return format == 2;
     }
 
-    int levels() {
+    boolean isStatic() {
+        return format == 3;
+    }
+
+    boolean hasNorms() {
+        return format == 4;
+    }
+
+    /** Whether codes are made of elements. */
+    boolean isQuantized() {
+        return format >= 2;
+    }
+
+    /** Codes beyond the lowest one. */
+    int levelSteps() {
         return (1 << bits) - 1;
+    }
+
+    /** Bits of the element at a place of a head. */
+    int width(int place, int headDim) {
+        return isStatic() ? codes.width(place, headDim) : bits;
     }
 
     /** The group of each channel. */
@@ -58,8 +104,14 @@ record Side(
         return groups;
     }
 
-    void write(ByteBuffer out, int orderOffset) {
+    void write(ByteBuffer out, Tables tables) {
         out.putInt(format).putInt(bits).putInt(rotationHeads).putInt(groupSize);
-        out.putFloat(clip).putInt(floatZero ? 1 : 0).putInt(orderOffset).putInt(0);
+        out.putFloat(clip).putInt(floatZero ? 1 : 0).putInt(tables.add(order));
+        if (codes == null) {
+            out.putInt(0).putInt(0).putInt(tables.add(levels));
+            out.put(new byte[HEADER_BYTES - 40]);
+        } else {
+            codes.write(out, tables);
+        }
     }
 }

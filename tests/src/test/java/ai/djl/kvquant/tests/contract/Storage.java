@@ -74,7 +74,7 @@ final class Storage {
     private static void markToken(byte[] used, int page, PageFormat side, int slot) {
         for (int c = 0; c < side.layer.channels(); ++c) {
             long first = side.elementBit(slot, c);
-            for (long bit = first; bit < first + side.side.bits(); ++bit) {
+            for (long bit = first; bit < first + side.width(c); ++bit) {
                 used[page + (int) (bit / 8)] |= (byte) (1 << bit % 8);
             }
         }
@@ -83,6 +83,10 @@ final class Storage {
                 used[page + side.scaleOffset(slot, g) + i] = -1;
                 used[page + side.zeroOffset(slot, g) + i] = -1;
             }
+        }
+        for (int h = 0; h < side.norms(); ++h) {
+            used[page + side.normOffset(slot, h)] = -1;
+            used[page + side.normOffset(slot, h) + 1] = -1;
         }
     }
 

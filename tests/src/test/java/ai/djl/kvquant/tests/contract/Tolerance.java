@@ -14,10 +14,25 @@ final class Tolerance {
     /** Scores up to this size are covered by RELATIVE alone. */
     private static final double SMALL_SCORE = 16;
 
+    /** Outputs that are so much smaller than what is added up are measured against that. */
+    private static final double CANCELLATION = 3;
+
     private Tolerance() {}
 
     static double of(Oracle.Attention expected) {
         return RELATIVE * Math.max(1, expected.largestScore() / SMALL_SCORE);
+    }
+
+    /** What a head's relative error may be if the values that it adds up cancel. */
+    static double ofHead(Oracle.Attention expected, int begin, int n) {
+        double output = 0;
+        double magnitude = 0;
+        for (int i = begin; i < begin + n; ++i) {
+            output += Math.pow(expected.output()[i], 2);
+            magnitude += Math.pow(expected.magnitude()[i], 2);
+        }
+        double cancelled = output == 0 ? 1 : Math.sqrt(magnitude / output);
+        return of(expected) * Math.max(1, cancelled / CANCELLATION);
     }
 
     /** Relative error of one head, ||out - ref|| / ||ref||; NaN counts as infinite. */

@@ -1,7 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-package ai.djl.kvquant.llama;
+package ai.djl.kvquant.safetensors;
 
 import ai.djl.MalformedModelException;
+import ai.djl.ndarray.types.DataType;
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -31,11 +32,15 @@ public final class SafetensorsFile {
     private static final int PART = 1 << 28;
 
     private final Path path;
+    private final long dataStart;
     private final Map<String, TensorEntry> entries;
+    private final Map<String, String> metadata;
 
-    private SafetensorsFile(Path path, Map<String, TensorEntry> entries) {
+    private SafetensorsFile(Path path, long dataStart, SafetensorsHeader header) {
         this.path = path;
-        this.entries = Collections.unmodifiableMap(entries);
+        this.dataStart = dataStart;
+        entries = Collections.unmodifiableMap(header.entries());
+        metadata = Collections.unmodifiableMap(header.metadata());
     }
 
     /**
@@ -53,10 +58,11 @@ public final class SafetensorsFile {
         }
         try (FileChannel channel = FileChannel.open(path, StandardOpenOption.READ)) {
             int length = headerLength(path, channel);
-            String header = header(path, channel, length);
-            Map<String, TensorEntry> entries = SafetensorsHeader.parse(path, header, 8L + length);
-            SafetensorsHeader.checkLayout(path, entries, 8L + length, channel.size());
-            return new SafetensorsFile(path, entries);
+            long dataStart = 8L + length;
+            String text = header(path, channel, length);
+            SafetensorsHeader header = SafetensorsHeader.parse(path, text, dataStart);
+            header.checkLayout(path, dataStart, channel.size());
+            return new SafetensorsFile(path, dataStart, header);
         }
     }
 
@@ -79,6 +85,42 @@ public final class SafetensorsFile {
     }
 
     /**
+     * Returns the texts that the file carries beside its tensors.
+     *
+     * @return an unmodifiable map by key
+     */
+    public Map<String, String> metadata() {
+        return metadata;
+    }
+
+    /**
+     * Returns where the header ends and the data begin.
+     *
+     * @return the position of the first byte after the header
+     */
+    public long dataStart() {
+        return dataStart;
+    }
+
+    /**
+     * Reads a tensor of type F32.
+     *
+     * @param entry the tensor, of less than 2 GiB
+     * @return its elements in row-major order
+     * @throws IllegalArgumentException if it has another type or is larger
+     * @throws IOException if the file cannot be read
+     */
+    public static float[] floats(TensorEntry entry) throws IOException {
+        if (entry.dtype() != DataType.FLOAT32 || entry.bytes() > Integer.MAX_VALUE) {
+            throw new IllegalArgumentException(
+                    "Tensor " + entry + " is not of type F32 with less than 2 GiB.");
+        }
+        float[] values = new float[(int) (entry.bytes() / Float.BYTES)];
+        map(entry, 0, (int) entry.bytes()).asFloatBuffer().get(values);
+        return values;
+    }
+
+    /**
      * Maps a part of a tensor, read-only.
      *
      * <p>The mapping lives as long as the buffer or a view of it is reachable. It begins at an
@@ -89,9 +131,10 @@ public final class SafetensorsFile {
      * @param from the first byte within the tensor
      * @param length the number of bytes
      * @return a direct little endian buffer from position 0 to {@code length}
+     * @throws IllegalArgumentException if the part is outside of the tensor
      * @throws IOException if the file cannot be mapped
      */
-    static ByteBuffer map(TensorEntry entry, long from, int length) throws IOException {
+    public static ByteBuffer map(TensorEntry entry, long from, int length) throws IOException {
         if (from < 0 || length < 0 || from > entry.bytes() - length) {
             throw new IllegalArgumentException(
                     "Bytes "
@@ -119,8 +162,15 @@ public final class SafetensorsFile {
         return mapped.order(ByteOrder.LITTLE_ENDIAN);
     }
 
-    /** Compares two tensors of equal type and shape in parts. */
-    static boolean sameBytes(TensorEntry a, TensorEntry b) throws IOException {
+    /**
+     * Compares the bytes of two tensors.
+     *
+     * @param a a tensor
+     * @param b a tensor of the same type and shape
+     * @return whether they are equal
+     * @throws IOException if a file cannot be mapped
+     */
+    public static boolean sameBytes(TensorEntry a, TensorEntry b) throws IOException {
         for (long from = 0; from < a.bytes(); from += PART) {
             int length = (int) Math.min(PART, a.bytes() - from);
             if (!map(a, from, length).equals(map(b, from, length))) {

@@ -1,5 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-package ai.djl.kvquant.llama;
+package ai.djl.kvquant.safetensors;
 
 import ai.djl.ndarray.types.DataType;
 import java.nio.file.Path;

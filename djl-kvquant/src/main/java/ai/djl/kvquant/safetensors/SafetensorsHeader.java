@@ -1,5 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-package ai.djl.kvquant.llama;
+package ai.djl.kvquant.safetensors;
 
 import ai.djl.MalformedModelException;
 import ai.djl.ndarray.types.DataType;
@@ -17,10 +17,15 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 
-/** The JSON header of a safetensors file: its parsing, and what must hold for it. */
-final class SafetensorsHeader {
+/**
+ * The JSON header of a safetensors file: its parsing, and what must hold for it.
+ *
+ * @param entries the tensors by name, in the order of the header
+ * @param metadata the texts under {@code __metadata__}
+ */
+record SafetensorsHeader(Map<String, TensorEntry> entries, Map<String, String> metadata) {
 
-    private SafetensorsHeader() {}
+    static final String METADATA = "__metadata__";
 
     /**
      * Parses a header.
@@ -28,19 +33,20 @@ final class SafetensorsHeader {
      * @param path the file, for errors and entries
      * @param header the text
      * @param dataStart the position in the file to which offsets are relative
-     * @return the tensors by name, in the order of the header
+     * @return the header
      * @throws MalformedModelException if the header is broken
      */
-    static Map<String, TensorEntry> parse(Path path, String header, long dataStart)
+    static SafetensorsHeader parse(Path path, String header, long dataStart)
             throws MalformedModelException {
         Map<String, TensorEntry> entries = new LinkedHashMap<>();
+        Map<String, String> metadata = new LinkedHashMap<>();
         try (JsonReader reader = new JsonReader(new StringReader(header))) {
             reader.setStrictness(Strictness.STRICT);
             reader.beginObject();
             while (reader.hasNext()) {
                 String name = reader.nextName();
-                if ("__metadata__".equals(name)) {
-                    reader.skipValue();
+                if (METADATA.equals(name)) {
+                    readMetadata(reader, metadata);
                 } else if (entries.put(name, entry(reader, path, name, dataStart)) != null) {
                     throw malformed(path, name, "appears twice in the header");
                 }
@@ -53,7 +59,26 @@ final class SafetensorsHeader {
             throw new MalformedModelException(
                     path + ": the header is not a valid JSON object of tensors.", e);
         }
-        return entries;
+        return new SafetensorsHeader(entries, metadata);
+    }
+
+    /** The format allows texts only; what else a file has there says nothing about its tensors. */
+    private static void readMetadata(JsonReader reader, Map<String, String> metadata)
+            throws IOException {
+        if (reader.peek() != JsonToken.BEGIN_OBJECT) {
+            reader.skipValue();
+            return;
+        }
+        reader.beginObject();
+        while (reader.hasNext()) {
+            String key = reader.nextName();
+            if (reader.peek() == JsonToken.STRING) {
+                metadata.put(key, reader.nextString());
+            } else {
+                reader.skipValue();
+            }
+        }
+        reader.endObject();
     }
 
     private static TensorEntry entry(JsonReader reader, Path path, String name, long dataStart)
@@ -170,14 +195,11 @@ final class SafetensorsHeader {
      * Checks that the tensors fill the file without gap or overlap, as the format demands.
      *
      * @param path the file, for errors
-     * @param entries the tensors
      * @param dataStart the position of the first byte after the header
      * @param fileSize the size of the file
      * @throws MalformedModelException if they do not
      */
-    static void checkLayout(
-            Path path, Map<String, TensorEntry> entries, long dataStart, long fileSize)
-            throws MalformedModelException {
+    void checkLayout(Path path, long dataStart, long fileSize) throws MalformedModelException {
         List<TensorEntry> sorted = new ArrayList<>(entries.values());
         sorted.sort(
                 Comparator.comparingLong(TensorEntry::offset).thenComparing(TensorEntry::bytes));

@@ -1,0 +1,42 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.cache;
+
+import java.util.Arrays;
+import java.util.Map;
+import java.util.stream.IntStream;
+
+/**
+ * A calibration that has the sizes of a real one and nothing else: what a cache takes can be told
+ * without measuring the model.
+ */
+final class NominalCalibration {
+
+    private NominalCalibration() {}
+
+    static Calibration of(CacheGeometry geometry, double bits) {
+        Calibration.Builder builder = new Calibration.Builder(Map.of());
+        float[] order = new float[geometry.channels()];
+        float[] steps = new float[2 * geometry.channels()];
+        Arrays.fill(steps, 1f);
+        IntStream.range(0, order.length).forEach(i -> order[i] = i);
+        for (int layer = 0; layer < geometry.numLayers(); ++layer) {
+            builder.put(layer, "keys.mean", new float[geometry.channels()]);
+            builder.put(layer, "keys.order", order);
+            builder.put(layer, "keys.steps", steps);
+            builder.put(layer, "keys.widths", widths(bits));
+        }
+        return builder.build();
+    }
+
+    /** Widths of the given mean. */
+    private static float[] widths(double bits) {
+        float[] widths = new float[StaticFormat.RUNS];
+        int left = (int) Math.round(bits * widths.length);
+        for (int i = 0; i < widths.length; ++i) {
+            double mean = (double) left / (widths.length - i);
+            widths[i] = mean > 4 ? 8 : mean > 2 ? 4 : mean > 1 ? 2 : mean > 0 ? 1 : 0;
+            left -= (int) widths[i];
+        }
+        return widths;
+    }
+}

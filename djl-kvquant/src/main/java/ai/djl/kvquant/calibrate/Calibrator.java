@@ -1,0 +1,147 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.calibrate;
+
+import ai.djl.kvquant.cache.CacheGeometry;
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.cache.Calibration;
+import ai.djl.kvquant.llama.LlamaLayers;
+import ai.djl.kvquant.llama.LlamaModel;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDArrays;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.Shape;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.function.IntConsumer;
+
+/**
+ * Measures a model on a text and chooses the parameters of cache data types, layer by layer in one
+ * pass: memory is bounded by the projections of one layer.
+ */
+public final class Calibrator {
+
+    private static final int WINDOW = 2048;
+    private static final int SHORTEST_TEXT = 64;
+
+    /** The first tokens of a text are sinks, which are not stored as codes. */
+    private static final int SKIPPED = 4;
+
+    private final LlamaModel model;
+    private final List<int[]> windows;
+
+    /**
+     * Prepares a calibration.
+     *
+     * @param model the model
+     * @param windows token ids of pieces of text, each at most as long as the model's context
+     */
+    public Calibrator(LlamaModel model, List<int[]> windows) {
+        this.model = model;
+        this.windows = List.copyOf(windows);
+    }
+
+    /**
+     * Cuts a text into windows, spread evenly over it.
+     *
+     * @param tokens the text's token ids
+     * @param limit tokens of all windows together, at most
+     * @param longest tokens of a window, at most
+     * @return the windows
+     * @throws IllegalArgumentException if the text is too short to tell anything
+     */
+    public static List<int[]> windows(int[] tokens, int limit, int longest) {
+        int used = Math.min(tokens.length, limit);
+        if (used < SHORTEST_TEXT) {
+            throw new IllegalArgumentException(
+                    "A calibration on "
+                            + used
+                            + " tokens would tell nothing; give "
+                            + SHORTEST_TEXT
+                            + " or more, better thousands.");
+        }
+        int most = Math.min(longest, WINDOW);
+        int count = (used + most - 1) / most;
+        int length = used / count;
+        List<int[]> windows = new ArrayList<>();
+        for (int i = 0; i < count; ++i) {
+            int begin = Math.toIntExact((long) (tokens.length / length) * i / count) * length;
+            windows.add(Arrays.copyOfRange(tokens, begin, begin + length));
+        }
+        return windows;
+    }
+
+    /**
+     * Calibrates.
+     *
+     * @param caches what to calibrate for
+     * @param metadata texts to keep with the result
+     * @param progress told the number of layers that are done
+     * @return a calibration for each
+     */
+    public List<Calibration> run(
+            List<CacheOptions> caches, Map<String, String> metadata, IntConsumer progress) {
+        List<Calibration.Builder> builders =
+                caches.stream().map(cache -> builder(cache, metadata)).toList();
+        int longest = windows.stream().mapToInt(window -> window.length).max().orElseThrow();
+        try (LlamaLayers layers = new LlamaLayers(model, longest);
+                NDManager inputs = layers.newManager()) {
+            List<NDArray> hidden = new ArrayList<>();
+            windows.forEach(window -> hidden.add(layers.embed(inputs, window)));
+            for (int layer = 0; layer < model.geometry().numLayers(); ++layer) {
+                try (NDManager scope = layers.newManager()) {
+                    LayerSamples samples = advance(layers, layer, hidden, scope);
+                    for (int i = 0; i < caches.size(); ++i) {
+                        KeyFit.of(caches.get(i)).write(builders.get(i), layer, samples);
+                    }
+                }
+                progress.accept(layer + 1);
+            }
+        }
+        return builders.stream().map(Calibration.Builder::build).toList();
+    }
+
+    private static Calibration.Builder builder(CacheOptions cache, Map<String, String> metadata) {
+        Map<String, String> named = new TreeMap<>(metadata);
+        named.put(Calibration.DTYPE, cache.calibrationName());
+        return new Calibration.Builder(named);
+    }
+
+    /** Runs a layer on all windows, whose hidden states it replaces. */
+    private LayerSamples advance(
+            LlamaLayers layers, int layer, List<NDArray> hidden, NDManager scope) {
+        NDList kept = new NDList();
+        for (int i = 0; i < hidden.size(); ++i) {
+            NDArray input = hidden.get(i);
+            LlamaLayers.Output output = layers.run(input.getManager(), layer, input);
+            output.qkv().attach(scope);
+            kept.add(output.qkv().get(SKIPPED + ":"));
+            hidden.set(i, output.hidden());
+            input.close();
+        }
+        return samples(NDArrays.concat(kept, 0), scope);
+    }
+
+    private LayerSamples samples(NDArray qkv, NDManager scope) {
+        CacheGeometry geometry = model.geometry();
+        int half = geometry.headDim() / 2;
+        int tokens = Math.toIntExact(qkv.getShape().get(0));
+        float[] cos = new float[tokens * half];
+        float[] sin = new float[tokens * half];
+        int row = 0;
+        for (int[] window : windows) {
+            for (int position = SKIPPED; position < window.length; ++position, ++row) {
+                for (int i = 0; i < half; ++i) {
+                    double angle = position * geometry.inverseFrequencies()[i];
+                    cos[row * half + i] = (float) Math.cos(angle);
+                    sin[row * half + i] = (float) Math.sin(angle);
+                }
+            }
+        }
+        Shape shape = new Shape(tokens, 1, half);
+        return LayerSamples.of(geometry, qkv, scope.create(cos, shape), scope.create(sin, shape));
+    }
+}

@@ -1,0 +1,87 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.examples;
+
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.cache.Calibration;
+import ai.djl.kvquant.calibrate.CalibratedOptions;
+import ai.djl.kvquant.calibrate.CalibrationFile;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.Callable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParentCommand;
+import picocli.CommandLine.Spec;
+
+/** Measures a model on a text and writes what caches need to know of it. */
+@Command(
+        name = "calibrate",
+        description =
+                "Measures the model on a text and writes a calibration file for each cache beside"
+                        + " the model, where it is found when the model is loaded.")
+final class CalibrateCommand implements Callable<Integer> {
+
+    @ParentCommand private Kvq kvq;
+    @Spec private CommandSpec spec;
+
+    @Option(names = "--text", required = true, paramLabel = "FILE", description = "the text")
+    private Path text;
+
+    @Option(
+            names = "--tokens",
+            paramLabel = "N",
+            defaultValue = "8192",
+            description =
+                    "tokens to use, in windows spread evenly over the text (default:"
+                            + " ${DEFAULT-VALUE})")
+    private int tokens;
+
+    @Option(
+            names = "--output",
+            paramLabel = "DIR",
+            description = "where the files go (default: the model's directory)")
+    private Path output;
+
+    @Override
+    public Integer call() throws Exception {
+        List<CacheOptions> caches = new CacheArguments(kvq, "int2").several(Map.of());
+        String content = Files.readString(text);
+        try (Session session = Session.open(kvq);
+                Progress progress =
+                        Progress.of("Calibrating", session.model().geometry().numLayers())) {
+            Path directory = output == null ? session.directory() : output;
+            List<Calibration> calibrations =
+                    new CalibratedOptions(session.model(), session.directory())
+                            .calibrate(
+                                    caches,
+                                    content,
+                                    session.tokenizer(),
+                                    tokens,
+                                    layers -> progress.step());
+            for (int i = 0; i < caches.size(); ++i) {
+                String name = caches.get(i).calibrationName();
+                Path file = directory.resolve("kvquant-" + name + ".safetensors");
+                CalibrationFile.write(file, calibrations.get(i));
+                print(name, file, calibrations.get(i));
+            }
+        }
+        return 0;
+    }
+
+    private void print(String name, Path file, Calibration calibration) {
+        String used = calibration.metadata().get(CalibrationFile.TOKENS);
+        if (kvq.json) {
+            Map<String, Object> json = new LinkedHashMap<>();
+            json.put("kv_cache_dtype", name);
+            json.put("file", file.toString());
+            json.put("tokens", Integer.valueOf(used));
+            spec.commandLine().getOut().println(Json.line(json));
+        } else {
+            spec.commandLine().getOut().println(name + ": " + file + ", " + used + " tokens");
+        }
+    }
+}
