@@ -3,6 +3,7 @@
 // side writes LayerParams field by field in this order (LayerFormat.java) and learns the page sizes from
 // kvquant::layout.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace kvquant {
@@ -87,6 +88,8 @@ struct LayerParams {
 
   int channels() const { return num_kv_heads * head_dim; }
   int queries_per_kv_head() const { return num_heads / num_kv_heads; }
+  /// Kv heads whose keys are read together, since their basis mixes them.
+  int heads_at_once() const { return std::max({1, keys.rotation_heads, keys.basis_heads}); }
   bool has_exact_pages() const { return window > 0 || max_sinks > 0; }
   int sink_pages() const { return (max_sinks + kExactTokens - 1) / kExactTokens; }
 };

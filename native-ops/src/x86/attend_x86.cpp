@@ -24,12 +24,8 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 /// Kv heads whose keys are read together, and the queries that look at them.
 struct HeadGroup {
-  static int heads_at_once(const LayerParams& params) {
-    return std::max({1, params.keys.rotation_heads, params.keys.basis_heads});
-  }
-
   HeadGroup(const LayerParams& params, int index)
-      : heads(heads_at_once(params)),
+      : heads(params.heads_at_once()),
         first(index * heads),
         per_head(params.queries_per_kv_head()),
         queries(heads * per_head) {}
@@ -359,7 +355,7 @@ class GroupAttention {
 template <int head_dim>
 void attend_all(const LayerCache& cache, const float* qkv, float* out) {
   const LayerParams& params = *cache.params;
-  const int groups = params.num_kv_heads / HeadGroup::heads_at_once(params);
+  const int groups = params.num_kv_heads / params.heads_at_once();
   const int64_t row = static_cast<int64_t>(params.num_heads + 2 * params.num_kv_heads) * head_dim;
   std::vector<GroupAttention<head_dim>> attentions;
   std::vector<std::pair<int64_t, int64_t>> tasks;

@@ -22,9 +22,9 @@ class RowReader {
         b_(b),
         rows_(rows),
         affine_(2 * std::max({1, cache.page_layout.keys.groups(), cache.page_layout.values.groups()}) * kLanes),
-        x_(heads_at_once(*cache.params) * head_dim * kLanes) {
+        x_(cache.params->heads_at_once() * head_dim * kLanes) {
     if (cache.params->keys.format != Format::kStatic) return;
-    const int heads = heads_at_once(*cache.params);
+    const int heads = cache.params->heads_at_once();
     for (int h = 0; h < cache.params->num_kv_heads; h += heads) static_readers_.emplace_back(cache, h, heads);
   }
 
@@ -64,10 +64,6 @@ class RowReader {
   }
 
  private:
-  static int heads_at_once(const LayerParams& params) {
-    return std::max({1, params.keys.rotation_heads, params.keys.basis_heads});
-  }
-
   /// The tokens [begin, end) among the kLanes tokens from first on.
   struct Run {
     int64_t first, begin, end;
@@ -94,7 +90,7 @@ class RowReader {
   }
 
   void read_static_keys(const uint8_t* page, const Run& run, bool pre_rope) {
-    const int heads = heads_at_once(*cache_.params), tile = tile_of(run), part = part_of(run);
+    const int heads = cache_.params->heads_at_once(), tile = tile_of(run), part = part_of(run);
     int first = 0;
     for (StaticReader<head_dim>& reader : static_readers_) {
       reader(page, tile, part, x_.data());

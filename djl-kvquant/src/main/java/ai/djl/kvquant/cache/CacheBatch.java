@@ -7,6 +7,7 @@ import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 
@@ -69,6 +70,22 @@ public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable)
                         .order(ByteOrder.nativeOrder());
         bytes.asIntBuffer().put(values);
         return manager.create(bytes, new Shape(rows, columns), DataType.INT32);
+    }
+
+    /**
+     * Returns the arguments of a module's method that works on a cache: its own, then the tables
+     * and the cache's state in the order of the operators.
+     *
+     * @param cache the cache that the tables belong to
+     * @param first the method's own arguments
+     * @return all arguments
+     */
+    public Object[] arguments(KvCache cache, Object... first) {
+        List<Object> all = new ArrayList<>(Arrays.asList(first));
+        all.addAll(List.of(lengths, pageTable, exactTable));
+        all.addAll(cache.pools());
+        all.add(cache.rope());
+        return all.toArray();
     }
 
     /**

@@ -21,6 +21,8 @@ public record CacheGeometry(
         double[] inverseFrequencies,
         int maxTokens) {
 
+    private static final int MAX_ROTATION_HEADS = 4;
+
     /**
      * Returns the channels of a layer's keys.
      *
@@ -37,5 +39,19 @@ public record CacheGeometry(
      */
     public long fp16BytesPerToken() {
         return 4L * channels() * numLayers;
+    }
+
+    /**
+     * Returns the kv heads whose keys RotateKV rotates together: the largest divisor of their
+     * number that is at most 4.
+     *
+     * @return the number of heads
+     */
+    public int rotationHeads() {
+        int heads = MAX_ROTATION_HEADS;
+        while (numKvHeads % heads != 0) {
+            --heads;
+        }
+        return heads;
     }
 }

@@ -195,6 +195,23 @@ public final class Calibration {
         }
 
         /**
+         * Adds an array of one dimension of whole numbers to a layer.
+         *
+         * @param layer the number of the layer, from 0
+         * @param name the name of the array
+         * @param values its elements, exact as floats
+         * @return this builder
+         * @throws IllegalArgumentException as for floats
+         */
+        public Builder put(int layer, String name, int[] values) {
+            float[] floats = new float[values.length];
+            for (int i = 0; i < values.length; ++i) {
+                floats[i] = values[i];
+            }
+            return put(layer, name, floats);
+        }
+
+        /**
          * Builds the calibration.
          *
          * @return the calibration with the arrays added so far

@@ -16,12 +16,11 @@ record RotatedFormat(
         implements SideFormat {
 
     private static final int FORMAT = 2;
-    private static final int MAX_ROTATION_HEADS = 4;
     private static final int SCALE_AND_ZERO_BITS = 32;
 
     /** Keys, rotated over up to 4 heads, in the order of a calibration if there is one. */
     static RotatedFormat keys(int bits, CacheGeometry geometry, CacheOptions options, int layer) {
-        int heads = rotationHeads(geometry.numKvHeads());
+        int heads = geometry.rotationHeads();
         Calibration calibration = options.calibration();
         int[] order = calibration == null ? null : calibration.integers(layer, "keys.order");
         return of(bits, heads, geometry, options, order);
@@ -37,14 +36,6 @@ record RotatedFormat(
         int groupSize = options.groupSize(geometry);
         return new RotatedFormat(
                 bits, heads, groupSize, options.clip(bits), options.floatZero(), order);
-    }
-
-    private static int rotationHeads(int numKvHeads) {
-        int heads = MAX_ROTATION_HEADS;
-        while (numKvHeads % heads != 0) {
-            --heads;
-        }
-        return heads;
     }
 
     @Override

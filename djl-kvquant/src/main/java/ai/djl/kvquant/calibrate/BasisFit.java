@@ -6,8 +6,10 @@ import ai.djl.kvquant.torch.LinearAlgebra;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.index.NDIndex;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import java.util.Arrays;
 
 /**
  * Keys before RoPE in a basis in which their channels are uncorrelated and errors of all matter
@@ -63,7 +65,7 @@ record BasisFit(double bits, boolean layerWide) implements KeyFit {
         float[][][] channels = channels(latents, heads, headDim);
         double[][] weights = new double[heads][headDim];
         for (double[] row : weights) {
-            java.util.Arrays.fill(row, 1);
+            Arrays.fill(row, 1);
         }
         KeyCodes codes = KeyCodes.choose(channels, weights, bits);
         codes.write(out, layer);
@@ -168,9 +170,7 @@ record BasisFit(double bits, boolean layerWide) implements KeyFit {
     private NDArray metric(LayerSamples samples) {
         int heads = samples.geometry().numKvHeads();
         int headDim = samples.geometry().headDim();
-        NDArray flat =
-                samples.queries().reshape(new Shape(-1, samples.geometry().numHeads(), headDim));
-        NDArray turned = samples.rope(flat).reshape(samples.queries().getShape());
+        NDArray turned = samples.turnedQueries().reshape(samples.queries().getShape());
         NDArray perHead = gram(turned.transpose(1, 0, 2, 3).reshape(new Shape(heads, -1, headDim)));
         if (!layerWide) {
             return perHead;
@@ -180,7 +180,7 @@ record BasisFit(double bits, boolean layerWide) implements KeyFit {
                         .zeros(new Shape(1, heads * headDim, heads * headDim), DataType.FLOAT64);
         for (int h = 0; h < heads; ++h) {
             String range = h * headDim + ":" + (h + 1) * headDim;
-            all.set(new ai.djl.ndarray.index.NDIndex("0, " + range + ", " + range), perHead.get(h));
+            all.set(new NDIndex("0, " + range + ", " + range), perHead.get(h));
         }
         return all;
     }

@@ -62,7 +62,7 @@ public final class CalibrationStore {
         this.fingerprint = fingerprint;
         this.named = named;
         String name = preset.replace('/', '_') + SUFFIX;
-        beside = modelDir == null ? null : modelDir.resolve(PREFIX + name);
+        beside = modelDir == null ? null : modelDir.resolve(fileName(preset));
         String id = fingerprint.substring(0, Math.min(FINGERPRINT_DIGITS, fingerprint.length()));
         cached =
                 userCache == null
@@ -71,6 +71,16 @@ public final class CalibrationStore {
                                 .resolve("djl-kvquant")
                                 .resolve("calibration")
                                 .resolve(id + "-" + name);
+    }
+
+    /**
+     * Returns the name of a preset's file beside a model.
+     *
+     * @param preset the name of the preset
+     * @return the name
+     */
+    public static String fileName(String preset) {
+        return PREFIX + preset.replace('/', '_') + SUFFIX;
     }
 
     /**

@@ -42,14 +42,14 @@ record KeyCodes(int[] order, int[] widths, float[] steps, double[] errors) {
 
     /** Writes keys.widths and keys.steps. */
     void write(Calibration.Builder out, int layer) {
-        out.put(layer, "keys.widths", floats(widths));
+        out.put(layer, "keys.widths", widths);
         out.put(layer, "keys.steps", steps, order.length, 2);
     }
 
     /** Writes keys.order, too. */
     void writeOrdered(Calibration.Builder out, int layer) {
         write(out, layer);
-        out.put(layer, "keys.order", floats(order));
+        out.put(layer, "keys.order", order);
     }
 
     private static Fits fit(float[][][] samples, double[][] weights) {
@@ -92,13 +92,5 @@ record KeyCodes(int[] order, int[] widths, float[] steps, double[] errors) {
             errors[place] = fits.distortions[head][c][index] / Math.max(weights[head][c], 1e-30);
         }
         return new KeyCodes(order, allocation.widths(), steps, errors);
-    }
-
-    private static float[] floats(int[] values) {
-        float[] floats = new float[values.length];
-        for (int i = 0; i < values.length; ++i) {
-            floats[i] = values[i];
-        }
-        return floats;
     }
 }

@@ -50,11 +50,15 @@ record LayerSamples(
         return first.concat(second, 2);
     }
 
+    /** Queries after RoPE, {@code [tokens, heads, headDim]}. */
+    NDArray turnedQueries() {
+        return rope(queries.reshape(new Shape(-1, geometry.numHeads(), geometry.headDim())));
+    }
+
     /** Mean square of queries after RoPE, over tokens and the queries of a kv head. */
     double[][] queryEnergy() {
         int perHead = geometry.numHeads() / geometry.numKvHeads();
-        NDArray flat = queries.reshape(new Shape(-1, geometry.numHeads(), geometry.headDim()));
-        NDArray square = rope(flat).square().mean(new int[] {0});
+        NDArray square = turnedQueries().square().mean(new int[] {0});
         NDArray mean =
                 square.reshape(geometry.numKvHeads(), perHead, geometry.headDim())
                         .mean(new int[] {1});

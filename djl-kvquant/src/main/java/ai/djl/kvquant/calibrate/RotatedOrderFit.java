@@ -11,16 +11,10 @@ import java.util.stream.IntStream;
  */
 record RotatedOrderFit() implements KeyFit {
 
-    private static final int MAX_ROTATION_HEADS = 4;
-
     @Override
     public void write(Calibration.Builder out, int layer, LayerSamples samples) {
-        int kvHeads = samples.geometry().numKvHeads();
         int headDim = samples.geometry().headDim();
-        int heads = MAX_ROTATION_HEADS;
-        while (kvHeads % heads != 0) {
-            --heads;
-        }
+        int heads = samples.geometry().rotationHeads();
         float[] mean = samples.keyMean().toFloatArray();
         for (int first = 0; first < mean.length; first += heads * headDim) {
             rotate(mean, first, heads, headDim);
@@ -34,11 +28,7 @@ record RotatedOrderFit() implements KeyFit {
                                         .thenComparingDouble(c -> mean[c]))
                         .mapToInt(Integer::intValue)
                         .toArray();
-        float[] places = new float[order.length];
-        for (int i = 0; i < order.length; ++i) {
-            places[i] = order[i];
-        }
-        out.put(layer, "keys.order", places);
+        out.put(layer, "keys.order", order);
     }
 
     /** The rotation of the operators' rotation.h, of one group of heads. */

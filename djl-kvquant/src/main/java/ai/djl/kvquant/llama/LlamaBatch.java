@@ -112,21 +112,17 @@ final class LlamaBatch implements DecodingBatch {
                         .run(
                                 scope,
                                 "prefill",
-                                scope.create(ids),
-                                scope.create(starts),
-                                Arrays.stream(starts).asLongStream().toArray(),
-                                past,
-                                parts.stream().mapToLong(cache::biasedFrom).toArray(),
-                                parts.stream().mapToLong(cache::biasedTo).toArray(),
-                                scope.create(last.stream().mapToLong(Long::longValue).toArray()),
-                                cache.wantsMassiveEntries(),
-                                tables.lengths(),
-                                tables.pageTable(),
-                                tables.exactTable(),
-                                cache.pools().get(0),
-                                cache.pools().get(1),
-                                cache.pools().get(2),
-                                cache.rope());
+                                tables.arguments(
+                                        cache,
+                                        scope.create(ids),
+                                        scope.create(starts),
+                                        Arrays.stream(starts).asLongStream().toArray(),
+                                        past,
+                                        parts.stream().mapToLong(cache::biasedFrom).toArray(),
+                                        parts.stream().mapToLong(cache::biasedTo).toArray(),
+                                        scope.create(
+                                                last.stream().mapToLong(Long::longValue).toArray()),
+                                        cache.wantsMassiveEntries()));
         return result.get(0);
     }
 
@@ -193,15 +189,11 @@ final class LlamaBatch implements DecodingBatch {
                             .run(
                                     manager,
                                     "decode",
-                                    scope.create(Arrays.stream(tokens).asLongStream().toArray()),
-                                    scope.create(starts(counts)),
-                                    tables.lengths(),
-                                    tables.pageTable(),
-                                    tables.exactTable(),
-                                    cache.pools().get(0),
-                                    cache.pools().get(1),
-                                    cache.pools().get(2),
-                                    cache.rope());
+                                    tables.arguments(
+                                            cache,
+                                            scope.create(
+                                                    Arrays.stream(tokens).asLongStream().toArray()),
+                                            scope.create(starts(counts))));
             List<int[]> appended = new ArrayList<>();
             for (int token : tokens) {
                 appended.add(new int[] {token});

@@ -108,20 +108,15 @@ public final class LlamaEvaluator implements AutoCloseable {
                             .run(
                                     scope,
                                     "streaming",
-                                    scope.create(longs(tokens, 0)),
-                                    scope.create(new int[] {0, tokens.length}),
-                                    scope.create(new int[][] {{tokens.length, 0}}),
-                                    options.window(),
-                                    cache.wantsMassiveEntries(),
-                                    cache.hasScoreBias(),
-                                    cache.options().firstSinks(),
-                                    tables.lengths(),
-                                    tables.pageTable(),
-                                    tables.exactTable(),
-                                    cache.pools().get(0),
-                                    cache.pools().get(1),
-                                    cache.pools().get(2),
-                                    cache.rope());
+                                    tables.arguments(
+                                            cache,
+                                            scope.create(longs(tokens, 0)),
+                                            scope.create(new int[] {0, tokens.length}),
+                                            scope.create(new int[][] {{tokens.length, 0}}),
+                                            options.window(),
+                                            cache.wantsMassiveEntries(),
+                                            cache.hasScoreBias(),
+                                            cache.options().firstSinks()));
             NDArray hidden = result.get(0);
             hidden.attach(manager);
             return hidden;

@@ -87,16 +87,11 @@ public final class LlamaLayers implements AutoCloseable {
                             .run(
                                     manager,
                                     "layer",
-                                    input,
-                                    scope.create(new int[] {0, count}),
-                                    layer,
-                                    tables.lengths(),
-                                    tables.pageTable(),
-                                    tables.exactTable(),
-                                    cache.pools().get(0),
-                                    cache.pools().get(1),
-                                    cache.pools().get(2),
-                                    cache.rope());
+                                    tables.arguments(
+                                            cache,
+                                            input,
+                                            scope.create(new int[] {0, count}),
+                                            layer));
             return new Output(result.get(0), result.get(1));
         }
     }

@@ -5,6 +5,7 @@ import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.Calibration;
 import ai.djl.kvquant.calibrate.CalibratedOptions;
 import ai.djl.kvquant.calibrate.CalibrationFile;
+import ai.djl.kvquant.calibrate.CalibrationStore;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
@@ -64,7 +65,7 @@ final class CalibrateCommand implements Callable<Integer> {
                                     layers -> progress.step());
             for (int i = 0; i < caches.size(); ++i) {
                 String name = caches.get(i).calibrationName();
-                Path file = directory.resolve("kvquant-" + name + ".safetensors");
+                Path file = directory.resolve(CalibrationStore.fileName(name));
                 CalibrationFile.write(file, calibrations.get(i));
                 print(name, file, calibrations.get(i));
             }

@@ -187,7 +187,7 @@ public class AttentionBenchmark {
         NDArray none = manager.create(new Shape(0), DataType.FLOAT32);
         run(kv, tables, manager, "append", qkv, manager.create(new int[] {0, 1}), none, none);
         method = "attend";
-        arguments = arguments(kv, tables, qkv);
+        arguments = tables.arguments(kv, qkv);
     }
 
     /** With the default model's own calibration. */
@@ -204,20 +204,7 @@ public class AttentionBenchmark {
     }
 
     private void run(KvCache kv, CacheBatch tables, NDManager scope, String name, Object... first) {
-        module.run(scope, name, arguments(kv, tables, first)).close();
-    }
-
-    private static Object[] arguments(KvCache kv, CacheBatch tables, Object... first) {
-        Object[] all = java.util.Arrays.copyOf(first, first.length + 7);
-        int i = first.length;
-        all[i++] = tables.lengths();
-        all[i++] = tables.pageTable();
-        all[i++] = tables.exactTable();
-        for (NDList pool : kv.pools()) {
-            all[i++] = pool;
-        }
-        all[i] = kv.rope();
-        return all;
+        module.run(scope, name, tables.arguments(kv, first)).close();
     }
 
     /** Attention of one token in every layer. */
