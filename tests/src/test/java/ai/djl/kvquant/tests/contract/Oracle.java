@@ -130,6 +130,7 @@ class Oracle {
         state.rope.turn(q, length - 1);
         Token[] tokens = new Token[length];
         double[][] scores = new double[layer.heads()][length];
+        double[] bias = bias(q);
         Map<Integer, Integer> sinks = sinks(b, length);
         for (int t = 0; t < length; ++t) {
             Token token = read(b, t, length, sinks);
@@ -141,14 +142,23 @@ class Oracle {
                     dot += q[h * headDim + i] * token.k[kv + i];
                 }
                 scores[h][t] = dot * layer.scale();
-                if (token.coded && layer.keys().codes() != null) {
-                    int head = h / layer.perHead();
-                    scores[h][t] +=
-                            layer.keys().codes().bias(q, h * headDim, head, headDim, layer.scale());
+                if (token.coded) {
+                    scores[h][t] += bias[h];
                 }
             }
         }
         return weigh(scores, tokens);
+    }
+
+    /** What is added to the scores of tokens that are read from codes, [heads]. */
+    private double[] bias(double[] q) {
+        double[] bias = new double[layer.heads()];
+        StaticCodes codes = layer.keys().codes();
+        for (int h = 0; codes != null && h < bias.length; ++h) {
+            int offset = h * layer.headDim();
+            bias[h] = codes.bias(q, offset, h / layer.perHead(), layer.headDim(), layer.scale());
+        }
+        return bias;
     }
 
     private Attention weigh(double[][] scores, Token[] tokens) {

@@ -84,13 +84,12 @@ final class PageFormat {
         return scales + (slot / TILE * layer.kvHeads() + head) * TILE * 2 + slot % TILE * 2;
     }
 
+    /** The code of an element; a page has readable bytes after its last code. */
     int code(ByteBuffer page, int slot, int place) {
-        int code = 0;
-        for (int i = 0; i < width(place); ++i) {
-            long bit = elementBit(slot, place) + i;
-            code |= (page.get((int) (bit / 8)) >> bit % 8 & 1) << i;
-        }
-        return code;
+        int width = width(place);
+        long bit = elementBit(slot, place);
+        int bits = page.getShort((int) (bit / 8)) & 0xffff;
+        return bits >> bit % 8 & (1 << width) - 1;
     }
 
     /** A token, [channels], in the basis in which it is stored. */

@@ -74,8 +74,9 @@ final class Storage {
     private static void markToken(byte[] used, int page, PageFormat side, int slot) {
         for (int c = 0; c < side.layer.channels(); ++c) {
             long first = side.elementBit(slot, c);
-            for (long bit = first; bit < first + side.width(c); ++bit) {
-                used[page + (int) (bit / 8)] |= (byte) (1 << bit % 8);
+            long bits = (1L << side.width(c)) - 1 << first % 8;
+            for (int i = page + (int) (first / 8); bits != 0; bits >>>= 8) {
+                used[i++] |= (byte) bits;
             }
         }
         for (int g = 0; g < side.groups(); ++g) {
