@@ -13,7 +13,8 @@ SideEncoder::SideEncoder(const LayerParams& params, const SideParams& side, cons
       groups_(groups),
       low_(layout.groups()),
       high_(layout.groups()),
-      affine_(layout.groups()) {}
+      affine_(layout.groups()),
+      codebook_(params, side, layout) {}
 
 void SideEncoder::operator()(const float* x, uint8_t* page, int token) {
   if (side_.format == Format::kAffine) {
@@ -23,6 +24,8 @@ void SideEncoder::operator()(const float* x, uint8_t* page, int token) {
     encode_static(x, page, token);
   } else if (side_.format == Format::kNorm) {
     encode_norm(x, page, token);
+  } else if (side_.format == Format::kCodebook) {
+    codebook_(x, page, token);
   } else {
     store_plain(x, page, token);
   }
@@ -128,6 +131,7 @@ void decode_token(const LayerParams& params, const SideParams& side, const SideL
                   const uint8_t* page, int token, float* x) {
   if (side.format == Format::kStatic) return decode_static(params, side, layout, page, token, x);
   if (side.format == Format::kNorm) return decode_norm(params, side, layout, page, token, x);
+  if (side.format == Format::kCodebook) return decode_codebook(params, side, layout, page, token, x);
   const int tile = token / kTileTokens, lane = token % kTileTokens;
   for (int h = 0; h < params.num_kv_heads; ++h) {
     const uint8_t* field = page + layout.codes(h, tile, 0);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "basis.h"
+#include "codebook.h"
 #include "half.h"
 #include "layout.h"
 
@@ -124,6 +125,7 @@ class SideEncoder {
   const uint16_t* groups_;
   std::vector<float> low_, high_;
   std::vector<AffineGroup> affine_;
+  CodebookEncoder codebook_;
 };
 
 /// Reads a token of a page into x, [channels] in the stored basis.

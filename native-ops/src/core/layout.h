@@ -29,6 +29,8 @@ enum class Format : int32_t {
   kAffine = 2,  ///< code * scale - zero * scale, scale and zero (in code units) in fp16 per token and group of channels
   kStatic = 3,  ///< keys: start + step * code, or 0 where the width is 0; nothing is stored per token
   kNorm = 4,    ///< values: norm * level[code], an fp16 norm per token and head
+  kCodebook = 5,  ///< start + step * level[code], with start and step of each channel (keys) or in fp16 of each token
+                  ///< (values); a token's outliers, in fp16, stand in for what their codes say
 };
 
 enum class SinkPolicy : int32_t {
@@ -36,6 +38,9 @@ enum class SinkPolicy : int32_t {
   kFirst = 1,    ///< the first max_sinks tokens of a sequence
   kMassive = 2,  ///< the owners of the kMassiveEntries largest |entries| of the layer's input over the prompt
 };
+
+/// The channel of an outlier's slot that is empty (kCodebook).
+constexpr uint16_t kNoChannel = 0xffff;
 
 /// Runs of channels of a head that have codes of one width (kStatic); head_dim / 16 channels each.
 constexpr int kWidthRuns = 16;
@@ -45,7 +50,7 @@ constexpr int kWidthRuns = 16;
 /// in the order that order_offset gives.
 struct SideParams {
   Format format;
-  int32_t bits;            ///< of a stored element: 2, 3, 4, 8 (kAffine, kNorm), 16, 32; 0 (kStatic)
+  int32_t bits;            ///< of a stored element: 2, 3, 4, 8 (kAffine, kNorm; kCodebook: not 8), 16, 32; 0 (kStatic)
   int32_t rotation_heads;  ///< kv heads rotated together (1 to 4); 0: no rotation
   int32_t group_size;      ///< channels that share a scale and zero (kAffine)
   float clip;              ///< factor on a group's minimum and maximum before the scale is taken (kAffine)
@@ -54,14 +59,15 @@ struct SideParams {
                            ///< places form the groups. kStatic: runs of head_dim / 16 places share a width; each
                            ///< channel is in the head of its place; without a basis only
   int32_t mean_offset;     ///< FP32 [channels]: subtracted from keys before anything else (kStatic)
-  int32_t steps_offset;    ///< FP32 [channels, {start, step}], by place (kStatic)
-  int32_t levels_offset;   ///< FP32 [1 << bits], ascending; 256 are equally spaced around 0 (kNorm)
+  int32_t steps_offset;    ///< FP32 [channels, {start, step}], by place (kStatic, kCodebook of keys)
+  int32_t levels_offset;   ///< FP32 [1 << bits], ascending; 256 are equally spaced around 0 (kNorm). FP32 [2, 1 <<
+                           ///< bits], both ascending: those that choose codes, those that codes stand for (kCodebook)
   int32_t basis_heads;     ///< kv heads that a basis covers, 1 or all (kStatic); 0: the natural basis
   int32_t basis_offset;    ///< FP32 [num_kv_heads / basis_heads, n places, n channels], n = basis_heads * head_dim
   int32_t inverse_offset;  ///< FP32 [num_kv_heads / basis_heads, n channels, n places]
   int32_t wave_offset;     ///< WaveTable (kStatic, after RoPE); 0: none
   int32_t noise_offset;    ///< FP32 [channels]: variance of a key's error after RoPE (kStatic); 0: none
-  int32_t reserved;
+  int32_t outliers;        ///< of a token at most (kCodebook)
   uint8_t widths[kWidthRuns];  ///< bits of the codes of each run of places, the same for all heads: 0 to 4, 8
                                ///< (kStatic)
 };
@@ -118,7 +124,8 @@ struct WaveTable {
 
 /// Byte offsets of one side within a page:
 /// codes [num_kv_heads, kPageTiles, head_dim places, 2 * width bytes], then fp16 [kPageTiles, groups, {scale, zero},
-/// 16] (kAffine) or [kPageTiles, num_kv_heads, 16] (kNorm).
+/// 16] (kAffine), [kPageTiles, num_kv_heads, 16] (kNorm) or [kPageTiles, {step, start}, 16] (kCodebook of values), then
+/// [kPageTiles, outliers, {fp16 value, UINT16 channel}, 16] (kCodebook).
 class SideLayout {
  public:
   SideLayout(const LayerParams& params, const SideParams& side, int64_t begin)
@@ -134,9 +141,13 @@ class SideLayout {
     }
     groups_ = side.format == Format::kAffine ? params.channels() / side.group_size : 0;
     scales_ = begin_ + static_cast<int64_t>(params.num_kv_heads) * kPageTiles * tile_bytes_;
-    const int halves = side.format == Format::kNorm ? params.num_kv_heads : 2 * groups_;
+    const bool codebook = side.format == Format::kCodebook;
+    const bool token_range = codebook && side.steps_offset == 0;
+    const int halves = side.format == Format::kNorm ? params.num_kv_heads : token_range ? 2 : 2 * groups_;
     scale_bytes_ = halves * kTileTokens * 2;
-    end_ = scales_ + kPageTiles * scale_bytes_;
+    slots_ = codebook ? side.outliers : 0;
+    outliers_begin_ = scales_ + kPageTiles * scale_bytes_;
+    end_ = outliers_begin_ + static_cast<int64_t>(kPageTiles) * slots_ * 2 * kTileTokens * 2;
   }
 
   /// Bytes of the 16 codes of one channel; not of kStatic, whose widths differ.
@@ -159,11 +170,17 @@ class SideLayout {
   int64_t norms(int tile, int kv_head) const {
     return scales_ + tile * scale_bytes_ + static_cast<int64_t>(kv_head) * kTileTokens * 2;
   }
+  /// kCodebook: slots of a token for outliers, the values of a slot and their channels.
+  int outliers() const { return slots_; }
+  int64_t outlier_values(int tile, int slot) const {
+    return outliers_begin_ + (static_cast<int64_t>(tile) * slots_ + slot) * 2 * kTileTokens * 2;
+  }
+  int64_t outlier_channels(int tile, int slot) const { return outlier_values(tile, slot) + kTileTokens * 2; }
   int64_t end() const { return end_; }
 
  private:
-  int64_t begin_, scales_ = 0, scale_bytes_ = 0, end_ = 0;
-  int bits_, run_, groups_ = 0, tile_bytes_ = 0;
+  int64_t begin_, scales_ = 0, scale_bytes_ = 0, outliers_begin_ = 0, end_ = 0;
+  int bits_, run_, groups_ = 0, slots_ = 0, tile_bytes_ = 0;
   int run_begin_[kWidthRuns] = {}, width_[kWidthRuns] = {};
 };
 

@@ -102,22 +102,45 @@ void check_width(const char* op, const std::string& name, const SideParams& side
   fail(op, name + " have " + std::to_string(side.bits) + " bits; allowed: 2, 3, 4, 8");
 }
 
-/// Kernels look for the middles between neighbours, and take 256 levels for codes with a scale and a zero of 127.5.
-void check_levels(const char* op, const std::string& name, const LayerParams& params, const SideParams& side) {
-  const int count = 1 << side.bits;
-  check_array(op, "the levels of " + name, params, side.levels_offset, count, 4);
-  const auto* levels = packed_array<float>(params, side.levels_offset);
+/// Kernels look for the middles between neighbours.
+void check_ascending(const char* op, const std::string& name, const float* levels, int count) {
   for (int i = 0; i + 1 < count; ++i) {
     if (!std::isfinite(levels[i + 1] - levels[i]) || !(levels[i] < levels[i + 1])) {
       fail(op, "the levels of " + name + " do not ascend");
     }
   }
+}
+
+/// Kernels take 256 levels for codes with a scale and a zero of 127.5.
+void check_levels(const char* op, const std::string& name, const LayerParams& params, const SideParams& side) {
+  const int count = 1 << side.bits;
+  check_array(op, "the levels of " + name, params, side.levels_offset, count, 4);
+  const auto* levels = packed_array<float>(params, side.levels_offset);
+  check_ascending(op, name, levels, count);
   if (side.bits != 8) return;
   for (int i = 0; i < count; ++i) {
     const float uniform = levels[count - 1] * (static_cast<float>(i) / 127.5f - 1.0f);
     if (!(std::fabs(levels[i] - uniform) <= 1e-5f * levels[count - 1])) {
       fail(op, "the levels of " + name + " are not equally spaced around 0, as those of 8 bits must be");
     }
+  }
+}
+
+void check_codebook(const char* op, const std::string& name, const LayerParams& params, const SideParams& side) {
+  if (side.bits < 2 || side.bits > 4) {
+    fail(op, name + " have a codebook of " + std::to_string(side.bits) + " bits; allowed: 2, 3, 4");
+  }
+  if (side.rotation_heads != 0 || side.order_offset != 0 || side.noise_offset != 0) {
+    fail(op, name + " have a codebook, which allows for no rotation, order or noise");
+  }
+  const int count = 1 << side.bits, channels = params.channels();
+  check_array(op, "the levels of " + name, params, side.levels_offset, 2 * count, 4);
+  const auto* levels = packed_array<float>(params, side.levels_offset);
+  check_ascending(op, name, levels, count);
+  check_ascending(op, name, levels + count, count);
+  expect_range(op, ("the outliers of " + name).c_str(), side.outliers, 0, channels / 2);
+  if (side.outliers > 0 && channels > kNoChannel) {
+    fail(op, name + " have outliers, which allow for " + std::to_string(kNoChannel) + " channels at most");
   }
 }
 
@@ -130,9 +153,11 @@ void check_codes(const char* op, const std::string& name, const LayerParams& par
   } else if (side.format == Format::kNorm) {
     check_width(op, name, side);
     check_levels(op, name, params, side);
+  } else if (side.format == Format::kCodebook) {
+    check_codebook(op, name, params, side);
   } else {
     fail(op, name + " have format " + std::to_string(static_cast<int>(side.format)) + " with " +
-                 std::to_string(side.bits) + " bits; allowed: 0 with 32, 1 with 16, 2 and 4 with 2, 3, 4 or 8, 3");
+                 std::to_string(side.bits) + " bits; allowed: 0 with 32, 1 with 16, 2 and 4 with 2, 3, 4 or 8, 3, 5");
   }
 }
 
@@ -142,6 +167,9 @@ void check_side(const char* op, const std::string& name, const LayerParams& para
   if (!plain) check_codes(op, name, params, side);
   if (side.format != Format::kStatic && (side.mean_offset != 0 || side.basis_heads != 0)) {
     fail(op, name + " have a mean or a basis, which only static codes of keys can have");
+  }
+  if (side.format != Format::kCodebook && side.outliers != 0) {
+    fail(op, name + " have outliers, which only codebooks can have");
   }
   if (side.rotation_heads != 0 && !power_of_two(params.head_dim)) {
     fail(op,
@@ -195,6 +223,13 @@ const LayerParams* read_params(const char* op, const Tensor& tensor) {
   }
   if (values.rotation_heads > 1 || values.order_offset != 0 || values.mean_offset != 0 || values.basis_heads != 0) {
     fail(op, "values can only be rotated head by head, in natural order, without a mean");
+  }
+  if (params->keys.format == Format::kCodebook) {
+    if (params->keys_pre_rope == 0) fail(op, "keys have a codebook, which needs keys before RoPE");
+    check_array(op, "the steps of keys", *params, params->keys.steps_offset, 2 * params->channels(), 4);
+  }
+  if (values.format == Format::kCodebook && values.steps_offset != 0) {
+    fail(op, "values have a codebook, whose steps are those of tokens; only keys have steps of channels");
   }
   return params;
 }

@@ -70,6 +70,7 @@ class RunEncoder {
       if (side.stored.params.rotation_heads > 0) rotate_run<head_dim>(x, heads);
     }
     if (side.stored.params.basis_heads > 0) multiply(side);
+    if (side.stored.params.format == Format::kCodebook) return store_tokens(side, token, page);
     const int slot = static_cast<int>(token % kPageTokens), tile = slot / kTileTokens, lane = slot % kTileTokens;
     if (side.stored.params.format == Format::kAffine) {
       find_bounds(side);
@@ -90,6 +91,16 @@ class RunEncoder {
   }
 
  private:
+  /// Stores the tokens one by one, as the portable version does.
+  static void store_tokens(Side& side, int64_t token, uint8_t* page) {
+    SideEncoder encode(side.cache_params, side.stored.params, side.stored.layout, nullptr);
+    side.places.resize(side.channels);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int c = 0; c < side.channels; ++c) side.places[c] = side.x[c * kLanes + lane];
+      encode(side.places.data(), page, static_cast<int>((token + lane) % kPageTokens));
+    }
+  }
+
   void load_rows(const Side& side, int64_t token, int first, int count, float* x) const {
     const float* rows = source_.row(token) + (side.is_key ? 0 : side.channels) + first;
     for (int c = 0; c < count; c += kLanes) {
@@ -393,8 +404,9 @@ void encode_page(const LayerCache& cache, const TokenSource& source, int64_t b, 
   Side sides[] = {Side(cache, true), Side(cache, false)};
   RunEncoder<head_dim> runs(cache, source);
   const TokenEncoder<head_dim> tokens(cache, source);
-  const Format values = cache.params->values.format;
-  const bool has_static_parts = cache.params->keys.format == Format::kStatic || values == Format::kNorm;
+  const Format keys = cache.params->keys.format, values = cache.params->values.format;
+  const bool has_static_parts =
+      keys == Format::kStatic || values == Format::kNorm || keys == Format::kCodebook || values == Format::kCodebook;
   uint8_t* page = cache.page(b, begin);
   for (int64_t token = begin; token < end;) {
     const int64_t last = token + kLanes - 1;

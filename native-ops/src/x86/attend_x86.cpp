@@ -9,6 +9,7 @@
 #include "../core/attend.h"
 #include "../core/parallel.h"
 #include "../core/rotation.h"
+#include "codebook_values.h"
 #include "key_scores.h"
 #include "static_keys.h"
 #include "stored_side.h"
@@ -75,7 +76,8 @@ class Worker {
       score_keys(page, page_index, ahead);
     }
     softmax(kPageTokens / kLanes, valid);
-    const AddValues add_values = value_adder(params.values);
+    const bool codebook = params.values.format == Format::kCodebook;
+    const AddValues add_values = codebook ? codebook_value_adder(params.values) : value_adder(params.values);
     for (int h = 0; h < group_.heads; ++h) {
       const int first = h * group_.per_head;
       add_values(cache_, page, ahead, group_.first + h, weights_.data() + first * kPageTokens, group_.per_head, valid,
@@ -103,7 +105,8 @@ class Worker {
     Partial partial{maximum_, AlignedFloats(group_.queries), AlignedFloats(group_.queries * head_dim)};
     const int group_size = cache_.params->values.group_size;
     const bool affine = cache_.params->values.format == Format::kAffine;
-    const bool has_zeros = affine || (cache_.params->values.format == Format::kNorm && cache_.params->values.bits == 8);
+    const bool has_zeros = affine || cache_.params->values.format == Format::kCodebook ||
+                           (cache_.params->values.format == Format::kNorm && cache_.params->values.bits == 8);
     for (int g = 0; g < group_.queries; ++g) {
       partial.sum[g] = sum(load(weight_sums_.data() + g * kLanes));
       const int first = (group_.first + g / group_.per_head) * head_dim;

@@ -2,6 +2,7 @@
 // Keys or values of a run of tokens, read from a page; tokens are in vector lanes.
 #pragma once
 #include "../core/cache.h"
+#include "codebook_side.h"
 #include "elements.h"
 #include "rotation.h"
 
@@ -12,15 +13,16 @@ namespace KVQUANT_ISA {
 struct StoredSide {
   const SideParams& params;
   const SideLayout& layout;
-  const uint16_t* groups;  ///< of each channel
+  const uint16_t* groups;  ///< of each channel (kAffine)
+  const LayerParams& layer;
 };
 
 inline StoredSide stored_keys(const LayerCache& cache) {
-  return {cache.params->keys, cache.page_layout.keys, cache.key_groups.data()};
+  return {cache.params->keys, cache.page_layout.keys, cache.key_groups.data(), *cache.params};
 }
 
 inline StoredSide stored_values(const LayerCache& cache) {
-  return {cache.params->values, cache.page_layout.values, cache.value_groups.data()};
+  return {cache.params->values, cache.page_layout.values, cache.value_groups.data(), *cache.params};
 }
 
 /// Scale and -scale * zero of the groups [first, last] of a vector of tokens: affine [groups, 2, kLanes], indexed by
@@ -70,6 +72,16 @@ void load_side(const StoredSide& side, const uint8_t* page, int64_t ahead, int t
   }
 }
 
+/// load_side of a side with a codebook.
+template <int bits, int head_dim>
+void load_codebook(const StoredSide& side, const uint8_t* page, int64_t /*ahead*/, int tile, int part, int first_head,
+                   int heads, float* /*affine*/, float* x) {
+  for (int h = 0; h < heads; ++h) {
+    read_codebook<bits, head_dim>(side.layer, side.params, side.layout, page, tile, part, first_head + h,
+                                  x + h * head_dim * kLanes);
+  }
+}
+
 using LoadSide = void (*)(const StoredSide&, const uint8_t* page, int64_t ahead, int tile, int part, int first_head,
                           int heads, float* affine, float* x);
 
@@ -85,6 +97,11 @@ LoadSide side_loader(const SideParams& side) {
 
 template <int head_dim>
 LoadSide side_loader(const SideParams& side) {
+  if (side.format == Format::kCodebook) {
+    return side.bits == 2   ? load_codebook<2, head_dim>
+           : side.bits == 3 ? load_codebook<3, head_dim>
+                            : load_codebook<4, head_dim>;
+  }
   return side.rotation_heads > 0 ? side_loader<head_dim, true>(side) : side_loader<head_dim, false>(side);
 }
 

@@ -32,6 +32,9 @@ public record CacheDtype(String name, Side keys, Side values) {
         for (int bits : new int[] {4, 3, 2}) {
             SIDES.put("rotatekv" + bits, new Side(CacheMethod.ROTATEKV, bits));
         }
+        for (int bits : new int[] {4, 3, 2}) {
+            SIDES.put("kvquant" + bits, new Side(CacheMethod.KVQUANT, bits));
+        }
     }
 
     /**
@@ -93,6 +96,38 @@ public record CacheDtype(String name, Side keys, Side values) {
      */
     public double keyBits() {
         return keys.bits();
+    }
+
+    /**
+     * Returns the name of the method of values.
+     *
+     * @return the second name of a pair, else the name
+     */
+    public String valueName() {
+        return name.substring(name.indexOf('/') + 1);
+    }
+
+    /**
+     * Returns how values are stored.
+     *
+     * @return the method
+     */
+    public CacheMethod valueMethod() {
+        return values.method();
+    }
+
+    /**
+     * Returns the bits of a stored value element.
+     *
+     * @return the bits, without what is stored beside codes
+     */
+    public double valueBits() {
+        return values.bits();
+    }
+
+    /** Whether a method stores keys or values. */
+    boolean uses(CacheMethod method) {
+        return keys.method() == method || values.method() == method;
     }
 
     /**

@@ -12,7 +12,12 @@ public enum CacheMethod {
     /** Keys after RoPE in static codes of mixed widths, values rotated with a norm per token. */
     INT,
     /** Keys before RoPE in static codes of mixed widths of a decorrelating basis. */
-    LATENT;
+    LATENT,
+    /**
+     * KVQuant: levels of a codebook, keys before RoPE in ranges of channels, values in ranges of
+     * tokens, outliers apart.
+     */
+    KVQUANT;
 
     boolean isQuantized() {
         return this != AUTO && this != FP16;
@@ -20,6 +25,11 @@ public enum CacheMethod {
 
     /** Whether keys can not be stored without a calibration of the model. */
     boolean needsCalibration() {
+        return this == INT || this == LATENT || this == KVQUANT;
+    }
+
+    /** Whether the most recent tokens are kept exactly unless an option says otherwise. */
+    boolean keepsWindow() {
         return this == INT || this == LATENT;
     }
 

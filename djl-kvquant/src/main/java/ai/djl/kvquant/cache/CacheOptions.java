@@ -34,6 +34,8 @@ public final class CacheOptions {
                             "kv_clip",
                             "kv_float_zero",
                             "kv_basis",
+                            "kv_outliers",
+                            "kv_qnorm",
                             "kv_calibration",
                             "kv_self_calibration",
                             "kv_cache_tokens",
@@ -44,6 +46,8 @@ public final class CacheOptions {
     private static final int DEFAULT_ROLLBACK = 16;
     private static final int DEFAULT_WINDOW = 128;
     private static final int DEFAULT_SINKS = 4;
+    private static final double DEFAULT_OUTLIERS = 0.01;
+    private static final double MAX_OUTLIERS = 0.25;
     private static final long MAX_BASIS_BYTES = 256L << 20;
 
     private final Map<String, String> values;
@@ -95,6 +99,12 @@ public final class CacheOptions {
         if (dtype.keys().method() != CacheMethod.LATENT) {
             refuse("kv_basis", "keys are stored in a calibrated basis");
         }
+        if (!dtype.uses(CacheMethod.KVQUANT)) {
+            refuse("kv_outliers", "keys or values are stored by kvquant");
+            refuse("kv_qnorm", "keys or values are stored by kvquant");
+        }
+        outliers();
+        readsNormalized();
         selfCalibration();
         layerWideBasis();
         floatZero();
@@ -157,7 +167,7 @@ public final class CacheOptions {
      * @return whether {@link #withCalibration} must be called before a cache is made
      */
     public boolean needsCalibration() {
-        return dtype.keys().method().needsCalibration();
+        return dtype.keys().method().needsCalibration() || dtype.uses(CacheMethod.KVQUANT);
     }
 
     /**
@@ -176,7 +186,7 @@ public final class CacheOptions {
      * @return whether {@link #withCalibration} makes a difference
      */
     public boolean usesCalibration() {
-        return dtype.keys().method().usesCalibration();
+        return dtype.keys().method().usesCalibration() || dtype.uses(CacheMethod.KVQUANT);
     }
 
     /**
@@ -185,7 +195,51 @@ public final class CacheOptions {
      * @return the method of keys and what else decides its parameters
      */
     public String calibrationName() {
-        return dtype.keyName() + (layerWideBasis() ? "-layer" : "");
+        String name = dtype.keyName() + (layerWideBasis() ? "-layer" : "");
+        if (dtype.valueMethod() == CacheMethod.KVQUANT
+                && !dtype.valueName().equals(dtype.keyName())) {
+            name += "-" + dtype.valueName();
+        }
+        return outliers() == DEFAULT_OUTLIERS ? name : name + "-outliers" + outliers();
+    }
+
+    /**
+     * Returns kv_outliers, the share of elements that kvquant keeps apart, exactly.
+     *
+     * @return the share, by default 0.01; 0: none
+     */
+    public double outliers() {
+        String value = values.getOrDefault("kv_outliers", "" + DEFAULT_OUTLIERS);
+        try {
+            double share = Double.parseDouble(value.strip());
+            if (share >= 0 && share <= MAX_OUTLIERS) {
+                return share;
+            }
+        } catch (NumberFormatException e) {
+            // The message below says what is allowed.
+        }
+        throw new IllegalArgumentException(
+                "kv_outliers is '"
+                        + value
+                        + "'; allowed: the share of elements that are kept exactly, 0 to "
+                        + MAX_OUTLIERS
+                        + ".");
+    }
+
+    /** kv_qnorm, whether codes of 2 bits are read as levels that restore mean and deviation. */
+    boolean readsNormalized() {
+        boolean normalized = bool("kv_qnorm", false);
+        boolean possible =
+                dtype.uses(CacheMethod.KVQUANT)
+                        && (dtype.keyMethod() != CacheMethod.KVQUANT || dtype.keyBits() == 2)
+                        && (dtype.valueMethod() != CacheMethod.KVQUANT || dtype.valueBits() == 2);
+        if (normalized && !possible) {
+            throw new IllegalArgumentException(
+                    "kv_qnorm is true, which kv_cache_dtype "
+                            + dtype.name()
+                            + " does not offer; allowed with kvquant2 only.");
+        }
+        return normalized;
     }
 
     /**
@@ -246,7 +300,7 @@ public final class CacheOptions {
      */
     public CacheOptions forSizes(CacheGeometry geometry) {
         return needsCalibration()
-                ? withCalibration(NominalCalibration.of(geometry, dtype.keys().bits()))
+                ? withCalibration(NominalCalibration.of(geometry, dtype))
                 : this;
     }
 
@@ -276,7 +330,7 @@ public final class CacheOptions {
      * @return the window, in tokens
      */
     public int window() {
-        int usual = dtype.keys().method().needsCalibration() ? DEFAULT_WINDOW : 0;
+        int usual = dtype.keys().method().keepsWindow() ? DEFAULT_WINDOW : 0;
         return quantizedKeys() ? integer("kv_recent_tokens", usual, 0, MAX_WINDOW) : 0;
     }
 
@@ -289,9 +343,9 @@ public final class CacheOptions {
             return SinkPolicy.NONE;
         }
         String usual =
-                dtype.keys().method() == CacheMethod.ROTATEKV ? "massive" : "" + DEFAULT_SINKS;
+                dtype.keys().method() == CacheMethod.ROTATEKV ? "massive" : "" + usualSinks();
         if ("massive".equals(values.getOrDefault("kv_sink_tokens", usual))) {
-            if (needsCalibration()) {
+            if (dtype.keys().method().needsCalibration()) {
                 throw new IllegalArgumentException(
                         "kv_sink_tokens is massive, which kv_cache_dtype "
                                 + dtype.name()
@@ -326,7 +380,7 @@ public final class CacheOptions {
     private int parseFirstSinks() {
         String value = values.get("kv_sink_tokens");
         try {
-            return integer("kv_sink_tokens", DEFAULT_SINKS, 0, MAX_SINKS);
+            return integer("kv_sink_tokens", usualSinks(), 0, MAX_SINKS);
         } catch (IllegalArgumentException e) {
             throw new IllegalArgumentException(
                     "kv_sink_tokens is '"
@@ -337,6 +391,11 @@ public final class CacheOptions {
                             + ".",
                     e);
         }
+    }
+
+    /** Sinks by default, where they are the first tokens: KVQuant keeps one. */
+    private int usualSinks() {
+        return dtype.keys().method() == CacheMethod.KVQUANT ? 1 : DEFAULT_SINKS;
     }
 
     int groupSize(CacheGeometry geometry) {

@@ -26,7 +26,7 @@ record LayerFormat(
         }
         return new LayerFormat(
                 keys(geometry, options, layer),
-                values(geometry, options),
+                values(geometry, options, layer),
                 // A window beyond the longest sequence would only take memory.
                 Math.min(options.window(), geometry.maxTokens()),
                 options.sinkPolicy(),
@@ -46,10 +46,11 @@ record LayerFormat(
                 boolean preRope = side.method() == CacheMethod.LATENT;
                 yield StaticFormat.of(options.calibration(), layer, geometry, preRope);
             }
+            case KVQUANT -> CodebookFormat.keys((int) side.bits(), geometry, options, layer);
         };
     }
 
-    private static SideFormat values(CacheGeometry geometry, CacheOptions options) {
+    private static SideFormat values(CacheGeometry geometry, CacheOptions options, int layer) {
         CacheDtype.Side side = options.dtype().values();
         return switch (side.method()) {
             case AUTO, FP16 -> new PlainFormat((int) side.bits());
@@ -61,6 +62,7 @@ record LayerFormat(
                 requirePowerOfTwo(geometry, options);
                 yield new NormFormat((int) Math.ceil(side.bits()), geometry.headDim());
             }
+            case KVQUANT -> CodebookFormat.values((int) side.bits(), geometry, options, layer);
         };
     }
 

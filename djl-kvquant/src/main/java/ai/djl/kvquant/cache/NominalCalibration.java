@@ -13,7 +13,7 @@ final class NominalCalibration {
 
     private NominalCalibration() {}
 
-    static Calibration of(CacheGeometry geometry, double bits) {
+    static Calibration of(CacheGeometry geometry, CacheDtype dtype) {
         Calibration.Builder builder = new Calibration.Builder(Map.of());
         float[] order = new float[geometry.channels()];
         float[] steps = new float[2 * geometry.channels()];
@@ -23,9 +23,24 @@ final class NominalCalibration {
             builder.put(layer, "keys.mean", new float[geometry.channels()]);
             builder.put(layer, "keys.order", order);
             builder.put(layer, "keys.steps", steps);
-            builder.put(layer, "keys.widths", widths(bits));
+            builder.put(layer, "keys.widths", widths(dtype.keyBits()));
+            if (dtype.keyMethod() == CacheMethod.KVQUANT) {
+                putLevels(builder, layer, "keys", (int) dtype.keyBits());
+            }
+            if (dtype.valueMethod() == CacheMethod.KVQUANT) {
+                putLevels(builder, layer, "values", (int) dtype.valueBits());
+            }
         }
         return builder.build();
+    }
+
+    /** Equally spaced levels from -1 to 1. */
+    private static void putLevels(Calibration.Builder builder, int layer, String side, int bits) {
+        float[] levels = new float[1 << bits];
+        IntStream.range(0, levels.length)
+                .forEach(i -> levels[i] = 2f * i / (levels.length - 1) - 1);
+        builder.put(layer, side + ".levels", levels);
+        builder.put(layer, side + ".read_levels", levels);
     }
 
     /** Widths of the given mean. */

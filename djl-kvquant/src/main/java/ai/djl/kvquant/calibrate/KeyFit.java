@@ -18,7 +18,7 @@ interface KeyFit {
             case INT -> new PostRopeFit(dtype.keyBits());
             case LATENT -> new BasisFit(dtype.keyBits(), options.layerWideBasis());
             case ROTATEKV -> new RotatedOrderFit();
-            case AUTO, FP16 ->
+            case AUTO, FP16, KVQUANT ->
                     throw new IllegalArgumentException(
                             "kv_cache_dtype "
                                     + dtype.name()

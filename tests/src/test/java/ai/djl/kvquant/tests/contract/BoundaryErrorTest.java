@@ -127,7 +127,7 @@ class BoundaryErrorTest {
                 params("max_sinks is 20, but the sink policy is none", SINK_POLICY, 0),
                 params("massive sinks need 20 slots, not 19", MAX_SINKS, 19),
                 params("max_sinks is -1; allowed: 0 to 65536", MAX_SINKS, -1),
-                params("keys have format 5 with 4 bits", KEYS, 5),
+                params("keys have format 6 with 4 bits", KEYS, 6),
                 params("values have format 0 with 4 bits", VALUES, 0),
                 params("keys have 5 bits; allowed: 2, 3, 4, 8", KEYS + BITS, 5),
                 params(

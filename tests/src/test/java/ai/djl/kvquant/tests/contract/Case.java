@@ -108,7 +108,7 @@ record Case(
     Layer layer() {
         int size = groupSize();
         Side keys = method.keys(this, size);
-        Side values = method.values(size);
+        Side values = method.values(this, size);
         if (order && keys.isAffine()) {
             keys = keys.withOrder(permutation(kvHeads * headDim, new Random(seed)));
         }

@@ -95,6 +95,7 @@ final class Cases {
             case PLAIN -> new int[] {GROUP, ORDER, FLOAT_ZERO, WIDTHS, WAVES};
             case AFFINE -> new int[] {WIDTHS, WAVES};
             case STATIC -> new int[] {GROUP, FLOAT_ZERO};
+            case CODEBOOK -> new int[] {GROUP, ORDER, FLOAT_ZERO, WAVES};
         };
     }
 

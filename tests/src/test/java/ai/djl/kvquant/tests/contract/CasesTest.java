@@ -31,6 +31,9 @@ class CasesTest {
     private static final Map<Function<Case, Object>, Integer> STATIC =
             Map.of(Case::order, 2, Case::widths, StaticCodes.WIDTHS.length, Case::waves, 3);
 
+    private static final Map<Function<Case, Object>, Integer> CODEBOOK =
+            Map.of(Case::widths, StaticCodes.WIDTHS.length);
+
     @ParameterizedTest
     @EnumSource(Method.class)
     void methodsMeetAllValues(Method method) {
@@ -39,6 +42,7 @@ class CasesTest {
         switch (method.family()) {
             case AFFINE -> check(cases, AFFINE);
             case STATIC -> check(cases, STATIC);
+            case CODEBOOK -> check(cases, CODEBOOK);
             default -> {}
         }
     }

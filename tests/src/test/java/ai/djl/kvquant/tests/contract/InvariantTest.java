@@ -91,7 +91,7 @@ class InvariantTest {
     @ParameterizedTest
     @EnumSource(
             value = Method.class,
-            names = {"INT_NORM.", "LATENT_NORM.", ".*LAYER_LATENT.*"},
+            names = {"INT_NORM.", "LATENT_NORM.", ".*LAYER_LATENT.*", ".*KVQUANT.*"},
             mode = EnumSource.Mode.MATCH_ANY)
     void variantsStoreInfinitiesAlike(Method method) {
         Case point = Case.sample(method, 0, Case.SinkPlace.NONE, 0);
@@ -170,7 +170,7 @@ class InvariantTest {
     @ParameterizedTest
     @EnumSource(
             value = Method.class,
-            names = {"ROTATEKV.*", "EIGHT_BITS", "BEFORE_ROPE.*", ".*LATENT.*"},
+            names = {"ROTATEKV.*", "EIGHT_BITS", "BEFORE_ROPE.*", ".*LATENT.*", "KVQUANT.*"},
             mode = EnumSource.Mode.MATCH_ANY)
     void onlyDifferencesOfPositionsMatter(Method method) {
         Case point = Case.sample(method, 300, Case.SinkPlace.NONE, 17);

@@ -29,7 +29,13 @@ enum Method {
     BEFORE_ROPE_NORM4("before RoPE/int4", Keys.BEFORE_ROPE, 0, Values.NORM, 4),
     LATENT_NORM2("latent/int2", Keys.HEAD_BASIS, 0, Values.NORM, 2),
     LATENT_AUTO("latent/auto", Keys.HEAD_BASIS, 0, Values.ELEMENTS, 32),
-    LAYER_LATENT_NORM3("latent of a layer/int3", Keys.LAYER_BASIS, 0, Values.NORM, 3);
+    LAYER_LATENT_NORM3("latent of a layer/int3", Keys.LAYER_BASIS, 0, Values.NORM, 3),
+    KVQUANT4("kvquant4", Keys.CODEBOOK, 4, Values.CODEBOOK, 4),
+    KVQUANT3("kvquant3", Keys.CODEBOOK, 3, Values.CODEBOOK, 3),
+    KVQUANT2("kvquant2", Keys.CODEBOOK, 2, Values.CODEBOOK, 2),
+    KVQUANT3_NORM2("kvquant3/int2", Keys.CODEBOOK, 3, Values.NORM, 2),
+    AUTO_KVQUANT2("auto/kvquant2", Keys.ELEMENTS, 32, Values.CODEBOOK, 2),
+    INT_KVQUANT4("int/kvquant4", Keys.AFTER_ROPE, 0, Values.CODEBOOK, 4);
 
     /** How keys are stored. */
     private enum Keys {
@@ -42,7 +48,9 @@ enum Method {
         /** Static codes in a dense basis of each head. */
         HEAD_BASIS,
         /** Static codes in a dense basis of all heads. */
-        LAYER_BASIS
+        LAYER_BASIS,
+        /** Levels of a codebook before RoPE, in ranges of channels. */
+        CODEBOOK
     }
 
     /** How values are stored. */
@@ -52,14 +60,17 @@ enum Method {
         /** Levels of the rotated elements times a norm. */
         NORM,
         /** Levels of the elements times a norm. */
-        NATURAL_NORM
+        NATURAL_NORM,
+        /** Levels of a codebook, in ranges of tokens. */
+        CODEBOOK
     }
 
     /** Methods whose cases vary along the same axes. */
     enum Family {
         PLAIN,
         AFFINE,
-        STATIC
+        STATIC,
+        CODEBOOK
     }
 
     final String title;
@@ -82,13 +93,21 @@ enum Method {
 
     Family family() {
         boolean affineValues = values == Values.ELEMENTS && valueBits < 16;
-        return keysAreStatic()
-                ? Family.STATIC
-                : keysAreAffine() || affineValues ? Family.AFFINE : Family.PLAIN;
+        if (keysAreStatic()) {
+            return Family.STATIC;
+        }
+        if (hasCodebook()) {
+            return Family.CODEBOOK;
+        }
+        return keysAreAffine() || affineValues ? Family.AFFINE : Family.PLAIN;
     }
 
     boolean keysAreStatic() {
-        return keys != Keys.ELEMENTS;
+        return keys != Keys.ELEMENTS && keys != Keys.CODEBOOK;
+    }
+
+    boolean hasCodebook() {
+        return keys == Keys.CODEBOOK || values == Values.CODEBOOK;
     }
 
     private boolean keysAreAffine() {
@@ -100,12 +119,18 @@ enum Method {
     }
 
     boolean preRope() {
-        return keysAreStatic() ? keys != Keys.AFTER_ROPE : keysAreAffine() && this != POST_ROPE;
+        return keys == Keys.CODEBOOK
+                || (keysAreStatic()
+                        ? keys != Keys.AFTER_ROPE
+                        : keysAreAffine() && this != POST_ROPE);
     }
 
     Side keys(Case point, int groupSize) {
         if (keysAreStatic()) {
             return staticKeys(point);
+        }
+        if (keys == Keys.CODEBOOK) {
+            return Side.codebook(Codebook.keys(keyBits, point));
         }
         int heads = point.kvHeads();
         int rotated = heads % 4 == 0 ? 4 : heads % 3 == 0 ? 3 : heads % 2 == 0 ? 2 : 1;
@@ -126,7 +151,10 @@ enum Method {
         return Side.statics(codes, dense || !point.order() ? null : point.headOrder());
     }
 
-    Side values(int groupSize) {
+    Side values(Case point, int groupSize) {
+        if (values == Values.CODEBOOK) {
+            return Side.codebook(Codebook.values(valueBits, point));
+        }
         if (values == Values.ELEMENTS) {
             return valueBits < 16 ? Side.affine(valueBits, 1, groupSize) : Side.plain(valueBits);
         }

@@ -2,11 +2,13 @@
 package ai.djl.kvquant.tests.contract;
 
 import java.nio.ByteBuffer;
+import java.util.Arrays;
 
 /**
  * Where one side lies in a page, as layout.h documents it: codes [kvHeads, 4 tiles, headDim places,
  * 2 width bytes], token t of a tile at bit t width, least significant first; then fp16 [4 tiles,
- * groups, {scale, zero}, 16] or, with norms, [4 tiles, kvHeads, 16].
+ * groups, {scale, zero}, 16], with norms [4 tiles, kvHeads, 16], with a codebook of values [4 tiles,
+ * {step, start}, 16]; then, with a codebook, [4 tiles, outliers, {fp16 value, UINT16 channel}, 16].
  */
 final class PageFormat {
 
@@ -20,6 +22,7 @@ final class PageFormat {
     final int end;
     private final int groups;
     private final int scales;
+    private final int outliers;
 
     /** First byte of each place of a head within a tile, then the bytes of the tile. */
     private final int[] places;
@@ -32,9 +35,13 @@ final class PageFormat {
         for (int place = 0; place < layer.headDim(); ++place) {
             places[place + 1] = places[place] + 2 * side.width(place, layer.headDim());
         }
-        groups = side.isAffine() ? layer.channels() / side.groupSize() : 0;
+        groups =
+                side.isAffine()
+                        ? layer.channels() / side.groupSize()
+                        : side.hasCodebook() && side.codebook().steps() == null ? 1 : 0;
         scales = begin + layer.kvHeads() * TILES * places[layer.headDim()];
-        end = scales + TILES * (2 * groups + norms()) * TILE * 2;
+        outliers = scales + TILES * (2 * groups + norms()) * TILE * 2;
+        end = outliers + TILES * outliers() * 2 * TILE * 2;
     }
 
     static PageFormat keys(Layer layer) {
@@ -84,6 +91,24 @@ final class PageFormat {
         return scales + (slot / TILE * layer.kvHeads() + head) * TILE * 2 + slot % TILE * 2;
     }
 
+    /** Slots of a token for outliers. */
+    int outliers() {
+        return side.hasCodebook() ? side.codebook().outliers() : 0;
+    }
+
+    int outlierOffset(int slot, int outlier) {
+        return outliers + (slot / TILE * outliers() + outlier) * 2 * TILE * 2 + slot % TILE * 2;
+    }
+
+    double outlier(ByteBuffer page, int slot, int outlier) {
+        return Half.read(page, outlierOffset(slot, outlier));
+    }
+
+    /** The channel of an outlier; Codebook.EMPTY: the slot is empty. */
+    int outlierChannel(ByteBuffer page, int slot, int outlier) {
+        return page.getShort(outlierOffset(slot, outlier) + TILE * 2) & 0xffff;
+    }
+
     /** The code of an element; a page has readable bytes after its last code. */
     int code(ByteBuffer page, int slot, int place) {
         int width = width(place);
@@ -107,17 +132,24 @@ final class PageFormat {
                                         * (code(page, slot, c)
                                                 - Half.read(page, zeroOffset(slot, group[c])));
                         case 3 -> staticElement(page, slot, c);
+                        case 5 -> codebookElement(page, slot, c);
                         default ->
                                 Half.read(page, normOffset(slot, c / layer.headDim()))
                                         * side.levels()[code(page, slot, c)];
                     };
+        }
+        for (int i = 0; i < outliers(); ++i) {
+            int channel = outlierChannel(page, slot, i);
+            if (channel != Codebook.EMPTY) {
+                x[channel] = outlier(page, slot, i);
+            }
         }
         return x;
     }
 
     /**
      * How large the terms of a token's elements are, by head: codes with a zero are differences,
-     * which kernels take after they have summed up both terms.
+     * which kernels take after they have summed up both terms; so are levels with a start.
      */
     double[] reach(ByteBuffer page, int slot) {
         double[] reach = new double[layer.kvHeads()];
@@ -128,7 +160,22 @@ final class PageFormat {
             int head = c / layer.headDim();
             reach[head] = Math.max(reach[head], scale * Math.max(zero, code(page, slot, c)));
         }
+        if (side.hasCodebook() && groups > 0) {
+            double level = side.codebook().largestReadLevel();
+            double step = Half.read(page, scaleOffset(slot, 0));
+            double start = Math.abs(Half.read(page, zeroOffset(slot, 0)));
+            Arrays.fill(reach, Math.max(start, step * level));
+        }
         return reach;
+    }
+
+    private double codebookElement(ByteBuffer page, int slot, int channel) {
+        double level = side.codebook().readLevels()[code(page, slot, channel)];
+        if (groups == 0) {
+            return side.codebook().start(channel) + side.codebook().step(channel) * level;
+        }
+        double step = Half.read(page, scaleOffset(slot, 0));
+        return Half.read(page, zeroOffset(slot, 0)) + step * level;
     }
 
     private double staticElement(ByteBuffer page, int slot, int place) {

@@ -85,6 +85,12 @@ final class Storage {
                 used[page + side.zeroOffset(slot, g) + i] = -1;
             }
         }
+        for (int i = 0; i < side.outliers(); ++i) {
+            for (int b = 0; b < 2; ++b) {
+                used[page + side.outlierOffset(slot, i) + b] = -1;
+                used[page + side.outlierOffset(slot, i) + PageFormat.TILE * 2 + b] = -1;
+            }
+        }
         for (int h = 0; h < side.norms(); ++h) {
             used[page + side.normOffset(slot, h)] = -1;
             used[page + side.normOffset(slot, h) + 1] = -1;

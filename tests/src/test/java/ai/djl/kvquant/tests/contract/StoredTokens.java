@@ -24,6 +24,8 @@ class StoredTokens {
     private final PageFormat values;
     private final StaticQuantizer staticKeys;
     private final NormQuantizer normValues;
+    private final CodebookQuantizer codebookKeys;
+    private final CodebookQuantizer codebookValues;
     private final List<String> problems = new ArrayList<>();
     private int checked;
 
@@ -39,6 +41,8 @@ class StoredTokens {
         values = PageFormat.values(layer);
         staticKeys = layer.keys().isStatic() ? new StaticQuantizer(keys) : null;
         normValues = layer.values().hasNorms() ? normQuantizer(values) : null;
+        codebookKeys = layer.keys().hasCodebook() ? new CodebookQuantizer(keys) : null;
+        codebookValues = layer.values().hasCodebook() ? new CodebookQuantizer(values) : null;
     }
 
     NormQuantizer normQuantizer(PageFormat format) {
@@ -68,13 +72,17 @@ class StoredTokens {
     /** Codes that were checked and that fp32 could have rounded otherwise. */
     final long codes() {
         return (staticKeys == null ? 0 : staticKeys.codes())
-                + (normValues == null ? 0 : normValues.codes());
+                + (normValues == null ? 0 : normValues.codes())
+                + (codebookKeys == null ? 0 : codebookKeys.codes())
+                + (codebookValues == null ? 0 : codebookValues.codes());
     }
 
     /** Codes that fp32 did round otherwise. */
     final long deviations() {
         return (staticKeys == null ? 0 : staticKeys.deviations())
-                + (normValues == null ? 0 : normValues.deviations());
+                + (normValues == null ? 0 : normValues.deviations())
+                + (codebookKeys == null ? 0 : codebookKeys.deviations())
+                + (codebookValues == null ? 0 : codebookValues.deviations());
     }
 
     private void check(int b, int token) {
@@ -119,6 +127,9 @@ class StoredTokens {
         }
         if (side.hasNorms()) {
             return normValues.problem(rotated, page, slot);
+        }
+        if (side.hasCodebook()) {
+            return (format == keys ? codebookKeys : codebookValues).problem(x, page, slot);
         }
         return elementProblem(format, x, page, slot);
     }
