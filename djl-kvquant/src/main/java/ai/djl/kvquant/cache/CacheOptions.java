@@ -200,7 +200,10 @@ public final class CacheOptions {
                 && !dtype.valueName().equals(dtype.keyName())) {
             name += "-" + dtype.valueName();
         }
-        return outliers() == DEFAULT_OUTLIERS ? name : name + "-outliers" + outliers();
+        if (outliers() == DEFAULT_OUTLIERS) {
+            return name;
+        }
+        return name + (outliers() == 0 ? "-dense" : "-outliers" + outliers());
     }
 
     /**

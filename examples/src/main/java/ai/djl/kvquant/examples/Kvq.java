@@ -58,8 +58,8 @@ public final class Kvq implements Runnable {
             scope = ScopeType.INHERIT,
             description =
                     "how keys and values are stored: auto, fp16, int8, int4, int3, int2, latent4,"
-                            + " latent3, latent2, latent1.5, rotatekv4, rotatekv3, rotatekv2 or a"
-                            + " pair K/V; perplexity, bench and calibrate take several")
+                            + " latent3, latent2, latent1.5, rotatekv4, rotatekv3, rotatekv2,"
+                            + " kvquant4, kvquant3, kvquant2 or a pair K/V; perplexity, bench and calibrate take several")
     List<String> cacheDtypes = new ArrayList<>();
 
     @Option(

@@ -5,6 +5,7 @@ import ai.djl.MalformedModelException;
 import ai.djl.engine.Engine;
 import ai.djl.kvquant.cache.CacheBatch;
 import ai.djl.kvquant.cache.CacheGeometry;
+import ai.djl.kvquant.cache.CacheMethod;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.CacheSequence;
 import ai.djl.kvquant.cache.KvCache;
@@ -101,7 +102,8 @@ public class AttentionBenchmark {
         "rotatekv4+window",
         "int4",
         "int2",
-        "latent2"
+        "latent2",
+        "kvquant2"
     })
     public String cache;
 
@@ -156,7 +158,7 @@ public class AttentionBenchmark {
                 parts.length == 1
                         ? Map.of("kv_cache_dtype", parts[0])
                         : Map.of("kv_cache_dtype", parts[0], "kv_recent_tokens", "128");
-        CacheOptions completed = calibrated(new CacheOptions(options));
+        CacheOptions completed = calibrated(new CacheOptions(options), geometry);
         KvCache kv = new KvCache(manager, new Operators(manager), geometry, completed);
         CacheSequence sequence = kv.newSequence();
         try (NDManager scope = manager.newSubManager()) {
@@ -190,10 +192,13 @@ public class AttentionBenchmark {
         arguments = tables.arguments(kv, qkv);
     }
 
-    /** With the default model's own calibration. */
-    private CacheOptions calibrated(CacheOptions options) {
+    /** With the default model's own calibration; kvquant with all slots for outliers in use. */
+    private CacheOptions calibrated(CacheOptions options, CacheGeometry geometry) {
         if (!options.needsCalibration()) {
             return options;
+        }
+        if (options.dtype().keyMethod() == CacheMethod.KVQUANT) {
+            return options.forSizes(geometry);
         }
         Path directory = DefaultModel.directory();
         try (LlamaModel model = LlamaModel.load(manager, directory, WeightType.AUTO)) {

@@ -2,13 +2,13 @@
 package ai.djl.kvquant.tests.contract;
 
 import java.nio.ByteBuffer;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
-import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 
 /**
@@ -137,8 +137,7 @@ class CodebookQuantizer {
 
     /** The channels that may be chosen: one set, two if it can not be told which end is farther. */
     private List<Set<Integer>> extremes(double[] x) {
-        List<Integer> left =
-                IntStream.range(0, x.length).boxed().collect(Collectors.toCollection(java.util.ArrayList::new));
+        List<Integer> left = new ArrayList<>(IntStream.range(0, x.length).boxed().toList());
         Set<Integer> chosen = new TreeSet<>();
         int each = format.outliers() / 2;
         for (int i = 0; i < each; ++i) {
@@ -154,7 +153,7 @@ class CodebookQuantizer {
         double below = rest[1] - rest[0];
         double above = rest[rest.length - 1] - rest[rest.length - 2];
         Set<Integer> lower = new HashSet<>(chosen);
-        lower.add(take(x, new java.util.ArrayList<>(left), 1));
+        lower.add(take(x, new ArrayList<>(left), 1));
         Set<Integer> upper = new HashSet<>(chosen);
         upper.add(take(x, left, -1));
         if (Math.abs(above - below) <= FP32 * Math.max(above, below) && above != below) {

@@ -47,7 +47,14 @@ class SequenceContractTest {
         Stream<Arguments> exact =
                 Stream.of("auto", "fp16", "auto/rotatekv4", "fp16/int2")
                         .map(dtype -> Arguments.of(options(dtype, null, null)));
-        return Stream.of(exact, caches(), calibratedCaches()).flatMap(stream -> stream);
+        Stream<Arguments> codebooks =
+                Stream.of(
+                                options("kvquant2", "1", "0"),
+                                options("kvquant2", "4", "128"),
+                                options("kvquant2/rotatekv4", "0", "33"))
+                        .map(Arguments::of);
+        return Stream.of(exact, caches(), calibratedCaches(), codebooks)
+                .flatMap(stream -> stream);
     }
 
     /** Caches with static codes of keys. */

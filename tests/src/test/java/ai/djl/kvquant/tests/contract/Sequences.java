@@ -79,6 +79,9 @@ final class Sequences implements AutoCloseable {
     private static CacheOptions configured(Map<String, String> options) {
         CacheOptions configured = new CacheOptions(options);
         Side keys = staticKeys(options);
+        if (options.get("kv_cache_dtype").contains("kvquant")) {
+            return configured.withCalibration(codebooks());
+        }
         if (keys == null) {
             return configured;
         }
@@ -96,6 +99,20 @@ final class Sequences implements AutoCloseable {
             builder.put(0, "keys.noise", codes.noise());
         }
         return configured.withCalibration(builder.build());
+    }
+
+    /** Codebooks of 2 bits for keys and values. */
+    static Calibration codebooks() {
+        Case point = Case.sample(Method.KVQUANT2, 0, Case.SinkPlace.NONE, 0);
+        Codebook keys = Codebook.keys(2, point);
+        Codebook values = Codebook.values(2, point);
+        return new Calibration.Builder(Map.of())
+                .put(0, "keys.steps", keys.steps())
+                .put(0, "keys.levels", keys.levels())
+                .put(0, "keys.read_levels", keys.readLevels())
+                .put(0, "values.levels", values.levels())
+                .put(0, "values.read_levels", values.readLevels())
+                .build();
     }
 
     private static float[] floats(int... values) {
