@@ -82,7 +82,9 @@ record CodebookFormat(
         return share == 0 ? 0 : Math.min(Math.max(1, slots), channels / 2);
     }
 
-    /** Slots of a token's values: as many for the smallest as for the largest, at least one each. */
+    /**
+     * Slots of a token's values: as many for the smallest as for the largest, at least one each.
+     */
     static int valueOutliers(int channels, double share) {
         int slots = 2 * Math.max(1, (int) Math.round(share * channels / 2));
         return share == 0 ? 0 : Math.min(slots, channels / 2);

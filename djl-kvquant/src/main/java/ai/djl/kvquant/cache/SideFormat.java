@@ -5,7 +5,7 @@ package ai.djl.kvquant.cache;
  * How one side (keys or values) of a layer is stored; written as SideParams of the operators'
  * layout.h.
  */
-sealed interface SideFormat 
+sealed interface SideFormat
         permits PlainFormat, RotatedFormat, StaticFormat, NormFormat, CodebookFormat {
 
     /** Bytes of SideParams. */

@@ -5,8 +5,8 @@ import java.nio.ByteBuffer;
 import java.util.Random;
 
 /**
- * KVQuant's codes: x is stored as the level nearest to (x - start) / step, the lower one of two, and
- * read as start + step * read level; outliers are stored as they are.
+ * KVQuant's codes: x is stored as the level nearest to (x - start) / step, the lower one of two,
+ * and read as start + step * read level; outliers are stored as they are.
  *
  * @param steps of keys: [channels, {start, step}]; null: of each token
  * @param levels what codes are chosen by, ascending

@@ -65,11 +65,7 @@ class CodebookBoundaryErrorTest {
     Stream<DynamicTest> outliersAreChecked() {
         Layer layer = layer(Method.KVQUANT2);
         return Stream.of(
-                params(
-                        layer,
-                        "the outliers of keys is -1; allowed: 0 to 96",
-                        KEYS + OUTLIERS,
-                        -1),
+                params(layer, "the outliers of keys is -1; allowed: 0 to 96", KEYS + OUTLIERS, -1),
                 params(
                         layer,
                         "the outliers of values is 97; allowed: 0 to 96",

@@ -139,7 +139,8 @@ class CodebookContractTest {
         System.arraycopy(some, 0, x, 7, some.length);
         ByteBuffer page = stored(even, x, x);
         int[] codes = {0, 1, 2, 0, 3, 2};
-        for (PageFormat format : new PageFormat[] {PageFormat.keys(even), PageFormat.values(even)}) {
+        for (PageFormat format :
+                new PageFormat[] {PageFormat.keys(even), PageFormat.values(even)}) {
             int[] actual = new int[codes.length];
             Arrays.setAll(actual, i -> format.code(page, 0, 7 + i));
             assertArrayEquals(codes, actual);

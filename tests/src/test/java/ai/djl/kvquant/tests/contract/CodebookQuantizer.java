@@ -15,8 +15,8 @@ import java.util.stream.IntStream;
  * Codes of a codebook by their definition. Keys: outliers are elements outside [start - step, start
  * + step] of their channel, at most as many as there are slots, those that lie farthest from start
  * in steps. Values: outliers are the smallest and the largest elements, half of the slots each, one
- * more where its absence narrows the range more; start and step, halves, are the middle and half the
- * width of what is left. Of equal elements the lowest channels are chosen. All elements get the
+ * more where its absence narrows the range more; start and step, halves, are the middle and half
+ * the width of what is left. Of equal elements the lowest channels are chosen. All elements get the
  * code of the nearest level, the lower one of two.
  *
  * <p>A decision may differ where it lies within the error of fp32; nowhere else.
@@ -117,7 +117,8 @@ class CodebookQuantizer {
         }
         for (int c = 0; c < x.length; ++c) {
             double relative = step == 0 ? Math.signum(x[c] - start) : (x[c] - start) / step;
-            double far = step == 0 && relative != 0 ? relative * Double.POSITIVE_INFINITY : relative;
+            double far =
+                    step == 0 && relative != 0 ? relative * Double.POSITIVE_INFINITY : relative;
             int code = format.code(page, slot, c);
             String problem =
                     step == 0 && relative == 0

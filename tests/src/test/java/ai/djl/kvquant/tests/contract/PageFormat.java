@@ -7,8 +7,9 @@ import java.util.Arrays;
 /**
  * Where one side lies in a page, as layout.h documents it: codes [kvHeads, 4 tiles, headDim places,
  * 2 width bytes], token t of a tile at bit t width, least significant first; then fp16 [4 tiles,
- * groups, {scale, zero}, 16], with norms [4 tiles, kvHeads, 16], with a codebook of values [4 tiles,
- * {step, start}, 16]; then, with a codebook, [4 tiles, outliers, {fp16 value, UINT16 channel}, 16].
+ * groups, {scale, zero}, 16], with norms [4 tiles, kvHeads, 16], with a codebook of values [4
+ * tiles, {step, start}, 16]; then, with a codebook, [4 tiles, outliers, {fp16 value, UINT16
+ * channel}, 16].
  */
 final class PageFormat {
 

@@ -53,8 +53,7 @@ class SequenceContractTest {
                                 options("kvquant2", "4", "128"),
                                 options("kvquant2/rotatekv4", "0", "33"))
                         .map(Arguments::of);
-        return Stream.of(exact, caches(), calibratedCaches(), codebooks)
-                .flatMap(stream -> stream);
+        return Stream.of(exact, caches(), calibratedCaches(), codebooks).flatMap(stream -> stream);
     }
 
     /** Caches with static codes of keys. */

@@ -58,24 +58,48 @@ record Side(
 
     Side withOrder(int[] newOrder) {
         return new Side(
-                format, bits, rotationHeads, groupSize, clip, floatZero, newOrder, codes, levels,
+                format,
+                bits,
+                rotationHeads,
+                groupSize,
+                clip,
+                floatZero,
+                newOrder,
+                codes,
+                levels,
                 codebook);
     }
 
     Side withFloatZero() {
-        return new Side(format, bits, rotationHeads, groupSize, clip, true, order, codes, levels,
-                codebook);
+        return new Side(
+                format, bits, rotationHeads, groupSize, clip, true, order, codes, levels, codebook);
     }
 
     Side withCodes(StaticCodes newCodes) {
         return new Side(
-                format, bits, rotationHeads, groupSize, clip, floatZero, order, newCodes, levels,
+                format,
+                bits,
+                rotationHeads,
+                groupSize,
+                clip,
+                floatZero,
+                order,
+                newCodes,
+                levels,
                 codebook);
     }
 
     Side withLevels(float... newLevels) {
         return new Side(
-                format, bits, rotationHeads, groupSize, clip, floatZero, order, codes, newLevels,
+                format,
+                bits,
+                rotationHeads,
+                groupSize,
+                clip,
+                floatZero,
+                order,
+                codes,
+                newLevels,
                 codebook);
     }
 
