@@ -10,6 +10,27 @@ float limited(float x) { return std::clamp(x, -kLargestHalf, kLargestHalf); }
 
 }  // namespace
 
+TokenRange token_range(float low, float high) {
+  return {round_to_half(0.5f * (limited(high) + limited(low))), round_to_half(0.5f * (limited(high) - limited(low)))};
+}
+
+void keep_farthest(std::vector<Outlier>& outliers, int slots) {
+  std::sort(outliers.begin(), outliers.end(), [](const Outlier& a, const Outlier& b) {
+    return a.distance != b.distance ? a.distance > b.distance : a.channel < b.channel;
+  });
+  if (static_cast<int>(outliers.size()) > slots) outliers.resize(slots);
+}
+
+void store_outliers(const SideLayout& layout, const std::vector<Outlier>& outliers, uint8_t* page, int token) {
+  const int tile = token / kTileTokens, lane = token % kTileTokens;
+  for (int slot = 0; slot < layout.outliers(); ++slot) {
+    const bool used = slot < static_cast<int>(outliers.size());
+    const uint16_t channel = used ? static_cast<uint16_t>(outliers[slot].channel) : kNoChannel;
+    store_half(page + layout.outlier_values(tile, slot) + 2 * lane, used ? limited(outliers[slot].value) : 0.0f);
+    std::memcpy(page + layout.outlier_channels(tile, slot) + 2 * lane, &channel, sizeof(channel));
+  }
+}
+
 CodebookEncoder::CodebookEncoder(const LayerParams& params, const SideParams& side, const SideLayout& layout)
     : params_(params), side_(side), layout_(layout) {}
 
@@ -20,7 +41,7 @@ void CodebookEncoder::operator()(const float* x, uint8_t* page, int token) {
   } else {
     encode_by_token(x, page, token);
   }
-  store_outliers(x, page, token);
+  store_outliers(layout_, outliers_, page, token);
 }
 
 void CodebookEncoder::encode_by_channel(const float* x, uint8_t* page, int token) {
@@ -28,12 +49,9 @@ void CodebookEncoder::encode_by_channel(const float* x, uint8_t* page, int token
   for (int c = 0; c < params_.channels(); ++c, steps += 2) {
     const float relative = (x[c] - steps[0]) / steps[1];
     put_level(page, c, token, relative);
-    if (std::fabs(relative) > 1.0f) outliers_.push_back({std::fabs(relative), c});
+    if (std::fabs(relative) > 1.0f) outliers_.push_back({std::fabs(relative), x[c], c});
   }
-  std::sort(outliers_.begin(), outliers_.end(), [](const Outlier& a, const Outlier& b) {
-    return a.distance != b.distance ? a.distance > b.distance : a.channel < b.channel;
-  });
-  if (static_cast<int>(outliers_.size()) > layout_.outliers()) outliers_.resize(layout_.outliers());
+  keep_farthest(outliers_, layout_.outliers());
 }
 
 void CodebookEncoder::encode_by_token(const float* x, uint8_t* page, int token) {
@@ -70,7 +88,7 @@ void CodebookEncoder::choose(const float* x, float sign) {
   const int channel = extreme(x, sign);
   if (channel < 0) return;
   chosen_[channel] = 1;
-  outliers_.push_back({0.0f, channel});
+  outliers_.push_back({0.0f, x[channel], channel});
 }
 
 float CodebookEncoder::narrowing(const float* x, float sign) {
@@ -85,18 +103,7 @@ float CodebookEncoder::narrowing(const float* x, float sign) {
 TokenRange CodebookEncoder::range_of_rest(const float* x) const {
   const int low = extreme(x, 1.0f), high = extreme(x, -1.0f);
   if (low < 0) return {0.0f, 0.0f};
-  return {round_to_half(0.5f * (limited(x[high]) + limited(x[low]))),
-          round_to_half(0.5f * (limited(x[high]) - limited(x[low])))};
-}
-
-void CodebookEncoder::store_outliers(const float* x, uint8_t* page, int token) const {
-  const int tile = token / kTileTokens, lane = token % kTileTokens;
-  for (int slot = 0; slot < layout_.outliers(); ++slot) {
-    const bool used = slot < static_cast<int>(outliers_.size());
-    const uint16_t channel = used ? static_cast<uint16_t>(outliers_[slot].channel) : kNoChannel;
-    store_half(page + layout_.outlier_values(tile, slot) + 2 * lane, used ? limited(x[channel]) : 0.0f);
-    std::memcpy(page + layout_.outlier_channels(tile, slot) + 2 * lane, &channel, sizeof(channel));
-  }
+  return token_range(x[low], x[high]);
 }
 
 void decode_codebook(const LayerParams& params, const SideParams& side, const SideLayout& layout, const uint8_t* page,

@@ -13,6 +13,22 @@ struct TokenRange {
   float start, step;
 };
 
+/// The range of a token whose elements, apart from outliers, are between low and high.
+TokenRange token_range(float low, float high);
+
+/// An element of a token that is kept as it is.
+struct Outlier {
+  float distance;  ///< from its channel's start, in steps (keys)
+  float value;
+  int channel;
+};
+
+/// Keeps the farthest outliers, one for each slot, and sorts them: farthest first, then by channel.
+void keep_farthest(std::vector<Outlier>& outliers, int slots);
+
+/// Fills the slots of a token of a page.
+void store_outliers(const SideLayout& layout, const std::vector<Outlier>& outliers, uint8_t* page, int token);
+
 /// Stores tokens of one side in pages; holds the scratch that this takes.
 class CodebookEncoder {
  public:
@@ -22,11 +38,6 @@ class CodebookEncoder {
   void operator()(const float* x, uint8_t* page, int token);
 
  private:
-  struct Outlier {
-    float distance;
-    int channel;
-  };
-
   /// Ranges of channels: outliers are what lies beyond them, the farthest in steps, then the lowest channels.
   void encode_by_channel(const float* x, uint8_t* page, int token);
   /// A range of the token: outliers are its smallest and largest elements, equally many, the range is that of the rest.
@@ -40,7 +51,6 @@ class CodebookEncoder {
   /// How much narrower the range of what is not chosen gets without its extreme.
   float narrowing(const float* x, float sign);
   TokenRange range_of_rest(const float* x) const;
-  void store_outliers(const float* x, uint8_t* page, int token) const;
 
   const LayerParams& params_;
   const SideParams& side_;

@@ -5,6 +5,7 @@
 
 #include "../core/aligned.h"
 #include "../core/append.h"
+#include "codebook_encode.h"
 #include "encode.h"
 #include "rope.h"
 #include "static_keys.h"
@@ -30,7 +31,8 @@ struct Side {
         rope(is_key && cache.params->keys_pre_rope == 0),
         low(groups * kLanes),
         high(groups * kLanes),
-        scales(2 * groups * kLanes) {}
+        scales(2 * groups * kLanes),
+        codebook(cache_params, stored.params, stored.layout) {}
 
   /// Where the exact copies of a head are in an exact page.
   int64_t exact(const ExactLayout& layout, int head) const {
@@ -45,6 +47,7 @@ struct Side {
   const int channels, groups;
   const bool rounded, rope;
   AlignedFloats low, high, scales, x, places;
+  CodebookRunEncoder codebook;
 };
 
 /// Encodes runs: x is [channels, kLanes], low and high [groups, kLanes], scales [groups, {scale, zero}, kLanes].
@@ -70,8 +73,11 @@ class RunEncoder {
       if (side.stored.params.rotation_heads > 0) rotate_run<head_dim>(x, heads);
     }
     if (side.stored.params.basis_heads > 0) multiply(side);
-    if (side.stored.params.format == Format::kCodebook) return store_tokens(side, token, page);
     const int slot = static_cast<int>(token % kPageTokens), tile = slot / kTileTokens, lane = slot % kTileTokens;
+    if (side.stored.params.format == Format::kCodebook) {
+      if (!side.codebook(side.x.data(), page, slot)) store_tokens(side, slot, page);
+      return;
+    }
     if (side.stored.params.format == Format::kAffine) {
       find_bounds(side);
       choose_scales(side, page, tile, lane);
@@ -92,12 +98,12 @@ class RunEncoder {
 
  private:
   /// Stores the tokens one by one, as the portable version does.
-  static void store_tokens(Side& side, int64_t token, uint8_t* page) {
+  static void store_tokens(Side& side, int slot, uint8_t* page) {
     SideEncoder encode(side.cache_params, side.stored.params, side.stored.layout, nullptr);
     side.places.resize(side.channels);
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int c = 0; c < side.channels; ++c) side.places[c] = side.x[c * kLanes + lane];
-      encode(side.places.data(), page, static_cast<int>((token + lane) % kPageTokens));
+      encode(side.places.data(), page, slot + lane);
     }
   }
 
