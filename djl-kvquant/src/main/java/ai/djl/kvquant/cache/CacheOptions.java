@@ -151,13 +151,24 @@ public final class CacheOptions {
      * @return the options
      */
     public CacheOptions forEvaluation(int tokens) {
+        Map<String, String> changed = new HashMap<>(forOneSequence(tokens).values);
+        if (quantizedKeys()) {
+            changed.put("kv_recent_tokens", "0");
+        }
+        return new CacheOptions(changed, calibration);
+    }
+
+    /**
+     * Returns the options of a cache with room for one sequence, otherwise as it is deployed.
+     *
+     * @param tokens the longest sequence
+     * @return the options
+     */
+    public CacheOptions forOneSequence(int tokens) {
         Map<String, String> changed = new HashMap<>(values);
         changed.remove("kv_cache_memory");
         changed.put("kv_cache_tokens", Integer.toString(tokens));
         changed.put("max_batch_size", "1");
-        if (quantizedKeys()) {
-            changed.put("kv_recent_tokens", "0");
-        }
         return new CacheOptions(changed, calibration);
     }
 

@@ -192,6 +192,36 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
+     * Returns the bits per key element of a sequence with all that is stored for it, sinks and
+     * window included; the mean over layers.
+     *
+     * @param tokens the sequence's length
+     * @param recent recent tokens that are kept exactly
+     * @return the effective bits
+     */
+    public double bitsPerKey(int tokens, int recent) {
+        return layers.stream()
+                .mapToDouble(l -> l.storedBits(l.keys(), tokens, recent))
+                .average()
+                .orElse(0);
+    }
+
+    /**
+     * Returns the bits per value element of a sequence with all that is stored for it, sinks and
+     * window included; the mean over layers.
+     *
+     * @param tokens the sequence's length
+     * @param recent recent tokens that are kept exactly
+     * @return the effective bits
+     */
+    public double bitsPerValue(int tokens, int recent) {
+        return layers.stream()
+                .mapToDouble(l -> l.storedBits(l.values(), tokens, recent))
+                .average()
+                .orElse(0);
+    }
+
+    /**
      * Returns the bytes that one more token takes in pages, over all layers.
      *
      * @return bytes per token

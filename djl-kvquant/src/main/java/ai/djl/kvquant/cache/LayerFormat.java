@@ -18,6 +18,7 @@ record LayerFormat(
     private static final int MAGIC = 0x3151564b;
     private static final int HEADER_BYTES = 48;
     private static final int SIZE_POSITION = 4;
+    private static final double EXACT_BITS = 16;
 
     static LayerFormat of(CacheGeometry geometry, CacheOptions options, int layer) {
         if (options.skipLayers(geometry.numLayers()).contains(layer)) {
@@ -92,6 +93,19 @@ record LayerFormat(
 
     boolean hasExactPages() {
         return window > 0 || maxSinks > 0;
+    }
+
+    /**
+     * Bits per element of a sequence: pages hold all but recent tokens, exact pages those and as
+     * many sinks as there may be.
+     */
+    double storedBits(SideFormat side, int tokens, int recent) {
+        if (!keys.isQuantized()) {
+            return side.effectiveBits();
+        }
+        int window = Math.min(recent, tokens);
+        int exact = window + Math.min(maxSinks, tokens);
+        return (side.effectiveBits() * (tokens - window) + EXACT_BITS * exact) / tokens;
     }
 
     int sinkPages() {

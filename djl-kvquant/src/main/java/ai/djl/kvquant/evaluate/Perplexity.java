@@ -36,6 +36,7 @@ public final class Perplexity implements AutoCloseable {
     private final double[][] sums;
     private int windows;
     private long tokens;
+    private int longest;
 
     /**
      * Prepares a measurement.
@@ -138,6 +139,7 @@ public final class Perplexity implements AutoCloseable {
         }
         ++windows;
         tokens += window.length - 1;
+        longest = Math.max(longest, window.length);
     }
 
     /**
@@ -161,6 +163,8 @@ public final class Perplexity implements AutoCloseable {
                             tokens,
                             evaluator.bitsPerKey(),
                             evaluator.bitsPerValue(),
+                            evaluator.bitsPerKey(longest),
+                            evaluator.bitsPerValue(longest),
                             sums[i][1] / tokens,
                             sums[i][2] / tokens));
         }

@@ -11,6 +11,9 @@ package ai.djl.kvquant.evaluate;
  * @param bitsPerKey the bits per key element, scales and zeros included, sinks and recent window
  *     not
  * @param bitsPerValue the bits per value element, likewise
+ * @param storedBitsPerKey the bits per key element with all that a window stores, sinks and recent
+ *     window included
+ * @param storedBitsPerValue the bits per value element, likewise
  * @param meanKl the mean Kullback-Leibler divergence of the predictions with the cache {@code auto}
  *     from these, in nats
  * @param top1Agreement the share of tokens, 0 to 1, whose most probable prediction is the same as
@@ -23,5 +26,7 @@ public record PerplexityResult(
         long tokens,
         double bitsPerKey,
         double bitsPerValue,
+        double storedBitsPerKey,
+        double storedBitsPerValue,
         double meanKl,
         double top1Agreement) {}

@@ -213,16 +213,28 @@ final class LlamaCode {
         """);
     }
 
-    /** One layer on one text, in full precision: its output and its projections. */
+    /**
+     * One layer on one text, in full precision: its output, its projections, keys after RoPE,
+     * values and the output of attention; and what caches of other kinds make of the projections.
+     */
     private String layer() {
         return fill(
                 """
-          def layer(self: __torch__.M, x: Tensor, starts: Tensor, l: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor]:
+          def layer(self: __torch__.M, x: Tensor, starts: Tensor, l: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             qkv = self.qkv(x, l)
             q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
             a = self.attend_chunk(q, k, v, 0, 0, 0, 0, l, CACHE)
             heads = torch.reshape(qkv, [torch.size(x, 0), HEADS + 2 * KV_HEADS, HEAD_DIM])
-            return (self.finish(x, a, l), heads)
+            return (self.finish(x, a, l), heads, k, v, a)
+          def store(self: __torch__.M, x: Tensor, heads: Tensor, starts: Tensor, l: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
+            none = (self.w)[3]
+            if massive:
+              values, rows, = ops.kvquant.massive_entries(x, starts)
+            else:
+              values, rows = none, none
+            qkv = torch.reshape(heads, [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
+            ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
+            return none
         """);
     }
 
@@ -230,7 +242,9 @@ final class LlamaCode {
      * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than
      * window, else as it is read back from the cache. params describe layers without a window,
      * lengths is 0 and after is the text's length. Scores of stored tokens from biased_from on have
-     * a bias if biased.
+     * a bias if biased. layer_errors compares one layer, given its exact input, with what
+     * {@link #layer} made of it: sums of squares of keys, their error, values, theirs, attention's
+     * output, its error.
      */
     private String streaming() {
         return fill(
@@ -264,28 +278,36 @@ final class LlamaCode {
               seen = mask
             o = torch.scaled_dot_product_attention(q1, k1, v1, seen, 0., False, scale=SCALE)
             return torch.reshape(torch.permute(o, [2, 0, 1, 3]), [end - begin, HEADS * HEAD_DIM])
+          def stream_layer(self: __torch__.M, x: Tensor, qkv: Tensor, starts: Tensor, after: Tensor, l: int, window: int, massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor, Tensor]:
+            none = (self.w)[3]
+            n = torch.size(x, 0)
+            if massive:
+              values, rows, = ops.kvquant.massive_entries(x, starts)
+            else:
+              values, rows = none, none
+            ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
+            q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
+            qr, kx, vx, = ops.kvquant.rope_heads(torch.to(torch.to(qkv, 5), 6), starts, LAYER_CACHE)
+            kq, vq, = ops.kvquant.dequantize(0, 0, n, after, page_table, exact_table, pages[l], exact[l], rope, params[l])
+            bias = none
+            if biased:
+              bias = torch.reshape(ops.kvquant.score_bias(q, params[l]), [KV_HEADS, GROUPS, n])
+            outs = annotate(List[Tensor], [])
+            for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
+              _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window, bias, biased, biased_from))
+            return (torch.cat(outs), kq, vq)
           def streaming(self: __torch__.M, ids: Tensor, starts: Tensor, after: Tensor, window: int, massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tensor:
             x = self.embed(ids)
-            none = (self.w)[3]
-            n = torch.size(ids, 0)
             for l in range(LAYERS):
-              if massive:
-                values, rows, = ops.kvquant.massive_entries(x, starts)
-              else:
-                values, rows = none, none
-              qkv = self.qkv(x, l)
-              ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
-              q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
-              qr, kx, vx, = ops.kvquant.rope_heads(torch.to(torch.to(qkv, 5), 6), starts, LAYER_CACHE)
-              kq, vq, = ops.kvquant.dequantize(0, 0, n, after, page_table, exact_table, pages[l], exact[l], rope, params[l])
-              bias = none
-              if biased:
-                bias = torch.reshape(ops.kvquant.score_bias(q, params[l]), [KV_HEADS, GROUPS, n])
-              outs = annotate(List[Tensor], [])
-              for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
-                _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window, bias, biased, biased_from))
-              x = self.finish(x, torch.cat(outs), l)
+              a, kq, vq, = self.stream_layer(x, self.qkv(x, l), starts, after, l, window, massive, biased, biased_from, CACHE)
+              x = self.finish(x, a, l)
             return x
+          def squares(self: __torch__.M, x: Tensor) -> Tensor:
+            return torch.sum(torch.square(torch.to(x, 7)))
+          def layer_errors(self: __torch__.M, x: Tensor, heads: Tensor, k: Tensor, v: Tensor, a: Tensor, starts: Tensor, after: Tensor, l: int, window: int, massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tensor:
+            qkv = torch.reshape(heads, [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
+            a1, kq, vq, = self.stream_layer(x, qkv, starts, after, l, window, massive, biased, biased_from, CACHE)
+            return torch.stack([self.squares(k), self.squares(torch.sub(kq, k)), self.squares(v), self.squares(torch.sub(vq, v)), self.squares(a), self.squares(torch.sub(a1, a))])
           def compare(self: __torch__.M, x: List[Tensor], targets: Tensor) -> Tensor:
             n = torch.size(targets, 0)
             sums = torch.zeros([torch.len(x), 3], dtype=7)

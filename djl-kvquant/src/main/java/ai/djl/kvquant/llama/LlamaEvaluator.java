@@ -75,6 +75,28 @@ public final class LlamaEvaluator implements AutoCloseable {
     }
 
     /**
+     * Returns the bits per key element of a text, with all that is stored: scales and zeros, sinks
+     * and the recent window as well.
+     *
+     * @param tokens the text's length
+     * @return the effective bits
+     */
+    public double bitsPerKey(int tokens) {
+        return cache.bitsPerKey(tokens, options.window());
+    }
+
+    /**
+     * Returns the bits per value element of a text, with all that is stored: norms or scales and
+     * zeros, sinks and the recent window as well.
+     *
+     * @param tokens the text's length
+     * @return the effective bits
+     */
+    public double bitsPerValue(int tokens) {
+        return cache.bitsPerValue(tokens, options.window());
+    }
+
+    /**
      * Returns a manager for results of {@link #hiddenStates}.
      *
      * @return the manager; the caller closes it
@@ -122,6 +144,62 @@ public final class LlamaEvaluator implements AutoCloseable {
             return hidden;
         }
     }
+
+    /**
+     * Measures what the cache makes of one layer whose input is exact.
+     *
+     * @param layer the number of the layer
+     * @param exact what the layer makes of a text, at most as many tokens as the context
+     * @return the sums of squares of signals and errors
+     */
+    public LayerSums layerErrors(int layer, LlamaLayers.Details exact) {
+        int count = Math.toIntExact(exact.input().getShape().get(0));
+        try (NDManager scope = model.manager().newSubManager();
+                CacheSequence sequence = cache.newSequence()) {
+            int[] counts = {count};
+            CacheBatch tables = CacheBatch.reserve(scope, cache, List.of(sequence), counts, true);
+            double[] sums =
+                    model.module()
+                            .run(
+                                    scope,
+                                    "layer_errors",
+                                    tables.arguments(
+                                            cache,
+                                            exact.input(),
+                                            exact.qkv(),
+                                            exact.keys(),
+                                            exact.values(),
+                                            exact.attention(),
+                                            scope.create(new int[] {0, count}),
+                                            scope.create(new int[][] {{count, 0}}),
+                                            layer,
+                                            options.window(),
+                                            cache.wantsMassiveEntries(),
+                                            cache.hasScoreBias(),
+                                            cache.options().firstSinks()))
+                            .get(0)
+                            .toDoubleArray();
+            return new LayerSums(sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
+        }
+    }
+
+    /**
+     * Sums of squares over a text, of one layer.
+     *
+     * @param keys of keys after RoPE
+     * @param keyError of what reading them back from the cache changes
+     * @param values of values
+     * @param valueError of what reading them back changes
+     * @param attention of the output of attention
+     * @param attentionError of what the cache changes in it, tokens being read as in real decoding
+     */
+    public record LayerSums(
+            double keys,
+            double keyError,
+            double values,
+            double valueError,
+            double attention,
+            double attentionError) {}
 
     /**
      * Compares what a text's next tokens are under several caches.

@@ -70,6 +70,26 @@ public final class LlamaLayers implements AutoCloseable {
     }
 
     /**
+     * What a layer makes of a text, with all that it computes on the way.
+     *
+     * @param input the layer's input, FLOAT32 {@code [tokens, hidden]}
+     * @param hidden its output, of the same shape
+     * @param qkv its projections before RoPE, FLOAT32 {@code [tokens, heads + 2 kv heads,
+     *     headDim]}: queries, keys, values
+     * @param keys keys after RoPE, FLOAT32 {@code [kv heads, tokens, headDim]}
+     * @param values values, of the same shape
+     * @param attention the output of attention, before its projection, FLOAT32 {@code [tokens, heads
+     *     headDim]}
+     */
+    public record Details(
+            NDArray input,
+            NDArray hidden,
+            NDArray qkv,
+            NDArray keys,
+            NDArray values,
+            NDArray attention) {}
+
+    /**
      * Runs a layer.
      *
      * @param manager the manager that the results are attached to
@@ -78,6 +98,22 @@ public final class LlamaLayers implements AutoCloseable {
      * @return its output and projections
      */
     public Output run(NDManager manager, int layer, NDArray input) {
+        Details details = details(manager, layer, input);
+        details.keys().close();
+        details.values().close();
+        details.attention().close();
+        return new Output(details.hidden(), details.qkv());
+    }
+
+    /**
+     * Runs a layer and keeps what it computes on the way.
+     *
+     * @param manager the manager that the results are attached to
+     * @param layer the number of the layer
+     * @param input the layer's input, FLOAT32 {@code [tokens, hidden]}
+     * @return input, output and what is between them
+     */
+    public Details details(NDManager manager, int layer, NDArray input) {
         int count = Math.toIntExact(input.getShape().get(0));
         try (NDManager scope = model.manager().newSubManager()) {
             int[] counts = {count};
@@ -92,7 +128,13 @@ public final class LlamaLayers implements AutoCloseable {
                                             input,
                                             scope.create(new int[] {0, count}),
                                             layer));
-            return new Output(result.get(0), result.get(1));
+            return new Details(
+                    input,
+                    result.get(0),
+                    result.get(1),
+                    result.get(2),
+                    result.get(3),
+                    result.get(4));
         }
     }
 
