@@ -192,6 +192,15 @@ public final class CacheOptions {
     }
 
     /**
+     * Returns what is known of the calibration.
+     *
+     * @return its metadata; empty if there is none
+     */
+    public Map<String, String> calibrationMetadata() {
+        return calibration == null ? Map.of() : calibration.metadata();
+    }
+
+    /**
      * Tells whether the data type is stored better with a calibration of the model.
      *
      * @return whether {@link #withCalibration} makes a difference
