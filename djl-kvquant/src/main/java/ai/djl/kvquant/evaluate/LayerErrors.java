@@ -15,8 +15,8 @@ import java.util.function.ToDoubleFunction;
 import java.util.stream.IntStream;
 
 /**
- * Measures the error of every layer under several KV caches. Each layer is given its exact input, so
- * that errors do not add up from layer to layer.
+ * Measures the error of every layer under several KV caches. Each layer is given its exact input,
+ * so that errors do not add up from layer to layer.
  *
  * <p>Keys and values are compared as the cache gives them back, sinks exactly and nothing of the
  * recent window; the output of attention as real decoding would have it, recent window included.

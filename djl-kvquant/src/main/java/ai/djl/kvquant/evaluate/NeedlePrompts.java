@@ -8,8 +8,8 @@ import java.util.Random;
 import java.util.stream.IntStream;
 
 /**
- * Writes prompts for passkey retrieval: sentences of a filler text, among them one that tells a pass
- * key of five digits, and the question for it, left to be completed.
+ * Writes prompts for passkey retrieval: sentences of a filler text, among them one that tells a
+ * pass key of five digits, and the question for it, left to be completed.
  *
  * <p>A prompt depends on its length, depth, trial and the seed alone.
  */
@@ -72,7 +72,8 @@ public final class NeedlePrompts {
             throw new IllegalArgumentException(
                     "A depth of " + depth + " is outside the text; allowed: 0 to 1.");
         }
-        Random random = new Random(((seed * 31 + length) * 31 + Double.hashCode(depth)) * 31 + trial);
+        Random random =
+                new Random(((seed * 31 + length) * 31 + Double.hashCode(depth)) * 31 + trial);
         // Seeds that differ little begin with numbers that do.
         random.nextLong();
         String key = Integer.toString(random.nextInt(SMALLEST_KEY, LARGEST_KEY + 1));

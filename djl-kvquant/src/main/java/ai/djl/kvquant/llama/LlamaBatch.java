@@ -58,8 +58,7 @@ final class LlamaBatch implements DecodingBatch {
     }
 
     /** Goes on with a sequence that is stored already. */
-    static LlamaBatch of(
-            LlamaModel model, KvCache cache, CacheSequence sequence, float[] logits) {
+    static LlamaBatch of(LlamaModel model, KvCache cache, CacheSequence sequence, float[] logits) {
         LlamaBatch batch = new LlamaBatch(model, cache, List.of(sequence));
         batch.logits = batch.stack(new float[][] {logits});
         return batch;

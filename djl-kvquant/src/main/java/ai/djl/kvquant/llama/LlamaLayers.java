@@ -78,8 +78,8 @@ public final class LlamaLayers implements AutoCloseable {
      *     headDim]}: queries, keys, values
      * @param keys keys after RoPE, FLOAT32 {@code [kv heads, tokens, headDim]}
      * @param values values, of the same shape
-     * @param attention the output of attention, before its projection, FLOAT32 {@code [tokens, heads
-     *     headDim]}
+     * @param attention the output of attention, before its projection, FLOAT32 {@code [tokens,
+     *     heads headDim]}
      */
     public record Details(
             NDArray input,

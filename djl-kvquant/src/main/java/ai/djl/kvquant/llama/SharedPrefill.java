@@ -41,8 +41,8 @@ public final class SharedPrefill implements AutoCloseable {
      * @param caches this model with the caches
      * @return for each cache a batch of one row, ready to decode, whose logits are those of the
      *     exact pass; the caller closes it
-     * @throws IllegalArgumentException if the prompt is longer than announced, or a cache is that of
-     *     another model
+     * @throws IllegalArgumentException if the prompt is longer than announced, or a cache is that
+     *     of another model
      * @throws ai.djl.kvquant.cache.CacheFullException if the prompt does not fit into a cache
      */
     public List<DecodingBatch> run(int[] prompt, List<LlamaLanguageModel> caches) {
@@ -87,8 +87,7 @@ public final class SharedPrefill implements AutoCloseable {
         try {
             int[] counts = {tokens};
             List<CacheSequence> one = List.of(sequence);
-            return new Target(
-                    cache, sequence, CacheBatch.reserve(scope, cache, one, counts, true));
+            return new Target(cache, sequence, CacheBatch.reserve(scope, cache, one, counts, true));
         } catch (RuntimeException | Error e) {
             sequence.close();
             throw e;

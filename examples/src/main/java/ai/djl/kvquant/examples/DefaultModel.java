@@ -9,6 +9,9 @@ import java.nio.file.Path;
 /** The model that commands use unless another is named. */
 final class DefaultModel {
 
+    /** What stands beside figures of this model. */
+    static final String NOTE = "The weights are a Q4_1 file, dequantized and rounded to fp16.";
+
     /** Names the directory of fetch-model; set by the launcher. */
     private static final String HOME = "kvq.home";
 

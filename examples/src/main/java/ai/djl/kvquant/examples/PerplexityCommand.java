@@ -50,7 +50,8 @@ final class PerplexityCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws Exception {
-        List<CacheOptions> caches = new CacheArguments(kvq, "auto", "rotatekv4").several(Map.of());
+        List<CacheArguments.Named> caches =
+                new CacheArguments(kvq, "auto", "rotatekv4").named(Map.of());
         String content = Files.readString(text);
         try (Session session = Session.open(kvq)) {
             int[] tokens = Perplexity.tokenize(session.tokenizer(), content);
@@ -60,11 +61,10 @@ final class PerplexityCommand implements Callable<Integer> {
                             : Math.min(
                                     DEFAULT_WINDOWS,
                                     Math.max(1, tokens.length / Math.max(1, context)));
-            print(
-                    measure(
-                            session,
-                            session.complete(caches),
-                            Perplexity.windows(tokens, context, count)));
+            List<CacheOptions> options =
+                    session.complete(caches.stream().map(CacheArguments.Named::options).toList());
+            List<int[]> chosen = Perplexity.windows(tokens, context, count);
+            print(caches, measure(session, options, chosen));
         }
         return 0;
     }
@@ -81,9 +81,12 @@ final class PerplexityCommand implements Callable<Integer> {
         }
     }
 
-    private void print(List<PerplexityResult> results) {
+    private void print(List<CacheArguments.Named> caches, List<PerplexityResult> results) {
         if (kvq.json) {
-            results.forEach(r -> spec.commandLine().getOut().println(Json.line(json(r))));
+            for (int i = 0; i < results.size(); ++i) {
+                Map<String, Object> json = json(caches.get(i).label(), results.get(i));
+                spec.commandLine().getOut().println(Json.line(json));
+            }
             return;
         }
         Table table =
@@ -96,9 +99,10 @@ final class PerplexityCommand implements Callable<Integer> {
                         "bits/value",
                         "mean KL",
                         "top-1");
-        for (PerplexityResult r : results) {
+        for (int i = 0; i < results.size(); ++i) {
+            PerplexityResult r = results.get(i);
             table.row(
-                    r.dtype(),
+                    caches.get(i).label(),
                     Table.number(r.perplexity(), 4),
                     r.windows(),
                     r.tokens(),
@@ -110,9 +114,9 @@ final class PerplexityCommand implements Callable<Integer> {
         table.print(spec.commandLine().getOut());
     }
 
-    private static Map<String, Object> json(PerplexityResult r) {
+    private static Map<String, Object> json(String label, PerplexityResult r) {
         Map<String, Object> json = new LinkedHashMap<>();
-        json.put("kv_cache_dtype", r.dtype());
+        json.put("kv_cache_dtype", label);
         json.put("perplexity", r.perplexity());
         json.put("windows", r.windows());
         json.put("tokens", r.tokens());

@@ -34,7 +34,8 @@ class KvqTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"", "generate", "chat", "perplexity", "bench", "info"})
+    @ValueSource(
+            strings = {"", "generate", "chat", "perplexity", "eval", "calibrate", "bench", "info"})
     void everyCommandHasHelpWithTheSharedOptions(String command) {
         Run run =
                 run(Stream.of(command, "--help").filter(a -> !a.isEmpty()).toArray(String[]::new));
@@ -62,6 +63,14 @@ class KvqTest {
                         + " int. See 'kvq generate --help'.",
                 "perplexity|kvq: Missing required option: '--text=FILE'. See 'kvq perplexity"
                         + " --help'.",
+                "eval|kvq: --text is missing: perplexity and layers need one (or give --measure needle)."
+                        + " See 'kvq eval --help'.",
+                "eval --measure speed|kvq: --measure is speed; allowed: perplexity, layers and needle,"
+                        + " or none. See 'kvq eval --help'.",
+                "eval --measure needle --needle-depth 101|kvq: --needle-depth is outside the prompt;"
+                        + " allowed: 0 to 100 percent. See 'kvq eval --help'.",
+                "eval --text a --windows 0|kvq: --windows is 0; allowed: 1 or more. See 'kvq eval"
+                        + " --help'.",
                 "bench --batch 0|kvq: --batch is 0; allowed: 1 or more. See 'kvq bench --help'.",
                 "bench --depth -1|kvq: --depth is -1; allowed: 0 or more. See 'kvq bench --help'."
             })
@@ -84,7 +93,7 @@ class KvqTest {
                         + " latent1.5, rotatekv4, rotatekv3, rotatekv2 or a pair K/V such as"
                         + " rotatekv4/rotatekv2.",
                 "generate --kv-cache-dtype fp16 --kv-cache-dtype auto x|kvq: --kv-cache-dtype is given"
-                        + " 2 times; only perplexity and bench compare several.",
+                        + " 2 times; only perplexity, eval and bench compare several.",
                 "chat --set temperature=1|kvq: --set temperature is not a cache option; allowed:"
                         + " kv_…=value except kv_cache_dtype (use --kv-cache-dtype), and"
                         + " max_batch_size.",
@@ -97,7 +106,13 @@ class KvqTest {
                         + " bf16, fp16.",
                 "generate --device gpu0 x|kvq: --device 'gpu0' is not available; this version computes"
                         + " on cpu only.",
-                "perplexity --text /no/such|kvq: There is no file /no/such."
+                "perplexity --text /no/such|kvq: There is no file /no/such.",
+                "eval --text /no/such|kvq: There is no file /no/such.",
+                "eval --measure none --output /no/such|kvq: --output /no/such holds no results; measure"
+                        + " something first.",
+                "perplexity --text x --kv-cache-dtype int2:recent=1|kvq: --kv-cache-dtype"
+                        + " int2:recent=1: 'recent=1' is not a cache option; write NAME:kv_x=y, for"
+                        + " example rotatekv2:kv_recent_tokens=128."
             })
     void errorsAreToldInOneLineAndExit1(String arguments, String message) {
         assertError(1, message, run(arguments.split(" ")));

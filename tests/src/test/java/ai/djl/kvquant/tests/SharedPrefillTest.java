@@ -107,9 +107,12 @@ class SharedPrefillTest {
             NDList second = actual.pools().get(kind);
             for (int layer = 0; layer < first.size(); ++layer) {
                 byte[] bytes = first.get(layer).toByteArray();
-                assertTrue(IntStream.range(0, bytes.length).anyMatch(i -> bytes[i] != 0) || kind > 0);
+                assertTrue(
+                        IntStream.range(0, bytes.length).anyMatch(i -> bytes[i] != 0) || kind > 0);
                 assertArrayEquals(
-                        bytes, second.get(layer).toByteArray(), "pool " + kind + ", layer " + layer);
+                        bytes,
+                        second.get(layer).toByteArray(),
+                        "pool " + kind + ", layer " + layer);
             }
         }
     }
@@ -136,15 +139,12 @@ class SharedPrefillTest {
             List<DecodingBatch> batches = prefill.run(prompt, List.of(other, shared));
             try (DecodingBatch first = batches.get(0);
                     DecodingBatch second = batches.get(1)) {
-                assertArrayEquals(
-                        expected.logits().toFloatArray(), second.logits().toFloatArray());
-                assertArrayEquals(
-                        first.logits().toFloatArray(), second.logits().toFloatArray());
+                assertArrayEquals(expected.logits().toFloatArray(), second.logits().toFloatArray());
+                assertArrayEquals(first.logits().toFloatArray(), second.logits().toFloatArray());
                 assertSamePages(usual.cache(), shared.cache());
                 assertEquals(PROMPT, second.length(0));
                 assertArrayEquals(decode(expected, STEPS), decode(second, STEPS));
-                assertArrayEquals(
-                        expected.logits().toFloatArray(), second.logits().toFloatArray());
+                assertArrayEquals(expected.logits().toFloatArray(), second.logits().toFloatArray());
                 assertSamePages(usual.cache(), shared.cache());
             }
         }
@@ -178,8 +178,7 @@ class SharedPrefillTest {
                     answers[i] = decode(batch, STEPS);
                 }
             }
-            assertEquals(
-                    1, Arrays.stream(answers).map(Arrays::toString).distinct().count());
+            assertEquals(1, Arrays.stream(answers).map(Arrays::toString).distinct().count());
         }
     }
 
