@@ -90,10 +90,11 @@ final class LayerSection implements AccuracySection {
                                             ratio(row.attention())));
         }
         text.append(table);
-        curves()
-                .forEach(
+        curves().forEach(
                         (what, curves) ->
-                                text.append(AccuracySection.image("Error by layer, " + what, layerPlot(what))));
+                                text.append(
+                                        AccuracySection.image(
+                                                "Error by layer, " + what, layerPlot(what))));
         return text.toString();
     }
 

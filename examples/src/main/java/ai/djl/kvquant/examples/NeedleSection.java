@@ -91,7 +91,8 @@ final class NeedleSection implements AccuracySection {
             lengths.forEach(n -> row.add(score(cache, n, score(AUTO, n))));
             table.row(row.toArray());
         }
-        text.append(table).append(AccuracySection.image("Pass keys found by length and depth", PLOT));
+        text.append(table)
+                .append(AccuracySection.image("Pass keys found by length and depth", PLOT));
         return text.toString();
     }
 

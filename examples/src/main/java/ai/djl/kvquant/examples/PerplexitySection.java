@@ -54,9 +54,7 @@ final class PerplexitySection implements AccuracySection {
 
     /** The caches, those of most bits first. */
     List<String> order() {
-        return rows(texts().iterator().next()).stream()
-                .map(EvalPart.PerplexityRow::cache)
-                .toList();
+        return rows(texts().iterator().next()).stream().map(EvalPart.PerplexityRow::cache).toList();
     }
 
     private static String lossPlot(String text) {

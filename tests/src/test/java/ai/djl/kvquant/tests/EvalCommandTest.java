@@ -50,8 +50,7 @@ class EvalCommandTest {
         args.addAll(Arrays.asList(arguments));
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
-        int code =
-                Kvq.run(args.toArray(String[]::new), new PrintWriter(out), new PrintWriter(err));
+        int code = Kvq.run(args.toArray(String[]::new), new PrintWriter(out), new PrintWriter(err));
         assertEquals(exitCode, code, err.toString());
         return code == 0 ? out.toString() : err.toString().strip();
     }
@@ -118,8 +117,7 @@ class EvalCommandTest {
         JsonObject before = JsonParser.parseString(first).getAsJsonObject();
         JsonObject after = JsonParser.parseString(second).getAsJsonObject();
         for (int i = 0; i < 2; ++i) {
-            assertEquals(
-                    before.getAsJsonArray("rows").get(i), after.getAsJsonArray("rows").get(i));
+            assertEquals(before.getAsJsonArray("rows").get(i), after.getAsJsonArray("rows").get(i));
         }
         assertEquals(2, after.getAsJsonArray("runs").size());
         // Nothing is left to measure.
