@@ -60,7 +60,9 @@ final class AccuracyPlots {
 
         /** Caches of one method with the same options: int4 and int2. */
         String family() {
-            return shortened(cache.replaceAll("[0-9.]+(?=[:/]|$)", ""));
+String[] parts = cache.split("(?=:)", 2);
+            String method = parts[0].replaceAll("[0-9.]+(?=/|$)", "");
+            return shortened(parts.length == 1 ? method : method + parts[1]);
         }
     }
 
@@ -86,6 +88,10 @@ final class AccuracyPlots {
                 losses.stream().mapToDouble(loss -> Math.log10(loss.shown())).summaryStatistics();
         chart.getStyler().setYAxisMin(Math.pow(10, Math.floor(range.getMin())));
         chart.getStyler().setYAxisMax(Math.pow(10, Math.floor(range.getMax()) + 1));
+        DoubleSummaryStatistics bitRange =
+                losses.stream().mapToDouble(Loss::bits).summaryStatistics();
+        chart.getStyler().setXAxisMin(Math.ceil(bitRange.getMin()) - 1);
+        chart.getStyler().setXAxisMax(Math.floor(bitRange.getMax()) + 1);
         Map<String, List<Loss>> families = new LinkedHashMap<>();
         for (Loss loss : losses) {
             families.computeIfAbsent(loss.family(), f -> new ArrayList<>()).add(loss);

@@ -125,4 +125,15 @@ class AccuracyReportTest {
         Files.writeString(needle, "{}");
         assertTrue(report(1, "--reuse").contains("is not what kvq eval writes"));
     }
+
+    @Test
+    void aLineJoinsCachesThatDifferInBitsAlone() {
+        assertEquals("int", new AccuracyPlots.Loss("int2", 3, 1).family());
+        assertEquals("latent", new AccuracyPlots.Loss("latent1.5", 3, 1).family());
+        assertEquals("auto/int", new AccuracyPlots.Loss("auto/int4", 3, 1).family());
+        assertEquals(
+                "rotatekv, recent_tokens=128, sink_tokens=4",
+                new AccuracyPlots.Loss("rotatekv2:kv_recent_tokens=128:kv_sink_tokens=4", 3, 1)
+                        .family());
+    }
 }
