@@ -60,7 +60,7 @@ final class AccuracyPlots {
 
         /** Caches of one method with the same options: int4 and int2. */
         String family() {
-String[] parts = cache.split("(?=:)", 2);
+            String[] parts = cache.split("(?=:)", 2);
             String method = parts[0].replaceAll("[0-9.]+(?=/|$)", "");
             return shortened(parts.length == 1 ? method : method + parts[1]);
         }
