@@ -13,7 +13,7 @@ import java.util.Arrays;
 
 /**
  * Keys before RoPE in a basis in which their channels are uncorrelated and errors of all matter
- * alike: the Karhunen-Loeve transform under the metric of the queries.
+ * alike: the Karhunen-Loeve transform under the metric of the queries, or of the loss's gradients.
  *
  * @param bits bits per channel on average
  * @param layerWide whether one basis covers all kv heads of a layer
@@ -24,6 +24,11 @@ record BasisFit(double bits, boolean layerWide) implements KeyFit {
     private static final double METRIC_FLOOR = 1e-2;
 
     private static final double COVARIANCE_FLOOR = 1e-4;
+
+    @Override
+    public boolean usesGradients() {
+        return true;
+    }
 
     @Override
     public void write(Calibration.Builder out, int layer, LayerSamples samples) {
@@ -163,11 +168,35 @@ record BasisFit(double bits, boolean layerWide) implements KeyFit {
         return wide.transpose(0, 2, 1).matMul(wide).div(x.getShape().get(1));
     }
 
-    /**
-     * How much errors of keys matter: second moments of the queries of each kv head. A key meets
-     * queries at all distances, as if it stood at position 0 and they at theirs.
-     */
+    /** How much errors of keys matter, [groups, n, n]. */
     private NDArray metric(LayerSamples samples) {
+        return samples.gradients() == null
+                ? queryMetric(samples)
+                : gradientMetric(samples.gradients().keys(), samples);
+    }
+
+    /**
+     * Second moments of the loss's gradients, scaled to a mean eigenvalue of 1: to second order,
+     * what errors of keys add to the divergence from the exact model.
+     */
+    private NDArray gradientMetric(NDArray gradients, LayerSamples samples) {
+        NDArray moments = gram(groups(samples, gradients));
+        double trace = gradients.toType(DataType.FLOAT64, false).square().sum().getDouble();
+        double mean = trace / gradients.size();
+        if (!(mean > 0)) {
+            throw new IllegalStateException(
+                    "All gradients of a layer's keys are 0 or not numbers (mean square "
+                            + mean
+                            + "); calibrate without gradients.");
+        }
+        return moments.div(mean);
+    }
+
+    /**
+     * Second moments of the queries of each kv head. A key meets queries at all distances, as if it
+     * stood at position 0 and they at theirs.
+     */
+    private NDArray queryMetric(LayerSamples samples) {
         int heads = samples.geometry().numKvHeads();
         int headDim = samples.geometry().headDim();
         NDArray turned = samples.turnedQueries().reshape(samples.queries().getShape());

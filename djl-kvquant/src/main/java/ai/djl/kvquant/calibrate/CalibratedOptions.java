@@ -93,13 +93,14 @@ public final class CalibratedOptions {
         try (HuggingFaceTokenizer tokenizer = Tokenizers.load(directory)) {
             String text = CalibrationText.builtIn();
             List<CacheOptions> caches = List.of(options);
-            return calibrate(caches, text, tokenizer, SELF_TOKENS, fingerprint, layers -> {})
-                    .get(0);
+            List<int[]> windows = windows(text, tokenizer, SELF_TOKENS);
+            Map<String, String> metadata = metadata(fingerprint, text, windows);
+            return new Calibrator(model, windows).run(caches, metadata, layers -> {}).get(0);
         }
     }
 
     /**
-     * Calibrates caches on a text.
+     * Calibrates caches on a text in a forward pass.
      *
      * @param caches what to calibrate for
      * @param text the text
@@ -117,29 +118,53 @@ public final class CalibratedOptions {
             int limit,
             IntConsumer progress)
             throws IOException, MalformedModelException {
-        String fingerprint = ModelFingerprint.of(directory);
-        return calibrate(caches, text, tokenizer, limit, fingerprint, progress);
+        return calibrate(caches, text, tokenizer, limit, Sensitivity.QUERIES, progress);
     }
 
-    private List<Calibration> calibrate(
+    /**
+     * Calibrates caches on a text.
+     *
+     * @param caches what to calibrate for
+     * @param text the text
+     * @param tokenizer the model's tokenizer, created without truncation
+     * @param limit tokens to use, at most
+     * @param sensitivity how to find out what matters
+     * @param progress told the number of layers that are done, see {@link Calibrator}
+     * @return a calibration for each, ready to be written
+     * @throws IOException if the model's files can not be read
+     * @throws MalformedModelException if the model's files can not be identified
+     * @throws IllegalArgumentException if the text is too short, or if gradients are wanted that
+     *     none of the caches uses
+     */
+    public List<Calibration> calibrate(
             List<CacheOptions> caches,
             String text,
             HuggingFaceTokenizer tokenizer,
             int limit,
-            String fingerprint,
-            IntConsumer progress) {
+            Sensitivity sensitivity,
+            IntConsumer progress)
+            throws IOException, MalformedModelException {
+        List<int[]> windows = windows(text, tokenizer, limit);
+        Map<String, String> metadata = metadata(ModelFingerprint.of(directory), text, windows);
+        return new Calibrator(model, windows).run(caches, sensitivity, metadata, progress);
+    }
+
+    private List<int[]> windows(String text, HuggingFaceTokenizer tokenizer, int limit) {
         int[] tokens =
                 Arrays.stream(tokenizer.encode(text, false, false).getIds())
                         .mapToInt(Math::toIntExact)
                         .toArray();
-        List<int[]> windows = Calibrator.windows(tokens, limit, model.geometry().maxTokens());
+        return Calibrator.windows(tokens, limit, model.geometry().maxTokens());
+    }
+
+    private static Map<String, String> metadata(
+            String fingerprint, String text, List<int[]> windows) {
         Map<String, String> metadata = new TreeMap<>();
         metadata.put(CalibrationFile.MODEL, fingerprint);
         metadata.put(CalibrationFile.TEXT_SHA256, CalibrationText.sha256(text));
         metadata.put(
                 CalibrationFile.TOKENS,
                 Integer.toString(windows.stream().mapToInt(window -> window.length).sum()));
-        metadata.put(CalibrationFile.SETTINGS, "{}");
-        return new Calibrator(model, windows).run(caches, metadata, progress);
+        return metadata;
     }
 }

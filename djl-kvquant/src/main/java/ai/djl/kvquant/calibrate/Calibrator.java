@@ -4,6 +4,7 @@ package ai.djl.kvquant.calibrate;
 import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.Calibration;
+import ai.djl.kvquant.llama.LlamaGradients;
 import ai.djl.kvquant.llama.LlamaLayers;
 import ai.djl.kvquant.llama.LlamaModel;
 import ai.djl.ndarray.NDArray;
@@ -16,7 +17,11 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.BiConsumer;
 import java.util.function.IntConsumer;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 
 /**
  * Measures a model on a text and chooses the parameters of cache data types, layer by layer in one
@@ -75,7 +80,7 @@ public final class Calibrator {
     }
 
     /**
-     * Calibrates.
+     * Calibrates in a forward pass.
      *
      * @param caches what to calibrate for
      * @param metadata texts to keep with the result
@@ -84,8 +89,56 @@ public final class Calibrator {
      */
     public List<Calibration> run(
             List<CacheOptions> caches, Map<String, String> metadata, IntConsumer progress) {
-        List<Calibration.Builder> builders =
-                caches.stream().map(cache -> builder(cache, metadata)).toList();
+        return run(caches, Sensitivity.QUERIES, metadata, progress);
+    }
+
+    /**
+     * Calibrates.
+     *
+     * @param caches what to calibrate for
+     * @param sensitivity how to find out what matters
+     * @param metadata texts to keep with the result
+     * @param progress told the number of layers that are done; with gradients each counts twice,
+     *     for there is a pass forward and one back
+     * @return a calibration for each
+     * @throws IllegalArgumentException if gradients are wanted that none of the caches uses
+     */
+    public List<Calibration> run(
+            List<CacheOptions> caches,
+            Sensitivity sensitivity,
+            Map<String, String> metadata,
+            IntConsumer progress) {
+        List<KeyFit> fits = caches.stream().map(KeyFit::of).toList();
+        boolean gradients = sensitivity == Sensitivity.GRADIENTS;
+        if (gradients && fits.stream().noneMatch(KeyFit::usesGradients)) {
+            throw new IllegalArgumentException(
+                    "Gradients were asked for, of which kv_cache_dtype "
+                            + caches.stream()
+                                    .map(CacheOptions::calibrationName)
+                                    .collect(Collectors.joining(", "))
+                            + " makes no use; allowed: latent caches. Calibrate without"
+                            + " gradients.");
+        }
+        List<Calibration.Builder> builders = new ArrayList<>();
+        for (int i = 0; i < fits.size(); ++i) {
+            boolean used = gradients && fits.get(i).usesGradients();
+            builders.add(builder(caches.get(i), used, metadata));
+        }
+        BiConsumer<Integer, LayerSamples> writer =
+                (layer, samples) -> {
+                    for (int i = 0; i < fits.size(); ++i) {
+                        fits.get(i).write(builders.get(i), layer, samples);
+                    }
+                };
+        if (gradients) {
+            runBack(writer, progress);
+        } else {
+            runForward(writer, progress);
+        }
+        return builders.stream().map(Calibration.Builder::build).toList();
+    }
+
+    private void runForward(BiConsumer<Integer, LayerSamples> writer, IntConsumer progress) {
         int longest = windows.stream().mapToInt(window -> window.length).max().orElseThrow();
         try (LlamaLayers layers = new LlamaLayers(model, longest);
                 NDManager inputs = layers.newManager()) {
@@ -93,19 +146,47 @@ public final class Calibrator {
             windows.forEach(window -> hidden.add(layers.embed(inputs, window)));
             for (int layer = 0; layer < model.geometry().numLayers(); ++layer) {
                 try (NDManager scope = layers.newManager()) {
-                    LayerSamples samples = advance(layers, layer, hidden, scope);
-                    for (int i = 0; i < caches.size(); ++i) {
-                        KeyFit.of(caches.get(i)).write(builders.get(i), layer, samples);
-                    }
+                    writer.accept(layer, advance(layers, layer, hidden, scope));
                 }
                 progress.accept(layer + 1);
             }
         }
-        return builders.stream().map(Calibration.Builder::build).toList();
     }
 
-    private static Calibration.Builder builder(CacheOptions cache, Map<String, String> metadata) {
+    private void runBack(BiConsumer<Integer, LayerSamples> writer, IntConsumer progress) {
+        int stride = BackwardPass.stride(model, windows);
+        AtomicInteger done = new AtomicInteger();
+        try (BackwardPass pass = new BackwardPass(model, windows, stride)) {
+            pass.start(() -> progress.accept(done.incrementAndGet()));
+            for (int layer = model.geometry().numLayers() - 1; layer >= 0; --layer) {
+                try (NDManager scope = pass.newManager()) {
+                    writer.accept(layer, samples(pass.back(scope), scope));
+                }
+                progress.accept(done.incrementAndGet());
+            }
+        }
+    }
+
+    private LayerSamples samples(List<LlamaGradients.Output> outputs, NDManager scope) {
+        LayerSamples samples =
+                samples(used(outputs.stream().map(LlamaGradients.Output::qkv)), scope);
+        return samples.with(
+                new LayerSamples.Gradients(
+                        used(outputs.stream().map(LlamaGradients.Output::keys)),
+                        used(outputs.stream().map(LlamaGradients.Output::values))));
+    }
+
+    /** What becomes of the first tokens is not of interest. */
+    private static NDArray used(Stream<NDArray> windows) {
+        NDList kept = new NDList();
+        windows.forEach(window -> kept.add(window.get(SKIPPED + ":")));
+        return NDArrays.concat(kept, 0);
+    }
+
+    private static Calibration.Builder builder(
+            CacheOptions cache, boolean gradients, Map<String, String> metadata) {
         Map<String, String> named = new TreeMap<>(metadata);
+        named.put(CalibrationFile.SETTINGS, "{\"gradients\":" + gradients + "}");
         named.put(Calibration.DTYPE, cache.calibrationName());
         return new Calibration.Builder(named);
     }
@@ -113,16 +194,16 @@ public final class Calibrator {
     /** Runs a layer on all windows, whose hidden states it replaces. */
     private LayerSamples advance(
             LlamaLayers layers, int layer, List<NDArray> hidden, NDManager scope) {
-        NDList kept = new NDList();
+        List<NDArray> projections = new ArrayList<>();
         for (int i = 0; i < hidden.size(); ++i) {
             NDArray input = hidden.get(i);
             LlamaLayers.Output output = layers.run(input.getManager(), layer, input);
             output.qkv().attach(scope);
-            kept.add(output.qkv().get(SKIPPED + ":"));
+            projections.add(output.qkv());
             hidden.set(i, output.hidden());
             input.close();
         }
-        return samples(NDArrays.concat(kept, 0), scope);
+        return samples(used(projections.stream()), scope);
     }
 
     private LayerSamples samples(NDArray qkv, NDManager scope) {

@@ -11,6 +11,11 @@ interface KeyFit {
     /** Adds the layer's arrays. */
     void write(Calibration.Builder out, int layer, LayerSamples samples);
 
+    /** Whether gradients make a difference. */
+    default boolean usesGradients() {
+        return false;
+    }
+
     /** The fit of a data type. */
     static KeyFit of(CacheOptions options) {
         CacheDtype dtype = options.dtype();

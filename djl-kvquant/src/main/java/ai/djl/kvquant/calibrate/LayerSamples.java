@@ -12,11 +12,27 @@ import ai.djl.ndarray.types.Shape;
  * @param geometry the model's sizes
  * @param queries before RoPE, FLOAT32 {@code [tokens, kv heads, queries per kv head, headDim]}
  * @param keys before RoPE, FLOAT32 {@code [tokens, kv heads, headDim]}
+ * @param values FLOAT32 {@code [tokens, kv heads, headDim]}
  * @param cos of RoPE's angles, FLOAT32 {@code [tokens, 1, headDim / 2]}
  * @param sin of RoPE's angles, FLOAT32 {@code [tokens, 1, headDim / 2]}
+ * @param gradients of the loss; null if they were not taken
  */
 record LayerSamples(
-        CacheGeometry geometry, NDArray queries, NDArray keys, NDArray cos, NDArray sin) {
+        CacheGeometry geometry,
+        NDArray queries,
+        NDArray keys,
+        NDArray values,
+        NDArray cos,
+        NDArray sin,
+        Gradients gradients) {
+
+    /**
+     * Gradients of the loss.
+     *
+     * @param keys with respect to keys before RoPE, in their shape
+     * @param values with respect to values, in their shape
+     */
+    record Gradients(NDArray keys, NDArray values) {}
 
     /** Splits the projections of a layer. */
     static LayerSamples of(CacheGeometry geometry, NDArray qkv, NDArray cos, NDArray sin) {
@@ -27,8 +43,15 @@ record LayerSamples(
                 geometry,
                 queries.reshape(-1, kvHeads, heads / kvHeads, geometry.headDim()),
                 qkv.get(":, " + heads + ":" + (heads + kvHeads)),
+                qkv.get(":, " + (heads + kvHeads) + ":"),
                 cos,
-                sin);
+                sin,
+                null);
+    }
+
+    /** These samples with the gradients at them. */
+    LayerSamples with(Gradients found) {
+        return new LayerSamples(geometry, queries, keys, values, cos, sin, found);
     }
 
     /** The mean of keys over tokens, {@code [kv heads, headDim]}. */

@@ -52,7 +52,8 @@ final class LlamaCode {
                 + attention()
                 + prefill()
                 + layer()
-                + streaming();
+                + streaming()
+                + fill(biased(GradientCode.METHODS));
     }
 
     private static String load() {
@@ -99,12 +100,19 @@ final class LlamaCode {
               y = torch.add(x2, torch.linear(torch.mul(g, u), self.wide(i + 14)BIAS_DOWN))
             return y
         """;
+        return fill(biased(text));
+    }
+
+    private String biased(String text) {
         boolean attention = config.attentionBias();
         boolean mlp = config.mlpBias();
-        text = text.replace("BIAS_Q", bias(attention, 4)).replace("BIAS_K", bias(attention, 5));
-        text = text.replace("BIAS_V", bias(attention, 6)).replace("BIAS_O", bias(attention, 8));
-        text = text.replace("BIAS_GATE", bias(mlp, 12)).replace("BIAS_UP", bias(mlp, 13));
-        return fill(text.replace("BIAS_DOWN", bias(mlp, 15)));
+        return text.replace("BIAS_Q", bias(attention, 4))
+                .replace("BIAS_K", bias(attention, 5))
+                .replace("BIAS_V", bias(attention, 6))
+                .replace("BIAS_O", bias(attention, 8))
+                .replace("BIAS_GATE", bias(mlp, 12))
+                .replace("BIAS_UP", bias(mlp, 13))
+                .replace("BIAS_DOWN", bias(mlp, 15));
     }
 
     private static String bias(boolean present, int offset) {

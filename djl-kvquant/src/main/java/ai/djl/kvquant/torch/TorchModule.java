@@ -4,19 +4,25 @@ package ai.djl.kvquant.torch;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.Shape;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.engine.PtNDManager;
 import ai.djl.pytorch.engine.PtSymbolBlock;
 import ai.djl.pytorch.jni.IValue;
 import ai.djl.pytorch.jni.IValueUtils;
 import ai.djl.pytorch.jni.JniUtils;
+import ai.djl.training.GradientCollector;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 
 /** A TorchScript module whose methods are called by name; thread-safe. */
 public final class TorchModule implements AutoCloseable {
+
+    /** The engine allows for one gradient collector in a process. */
+    private static final Object GRADIENTS = new Object();
 
     private final PtSymbolBlock block;
 
@@ -83,6 +89,33 @@ public final class TorchModule implements AutoCloseable {
             for (IValue value : values) {
                 if (value != null) {
                     value.close();
+                }
+            }
+        }
+    }
+
+    /**
+     * Calls a method whose code takes gradients, which a call of {@link #run} can not. Only one
+     * thread at a time in the whole process can.
+     *
+     * @param manager the manager that the results are attached to
+     * @param method the method's name
+     * @param arguments its arguments, all of type Tensor
+     * @return the tensors that the method returned, in order
+     * @throws IllegalStateException if someone else in the process collects gradients
+     */
+    @SuppressWarnings("try")
+    public NDList runWithGradients(NDManager manager, String method, NDArray... arguments) {
+        JniUtils.setGraphExecutorOptimize(false);
+        // The engine takes the method's name from an array that is no argument, as it takes the
+        // manager of the results from the first one.
+        try (NDArray name = manager.create(new Shape(0))) {
+            name.setName("module_method:" + method);
+            NDList inputs = new NDList(name);
+            inputs.addAll(Arrays.asList(arguments));
+            synchronized (GRADIENTS) {
+                try (GradientCollector collector = manager.getEngine().newGradientCollector()) {
+                    return IValueUtils.forward(block, inputs, true);
                 }
             }
         }

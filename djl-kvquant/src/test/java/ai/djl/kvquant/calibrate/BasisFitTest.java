@@ -3,6 +3,7 @@ package ai.djl.kvquant.calibrate;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.kvquant.cache.Calibration;
@@ -199,6 +200,85 @@ class BasisFitTest {
                 }
             }
         }
+    }
+
+    /** With gradients g: inverse' E[g g'] inverse = I but for a scale, over all heads if wanted. */
+    @ParameterizedTest
+    @CsvSource({"1,false", "3,false", "1,true", "3,true"})
+    void gradientsDecideHowMuchErrorsMatter(int kvHeads, boolean layerWide) {
+        Fitted fitted = Fitted.of(kvHeads, layerWide);
+        float[][] gradients = gradients(fitted.channels(), 1e-6f);
+        Calibration calibration = fitted.samples().fitted(new BasisFit(BITS, layerWide), gradients);
+        double[][] moments = new double[fitted.channels()][fitted.channels()];
+        for (float[] row : gradients) {
+            addOuter(moments, TinySamples.doubles(row), 0, 1.0 / TOKENS);
+        }
+        double trace = 0;
+        for (int i = 0; i < moments.length; ++i) {
+            trace += moments[i][i];
+        }
+        float[] inverse = calibration.get(0, "keys.inverse");
+        int n = fitted.n();
+        for (int first = 0; first < fitted.channels(); first += n) {
+            for (int a = 0; a < n; ++a) {
+                for (int b = 0; b <= a; ++b) {
+                    double cost = 0;
+                    for (int i = 0; i < n; ++i) {
+                        for (int j = 0; j < n; ++j) {
+                            cost +=
+                                    inverse[(first + i) * n + a]
+                                            * moments[first + i][first + j]
+                                            * inverse[(first + j) * n + b];
+                        }
+                    }
+                    // the mean eigenvalue is 1, with a floor of 1 %
+                    double expected = (a == b ? 1 : 0) * trace / fitted.channels();
+                    assertEquals(
+                            expected,
+                            cost,
+                            0.06 * trace / fitted.channels(),
+                            "places " + a + " and " + b);
+                }
+            }
+        }
+    }
+
+    /** Losses of other texts have gradients of other sizes. */
+    @Test
+    void theScaleOfGradientsDoesNotMatter() {
+        TinySamples samples = correlated(3);
+        BasisFit fit = new BasisFit(BITS, true);
+        Calibration small = samples.fitted(fit, gradients(samples.channels(), 1e-6f));
+        Calibration large = samples.fitted(fit, gradients(samples.channels(), 1e3f));
+        float[] expected = large.get(0, "keys.noise");
+        float[] actual = small.get(0, "keys.noise");
+        for (int c = 0; c < expected.length; ++c) {
+            assertEquals(expected[c], actual[c], 1e-3f * expected[c], "channel " + c);
+        }
+        assertArrayEquals(large.get(0, "keys.widths"), small.get(0, "keys.widths"));
+    }
+
+    @Test
+    void gradientsOfZeroSayNothing() {
+        TinySamples samples = correlated(1);
+        float[][] none = new float[TOKENS][samples.channels()];
+        BasisFit fit = new BasisFit(BITS, false);
+        Exception e = assertThrows(IllegalStateException.class, () -> samples.fitted(fit, none));
+        assertTrue(e.getMessage().contains("without gradients"), e.getMessage());
+    }
+
+    /** Correlated over all heads. */
+    private static float[][] gradients(int channels, float scale) {
+        Random random = new Random(channels);
+        double[][] mixing = mixing(random, channels);
+        float[][] gradients = new float[TOKENS][];
+        for (int t = 0; t < TOKENS; ++t) {
+            gradients[t] = mixed(mixing, random);
+            for (int c = 0; c < channels; ++c) {
+                gradients[t][c] *= scale;
+            }
+        }
+        return gradients;
     }
 
     private static void addOuter(double[][] sum, double[] row, int first, double weight) {

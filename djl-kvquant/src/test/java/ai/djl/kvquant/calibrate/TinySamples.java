@@ -4,6 +4,7 @@ package ai.djl.kvquant.calibrate;
 import ai.djl.engine.Engine;
 import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.kvquant.cache.Calibration;
+import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
 import java.util.Arrays;
@@ -78,9 +79,19 @@ record TinySamples(
 
     /** What a fit writes for these samples, as layer 0. */
     Calibration fitted(KeyFit fit) {
+        return fitted(fit, null);
+    }
+
+    /** The same with gradients with respect to keys, {@code [tokens][channels]}, if not null. */
+    Calibration fitted(KeyFit fit, float[][] gradients) {
         Calibration.Builder out = new Calibration.Builder(Map.of());
         try (NDManager scope = MANAGER.newSubManager()) {
-            fit.write(out, 0, in(scope));
+            LayerSamples samples = in(scope);
+            if (gradients != null) {
+                NDArray array = scope.create(gradients).reshape(samples.keys().getShape());
+                samples = samples.with(new LayerSamples.Gradients(array, array));
+            }
+            fit.write(out, 0, samples);
         }
         return out.build();
     }

@@ -6,6 +6,7 @@ import ai.djl.kvquant.cache.Calibration;
 import ai.djl.kvquant.calibrate.CalibratedOptions;
 import ai.djl.kvquant.calibrate.CalibrationFile;
 import ai.djl.kvquant.calibrate.CalibrationStore;
+import ai.djl.kvquant.calibrate.Sensitivity;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
@@ -42,6 +43,13 @@ final class CalibrateCommand implements Callable<Integer> {
     private int tokens;
 
     @Option(
+            names = "--gradients",
+            description =
+                    "take gradients of the loss to find out what matters in keys: better for latent"
+                            + " caches, and takes about three times as long")
+    private boolean gradients;
+
+    @Option(
             names = "--output",
             paramLabel = "DIR",
             description = "where the files go (default: the model's directory)")
@@ -51,9 +59,12 @@ final class CalibrateCommand implements Callable<Integer> {
     public Integer call() throws Exception {
         List<CacheOptions> caches = new CacheArguments(kvq, "int2").several(Map.of());
         String content = Files.readString(text);
+        Sensitivity sensitivity = gradients ? Sensitivity.GRADIENTS : Sensitivity.QUERIES;
+        int passes = gradients ? 2 : 1;
         try (Session session = Session.open(kvq);
                 Progress progress =
-                        Progress.of("Calibrating", session.model().geometry().numLayers())) {
+                        Progress.of(
+                                "Calibrating", passes * session.model().geometry().numLayers())) {
             Path directory = output == null ? session.directory() : output;
             List<Calibration> calibrations =
                     new CalibratedOptions(session.model(), session.directory())
@@ -62,6 +73,7 @@ final class CalibrateCommand implements Callable<Integer> {
                                     content,
                                     session.tokenizer(),
                                     tokens,
+                                    sensitivity,
                                     layers -> progress.step());
             for (int i = 0; i < caches.size(); ++i) {
                 String name = caches.get(i).calibrationName();
@@ -75,14 +87,18 @@ final class CalibrateCommand implements Callable<Integer> {
 
     private void print(String name, Path file, Calibration calibration) {
         String used = calibration.metadata().get(CalibrationFile.TOKENS);
+        String settings = calibration.metadata().get(CalibrationFile.SETTINGS);
         if (kvq.json) {
             Map<String, Object> json = new LinkedHashMap<>();
             json.put("kv_cache_dtype", name);
             json.put("file", file.toString());
             json.put("tokens", Integer.valueOf(used));
+            json.put("settings", settings);
             spec.commandLine().getOut().println(Json.line(json));
         } else {
-            spec.commandLine().getOut().println(name + ": " + file + ", " + used + " tokens");
+            spec.commandLine()
+                    .getOut()
+                    .println(name + ": " + file + ", " + used + " tokens, settings " + settings);
         }
     }
 }
