@@ -4,7 +4,9 @@ package ai.djl.kvquant.calibrate;
 import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import java.util.function.Function;
 
 /**
  * What a layer's projections made of the calibration text.
@@ -52,6 +54,19 @@ record LayerSamples(
     /** These samples with the gradients at them. */
     LayerSamples with(Gradients found) {
         return new LayerSamples(geometry, queries, keys, values, cos, sin, found);
+    }
+
+    /**
+     * Squares of gradients relative to the largest one, in the order of the elements; null if there
+     * are none.
+     */
+    double[] squaredGradients(Function<Gradients, NDArray> side) {
+        if (gradients == null) {
+            return null;
+        }
+        NDArray wide = side.apply(gradients).toType(DataType.FLOAT64, false).flatten();
+        NDArray squares = wide.square();
+        return squares.div(squares.max()).toDoubleArray();
     }
 
     /** The mean of keys over tokens, {@code [kv heads, headDim]}. */
