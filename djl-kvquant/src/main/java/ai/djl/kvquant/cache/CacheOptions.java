@@ -249,6 +249,16 @@ public final class CacheOptions {
                         + ".");
     }
 
+    /**
+     * Returns the elements of a token's values that kvquant keeps apart.
+     *
+     * @param geometry the model's sizes
+     * @return their number, half of which are the smallest ones
+     */
+    public int valueOutliers(CacheGeometry geometry) {
+        return CodebookFormat.valueOutliers(geometry.channels(), outliers());
+    }
+
     /** kv_qnorm, whether codes of 2 bits are read as levels that restore mean and deviation. */
     boolean readsNormalized() {
         boolean normalized = bool("kv_qnorm", false);

@@ -28,7 +28,7 @@ public final class CalibrationStore {
     private static final Logger logger = LoggerFactory.getLogger(CalibrationStore.class);
 
     private static final Pattern PRESET =
-            Pattern.compile("[a-z0-9]+(\\.[0-9]+)?(-[a-z]+)?(/[a-z0-9]+(\\.[0-9]+)?)?");
+            Pattern.compile("[a-z0-9]+(\\.[0-9]+)?(-[a-zA-Z0-9.]+)*(/[a-z0-9]+(\\.[0-9]+)?)?");
     private static final String SUFFIX = ".safetensors";
     private static final int FINGERPRINT_DIGITS = 16;
 

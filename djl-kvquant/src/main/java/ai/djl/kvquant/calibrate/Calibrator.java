@@ -108,7 +108,8 @@ public final class Calibrator {
             Sensitivity sensitivity,
             Map<String, String> metadata,
             IntConsumer progress) {
-        List<KeyFit> fits = caches.stream().map(KeyFit::of).toList();
+        CacheGeometry geometry = model.geometry();
+        List<KeyFit> fits = caches.stream().map(cache -> KeyFit.of(cache, geometry)).toList();
         boolean gradients = sensitivity == Sensitivity.GRADIENTS;
         if (gradients && fits.stream().noneMatch(KeyFit::usesGradients)) {
             throw new IllegalArgumentException(
@@ -116,7 +117,7 @@ public final class Calibrator {
                             + caches.stream()
                                     .map(CacheOptions::calibrationName)
                                     .collect(Collectors.joining(", "))
-                            + " makes no use; allowed: latent caches. Calibrate without"
+                            + " makes no use; allowed: latent and kvquant caches. Calibrate without"
                             + " gradients.");
         }
         List<Calibration.Builder> builders = new ArrayList<>();

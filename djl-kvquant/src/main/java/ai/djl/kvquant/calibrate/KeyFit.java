@@ -2,10 +2,15 @@
 package ai.djl.kvquant.calibrate;
 
 import ai.djl.kvquant.cache.CacheDtype;
+import ai.djl.kvquant.cache.CacheGeometry;
+import ai.djl.kvquant.cache.CacheMethod;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.Calibration;
+import java.util.List;
+import java.util.Optional;
+import java.util.stream.Stream;
 
-/** Chooses a layer's parameters of one way to store keys. */
+/** Chooses a layer's parameters of one way to store keys, or values. */
 interface KeyFit {
 
     /** Adds the layer's arrays. */
@@ -17,17 +22,57 @@ interface KeyFit {
     }
 
     /** The fit of a data type. */
-    static KeyFit of(CacheOptions options) {
+    static KeyFit of(CacheOptions options, CacheGeometry geometry) {
+        List<KeyFit> fits =
+                Stream.of(keys(options), values(options, geometry))
+                        .flatMap(Optional::stream)
+                        .toList();
+        if (fits.isEmpty()) {
+            throw new IllegalArgumentException(
+                    "kv_cache_dtype "
+                            + options.dtype().name()
+                            + " has nothing to calibrate; name a quantized one.");
+        }
+        return new All(fits);
+    }
+
+    private static Optional<KeyFit> keys(CacheOptions options) {
         CacheDtype dtype = options.dtype();
         return switch (dtype.keyMethod()) {
-            case INT -> new PostRopeFit(dtype.keyBits());
-            case LATENT -> new BasisFit(dtype.keyBits(), options.layerWideBasis());
-            case ROTATEKV -> new RotatedOrderFit();
-            case AUTO, FP16, KVQUANT ->
-                    throw new IllegalArgumentException(
-                            "kv_cache_dtype "
-                                    + dtype.name()
-                                    + " has nothing to calibrate; name a quantized one.");
+            case INT -> Optional.of(new PostRopeFit(dtype.keyBits()));
+            case LATENT -> Optional.of(new BasisFit(dtype.keyBits(), options.layerWideBasis()));
+            case ROTATEKV -> Optional.of(new RotatedOrderFit());
+            case KVQUANT ->
+                    Optional.of(new CodebookKeyFit((int) dtype.keyBits(), options.outliers()));
+            case AUTO, FP16 -> Optional.empty();
         };
+    }
+
+    /** Of values, only KVQuant learns anything offline. */
+    private static Optional<KeyFit> values(CacheOptions options, CacheGeometry geometry) {
+        CacheDtype dtype = options.dtype();
+        if (dtype.valueMethod() != CacheMethod.KVQUANT) {
+            return Optional.empty();
+        }
+        int apart = options.valueOutliers(geometry) / 2;
+        return Optional.of(new CodebookValueFit((int) dtype.valueBits(), apart));
+    }
+
+    /**
+     * One after the other.
+     *
+     * @param fits of keys, of values, or of both
+     */
+    record All(List<KeyFit> fits) implements KeyFit {
+
+        @Override
+        public void write(Calibration.Builder out, int layer, LayerSamples samples) {
+            fits.forEach(fit -> fit.write(out, layer, samples));
+        }
+
+        @Override
+        public boolean usesGradients() {
+            return fits.stream().anyMatch(KeyFit::usesGradients);
+        }
     }
 }

@@ -18,6 +18,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -118,5 +119,37 @@ class GradientCalibrationTest {
                                 new Calibrator(model, windows)
                                         .run(caches, Sensitivity.GRADIENTS, Map.of(), l -> {}));
         assertTrue(e.getMessage().contains("int2, rotatekv2"), e.getMessage());
+    }
+
+    /** Keys and values of pairs, each in its own bits. */
+    @Test
+    void codebooksAreFittedToTheSidesThatUseThem() {
+        List<CacheOptions> caches =
+                Stream.of("kvquant3/kvquant2", "kvquant2/int4", "int2/kvquant4", "fp16/kvquant3")
+                        .map(CacheOptions::of)
+                        .toList();
+        Calibrator calibrator = new Calibrator(model, windows);
+        List<Calibration> found =
+                calibrator.run(caches, Sensitivity.GRADIENTS, Map.of(), layers -> {});
+        List<Calibration> forward = calibrator.run(caches, Map.of(), layers -> {});
+        int[] keyLevels = {8, 4, 0, 0};
+        int[] valueLevels = {4, 0, 16, 8};
+        for (int i = 0; i < caches.size(); ++i) {
+            assertEquals("{\"gradients\":true}", settings(found.get(i)));
+            for (int layer = 0; layer < LAYERS; ++layer) {
+                String name = caches.get(i).dtype().name() + ", layer " + layer;
+                assertEquals(keyLevels[i], count(found.get(i), layer, "keys.levels"), name);
+                assertEquals(valueLevels[i], count(found.get(i), layer, "values.levels"), name);
+                assertEquals(keyLevels[i], count(forward.get(i), layer, "keys.levels"), name);
+                assertEquals(i == 2, found.get(i).has(layer, "keys.widths"), name);
+            }
+        }
+        float[] levels = found.get(0).get(0, "keys.levels");
+        float[] other = forward.get(0).get(0, "keys.levels");
+        assertTrue(Math.abs(levels[3] - other[3]) > 1e-4, levels[3] + " and " + other[3]);
+    }
+
+    private static int count(Calibration calibration, int layer, String name) {
+        return calibration.has(layer, name) ? calibration.get(layer, name).length : 0;
     }
 }
