@@ -25,7 +25,8 @@ import java.util.stream.Stream;
 
 /**
  * Measures a model on a text and chooses the parameters of cache data types, layer by layer in one
- * pass: memory is bounded by the projections of one layer.
+ * pass: memory is bounded by the projections of one layer. Gradients take a pass back, too, for
+ * which inputs of layers are kept.
  */
 public final class Calibrator {
 
@@ -112,13 +113,7 @@ public final class Calibrator {
         List<KeyFit> fits = caches.stream().map(cache -> KeyFit.of(cache, geometry)).toList();
         boolean gradients = sensitivity == Sensitivity.GRADIENTS;
         if (gradients && fits.stream().noneMatch(KeyFit::usesGradients)) {
-            throw new IllegalArgumentException(
-                    "Gradients were asked for, of which kv_cache_dtype "
-                            + caches.stream()
-                                    .map(CacheOptions::calibrationName)
-                                    .collect(Collectors.joining(", "))
-                            + " makes no use; allowed: latent and kvquant caches. Calibrate without"
-                            + " gradients.");
+            throw noUseOfGradients(caches);
         }
         List<Calibration.Builder> builders = new ArrayList<>();
         for (int i = 0; i < fits.size(); ++i) {
@@ -137,6 +132,18 @@ public final class Calibrator {
             runForward(writer, progress);
         }
         return builders.stream().map(Calibration.Builder::build).toList();
+    }
+
+    private static IllegalArgumentException noUseOfGradients(List<CacheOptions> caches) {
+        String names =
+                caches.stream()
+                        .map(CacheOptions::calibrationName)
+                        .collect(Collectors.joining(", "));
+        return new IllegalArgumentException(
+                "Gradients were asked for, of which kv_cache_dtype "
+                        + names
+                        + " makes no use; allowed: latent and kvquant caches. Calibrate without"
+                        + " gradients.");
     }
 
     private void runForward(BiConsumer<Integer, LayerSamples> writer, IntConsumer progress) {
