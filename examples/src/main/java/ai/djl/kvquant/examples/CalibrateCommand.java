@@ -45,8 +45,8 @@ final class CalibrateCommand implements Callable<Integer> {
     @Option(
             names = "--gradients",
             description =
-                    "take gradients of the loss to find out what matters in keys: better for latent"
-                            + " caches, and takes about three times as long")
+                    "take gradients of the loss to find out which errors matter: better for latent"
+                            + " and kvquant caches, and takes three to four times as long")
     private boolean gradients;
 
     @Option(
