@@ -35,6 +35,8 @@ public record CacheDtype(String name, Side keys, Side values) {
         for (int bits : new int[] {4, 3, 2}) {
             SIDES.put("kvquant" + bits, new Side(CacheMethod.KVQUANT, bits));
         }
+        SIDES.put("svdq2.25", new Side(CacheMethod.SVDQ, 2.25));
+        SIDES.put("svdq1.25", new Side(CacheMethod.SVDQ, 1.25));
     }
 
     /**
@@ -67,6 +69,18 @@ public record CacheDtype(String name, Side keys, Side values) {
                             + " or a pair K/V such as rotatekv4/rotatekv2.");
         }
         String name = parts[0].strip();
+        if (values.method() == CacheMethod.SVDQ) {
+            if (parts.length == 2) {
+                throw new IllegalArgumentException(
+                        "kv_cache_dtype '"
+                                + value
+                                + "' stores values with SVDq, which is for keys only; choose a pair"
+                                + " such as "
+                                + name
+                                + "/int4.");
+            }
+            values = SIDES.get("int4");
+        }
         return new CacheDtype(
                 parts.length == 1 ? name : name + "/" + parts[1].strip(), keys, values);
     }

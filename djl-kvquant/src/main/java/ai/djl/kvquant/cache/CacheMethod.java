@@ -17,7 +17,9 @@ public enum CacheMethod {
      * KVQuant: levels of a codebook, keys before RoPE in ranges of channels, values in ranges of
      * tokens, outliers apart.
      */
-    KVQUANT;
+    KVQUANT,
+    /** SVDq: keys before RoPE in the principal axes of a layer, widths as prescribed. */
+    SVDQ;
 
     boolean isQuantized() {
         return this != AUTO && this != FP16;
@@ -25,7 +27,7 @@ public enum CacheMethod {
 
     /** Whether keys can not be stored without a calibration of the model. */
     boolean needsCalibration() {
-        return this == INT || this == LATENT || this == KVQUANT;
+        return this == INT || this == LATENT || this == KVQUANT || this == SVDQ;
     }
 
     /** Whether the most recent tokens are kept exactly unless an option says otherwise. */

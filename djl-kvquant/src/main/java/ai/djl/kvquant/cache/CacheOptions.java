@@ -5,6 +5,7 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.LinkedHashSet;
+import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
@@ -96,8 +97,9 @@ public final class CacheOptions {
         if (!usesCalibration()) {
             refuse("kv_calibration", "keys are stored with a calibration of the model");
         }
-        if (dtype.keys().method() != CacheMethod.LATENT) {
-            refuse("kv_basis", "keys are stored in a calibrated basis");
+        if (dtype.keys().method() != CacheMethod.LATENT
+                && dtype.keys().method() != CacheMethod.SVDQ) {
+            refuse("kv_basis", "keys are stored in a basis");
         }
         if (!dtype.uses(CacheMethod.KVQUANT)) {
             refuse("kv_outliers", "keys or values are stored by kvquant");
@@ -106,7 +108,7 @@ public final class CacheOptions {
         outliers();
         readsNormalized();
         selfCalibration();
-        layerWideBasis();
+        basis();
         floatZero();
         clip(2);
         maxBatchSize();
@@ -215,7 +217,8 @@ public final class CacheOptions {
      * @return the method of keys and what else decides its parameters
      */
     public String calibrationName() {
-        String name = dtype.keyName() + (layerWideBasis() ? "-layer" : "");
+        boolean wide = dtype.keyMethod() == CacheMethod.LATENT && layerWideBasis();
+        String name = dtype.keyName() + (wide ? "-layer" : "");
         if (dtype.valueMethod() == CacheMethod.KVQUANT
                 && !dtype.valueName().equals(dtype.keyName())) {
             name += "-" + dtype.valueName();
@@ -276,17 +279,39 @@ public final class CacheOptions {
     }
 
     /**
-     * Returns whether kv_basis is layer: one basis over all kv heads of a layer.
+     * Returns whether one basis covers all kv heads of a layer: with SVDq, or if kv_basis is layer.
      *
-     * @return whether it is; by default each kv head has its own
+     * @return whether it does; by default each kv head has its own
      */
     public boolean layerWideBasis() {
-        String value = values.getOrDefault("kv_basis", "head").strip();
-        if (!"head".equals(value) && !"layer".equals(value)) {
+        return !"head".equals(basis());
+    }
+
+    /**
+     * Returns whether kv_basis is prompt: keys are stored in a basis that is found from the keys of
+     * their own prompt, if it is long enough.
+     *
+     * @return whether it is
+     */
+    public boolean promptBasis() {
+        return "prompt".equals(basis());
+    }
+
+    private String basis() {
+        boolean svdq = dtype.keys().method() == CacheMethod.SVDQ;
+        List<String> allowed = svdq ? List.of("layer", "prompt") : List.of("head", "layer");
+        String value = values.getOrDefault("kv_basis", allowed.get(0)).strip();
+        if (!allowed.contains(value)) {
             throw new IllegalArgumentException(
-                    "kv_basis is '" + value + "'; allowed: head, layer.");
+                    "kv_basis is '"
+                            + value
+                            + "'; allowed with "
+                            + dtype.keyName()
+                            + ": "
+                            + String.join(", ", allowed)
+                            + ".");
         }
-        return "layer".equals(value);
+        return value;
     }
 
     /**
@@ -299,11 +324,16 @@ public final class CacheOptions {
         long basis = 4L * geometry.channels() * geometry.channels() * geometry.numLayers();
         if (layerWideBasis() && basis > MAX_BASIS_BYTES) {
             throw new IllegalArgumentException(
-                    "kv_basis is layer, whose bases would take "
+                    "kv_basis is "
+                            + basis()
+                            + ", whose bases would take "
                             + (basis >> 20)
                             + " MiB over all layers; allowed: "
                             + (MAX_BASIS_BYTES >> 20)
-                            + " MiB. Set kv_basis=head.");
+                            + " MiB. "
+                            + (dtype.keys().method() == CacheMethod.SVDQ
+                                    ? "Choose kv_cache_dtype=latent2."
+                                    : "Set kv_basis=head."));
         }
     }
 

@@ -42,9 +42,9 @@ record LayerFormat(
                 requirePowerOfTwo(geometry, options);
                 yield RotatedFormat.keys((int) side.bits(), geometry, options, layer);
             }
-            case INT, LATENT -> {
+            case INT, LATENT, SVDQ -> {
                 requireRuns(geometry, options);
-                boolean preRope = side.method() == CacheMethod.LATENT;
+                boolean preRope = side.method() != CacheMethod.INT;
                 yield StaticFormat.of(options.calibration(), layer, geometry, preRope);
             }
             case KVQUANT -> CodebookFormat.keys((int) side.bits(), geometry, options, layer);
@@ -59,7 +59,7 @@ record LayerFormat(
                 requirePowerOfTwo(geometry, options);
                 yield RotatedFormat.values((int) side.bits(), geometry, options);
             }
-            case INT, LATENT -> {
+            case INT, LATENT, SVDQ -> {
                 requirePowerOfTwo(geometry, options);
                 yield new NormFormat((int) Math.ceil(side.bits()), geometry.headDim());
             }

@@ -6,6 +6,7 @@ import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.kvquant.cache.CacheMethod;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.Calibration;
+import ai.djl.kvquant.cache.SvdqSchedule;
 import java.util.List;
 import java.util.Optional;
 import java.util.stream.Stream;
@@ -41,6 +42,7 @@ interface KeyFit {
         return switch (dtype.keyMethod()) {
             case INT -> Optional.of(new PostRopeFit(dtype.keyBits()));
             case LATENT -> Optional.of(new BasisFit(dtype.keyBits(), options.layerWideBasis()));
+            case SVDQ -> Optional.of(new SvdqFit(SvdqSchedule.of(dtype.keyBits())));
             case ROTATEKV -> Optional.of(new RotatedOrderFit());
             case KVQUANT ->
                     Optional.of(new CodebookKeyFit((int) dtype.keyBits(), options.outliers()));
