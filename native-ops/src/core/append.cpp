@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 #include "append.h"
 
+#include "landmarks.h"
 #include "parallel.h"
 #include "sinks.h"
 
@@ -33,6 +34,7 @@ void encode_leaving(const LayerCache& cache, const AppendKernels& kernels, const
     const int64_t page = (first + i) * kPageTokens;
     kernels.encode_page(cache, source, b, std::max(begin, page), std::min(end, page + kPageTokens));
   });
+  store_landmarks(cache, b, begin, end, cache.length(b) + tokens.count(b));
 }
 
 /// Copies the new tokens that are still recent into the ring, oldest first: a later token may reuse an earlier one's

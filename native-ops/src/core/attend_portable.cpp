@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "attend.h"
+#include "landmarks.h"
 #include "parallel.h"
 #include "score_bias.h"
 #include "token_reader.h"
@@ -26,6 +27,22 @@ struct QueryState {
   }
 };
 
+/// Of each query head, the pages that it reads.
+std::vector<std::vector<bool>> pages_read(const LayerCache& cache, int64_t b, const float* roped_q, int64_t length) {
+  const LayerParams& params = *cache.params;
+  const int heads = params.heads_at_once(), queries = heads * params.queries_per_kv_head();
+  std::vector<std::vector<bool>> read;
+  for (int first = 0; first < params.num_kv_heads; first += heads) {
+    std::vector<bool> chosen(static_cast<size_t>(length / kPageTokens + 1));
+    const float* q = roped_q + first * params.queries_per_kv_head() * params.head_dim;
+    for (int64_t page : select_pages(cache, b, first, heads, q, params.score_scale, cache.quantized(b, length))) {
+      chosen[page] = true;
+    }
+    read.insert(read.end(), queries, chosen);
+  }
+  return read;
+}
+
 void attend_sequence(const LayerCache& cache, int64_t b, const float* qkv, float* out) {
   const LayerParams& params = *cache.params;
   const int head_dim = params.head_dim, per_head = params.queries_per_kv_head();
@@ -37,6 +54,7 @@ void attend_sequence(const LayerCache& cache, int64_t b, const float* qkv, float
   for (int h = 0; h < params.num_heads && has_score_bias(params); ++h) {
     biases[h] = score_bias(params, h / per_head, q.data() + h * head_dim, params.score_scale);
   }
+  const std::vector<std::vector<bool>> pages = pages_read(cache, b, q.data(), position + 1);
   std::vector<QueryState> states(params.num_heads);
   for (QueryState& state : states) state.output.assign(head_dim, 0.0);
   const TokenReader reader(cache, b, position + 1);
@@ -44,6 +62,7 @@ void attend_sequence(const LayerCache& cache, int64_t b, const float* qkv, float
   for (int64_t token = 0; token <= position; ++token) {
     const bool coded = reader.read(token, k.data(), v.data());
     for (int h = 0; h < params.num_heads; ++h) {
+      if (coded && !pages[h][token / kPageTokens]) continue;
       const int kv = h / per_head * head_dim;
       double score = 0;
       for (int i = 0; i < head_dim; ++i) score += static_cast<double>(q[h * head_dim + i]) * k[kv + i];

@@ -88,7 +88,8 @@ struct LayerParams {
   int32_t max_sinks;      ///< sink tokens at most, per sequence and layer
   int32_t keys_pre_rope;  ///< 1: keys are stored before RoPE, which is applied when they are read
   float score_scale;      ///< factor of q . k, RoPE's attention factor included
-  int32_t reserved[2];
+  int32_t sparse_tokens;  ///< stored tokens that a decoding step chooses by landmarks, in whole pages; 0: it reads all
+  int32_t reserved;
   SideParams keys;
   SideParams values;
 
@@ -184,13 +185,16 @@ class SideLayout {
   int run_begin_[kWidthRuns] = {}, width_[kWidthRuns] = {};
 };
 
-/// A page: the keys, then the values, of kPageTokens tokens; padded so that a reader may load 8 bytes at any code.
+/// A page: the keys, then the values, of kPageTokens tokens; padded so that a reader may load 8 bytes at any code. With
+/// sparse_tokens the landmarks, bfloat16 [channels], lie behind the padding (landmarks.h).
 struct PageLayout {
   explicit PageLayout(const LayerParams& params)
       : keys(params, params.keys, 0),
         values(params, params.values, keys.end()),
-        bytes((values.end() + 8 + 63) / 64 * 64) {}
+        landmarks((values.end() + 8 + 63) / 64 * 64),
+        bytes(landmarks + (params.sparse_tokens > 0 ? (2 * params.channels() + 63) / 64 * 64 : 0)) {}
   SideLayout keys, values;
+  int64_t landmarks;
   int64_t bytes;
 };
 

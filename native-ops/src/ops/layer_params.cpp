@@ -214,6 +214,7 @@ const LayerParams* read_params(const char* op, const Tensor& tensor) {
                  std::to_string(params->num_kv_heads) + " kv heads");
   }
   expect_range(op, "window", params->window, 0, 1 << 20);
+  expect_range(op, "sparse_tokens", params->sparse_tokens, 0, 1 << 30);
   check_sinks(op, *params);
   check_side(op, "keys", *params, params->keys);
   check_side(op, "values", *params, params->values);

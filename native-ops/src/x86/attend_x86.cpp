@@ -7,6 +7,7 @@
 
 #include "../core/aligned.h"
 #include "../core/attend.h"
+#include "../core/landmarks.h"
 #include "../core/parallel.h"
 #include "../core/rotation.h"
 #include "codebook_values.h"
@@ -63,13 +64,12 @@ class Worker {
     }
   }
 
-  /// last_page is the last one of the sequence: the page after this one is asked for meanwhile.
-  void add_page(int64_t b, int64_t page_index, int64_t last_page, uint64_t valid) {
+  /// next_page is asked for meanwhile.
+  void add_page(int64_t b, int64_t page_index, int64_t next_page, uint64_t valid) {
     if (valid == 0) return;
     const LayerParams& params = *cache_.params;
     const uint8_t* page = cache_.page(b, page_index * kPageTokens);
-    const int64_t next = std::min(page_index + 1, last_page);
-    const int64_t ahead = cache_.page(b, next * kPageTokens) - page;
+    const int64_t ahead = cache_.page(b, next_page * kPageTokens) - page;
     if (static_scorer_) {
       (*static_scorer_)(page, page_index, weights_.data());
     } else {
@@ -249,7 +249,6 @@ class GroupAttention {
         group_(*cache.params, group),
         length_(cache.length(b) + 1),
         quantized_(cache.quantized(b, length_)),
-        pages_((quantized_ + kPageTokens - 1) / kPageTokens),
         q_(group_.queries * head_dim) {
     if (cache.params->has_exact_pages()) sinks_ = find_sinks(cache, b, length_);
     for (int g = 0; g < group_.queries; ++g) {
@@ -257,6 +256,7 @@ class GroupAttention {
       cache.rope.apply(qkv + (group_.first * group_.per_head + g) * head_dim, length_ - 1, q);
       for (int i = 0; i < head_dim; ++i) q[i] *= cache.params->score_scale;
     }
+    pages_ = select_pages(cache, b, group_.first, group_.heads, q_.data(), 1.0f, quantized_);
     partials_.resize(page_tasks() + (cache.params->has_exact_pages() ? 1 : 0));
   }
 
@@ -265,9 +265,10 @@ class GroupAttention {
   void run(int64_t task) {
     Worker<head_dim> worker(cache_, group_, q_.data());
     if (task < page_tasks()) {
-      const int64_t end = std::min(pages_, (task + 1) * kTaskPages);
-      for (int64_t page = task * kTaskPages; page < end; ++page)
-        worker.add_page(b_, page, pages_ - 1, valid_tokens(page));
+      const int64_t count = static_cast<int64_t>(pages_.size()), end = std::min(count, (task + 1) * kTaskPages);
+      for (int64_t i = task * kTaskPages; i < end; ++i) {
+        worker.add_page(b_, pages_[i], pages_[std::min(i + 1, count - 1)], valid_tokens(pages_[i]));
+      }
     } else {
       add_window(worker);
       add_sinks(worker);
@@ -291,7 +292,7 @@ class GroupAttention {
   }
 
  private:
-  int64_t page_tasks() const { return (pages_ + kTaskPages - 1) / kTaskPages; }
+  int64_t page_tasks() const { return (static_cast<int64_t>(pages_.size()) + kTaskPages - 1) / kTaskPages; }
 
   static float add_partial(const Partial& partial, int g, float maximum, float* result) {
     if (partial.maximum[g] == kMinusInfinity) return 0;
@@ -349,7 +350,8 @@ class GroupAttention {
   const LayerCache& cache_;
   const int64_t b_;
   const HeadGroup group_;
-  const int64_t length_, quantized_, pages_;
+  const int64_t length_, quantized_;
+  std::vector<int64_t> pages_;
   std::vector<float> q_;
   std::vector<Sink> sinks_;
   std::vector<Partial> partials_;

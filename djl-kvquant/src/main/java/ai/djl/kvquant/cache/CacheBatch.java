@@ -2,6 +2,7 @@
 package ai.djl.kvquant.cache;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
@@ -18,15 +19,17 @@ import java.util.List;
  *     an exact copy
  * @param pageTable INT32 {@code [batch, columns]}; -1 where unused
  * @param exactTable INT32 {@code [batch, columns]}; -1 where unused
+ * @param params packed parameters of the layers, which all sequences share
  */
-public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable) {
+public record CacheBatch(
+        NDArray lengths, NDArray pageTable, NDArray exactTable, NDList params) {
 
     /**
      * Makes room for new tokens and builds the tables.
      *
      * @param manager the manager that the tables are attached to
      * @param cache the cache of the sequences
-     * @param sequences the sequences, in batch order
+     * @param sequences the sequences, in batch order, of one group of {@link #groups}
      * @param counts new tokens of each
      * @param prefill whether the new tokens belong to prompts
      * @return the tables
@@ -51,7 +54,19 @@ public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable)
         return new CacheBatch(
                 create(manager, lengths, batch, 2),
                 create(manager, table(sequences, pageColumns, false), batch, pageColumns),
-                create(manager, table(sequences, exactColumns, true), batch, exactColumns));
+                create(manager, table(sequences, exactColumns, true), batch, exactColumns),
+                cache.params(sequences.get(0)));
+    }
+
+    /**
+     * Groups sequences that operators can work on at once: those whose layers have the same
+     * parameters.
+     *
+     * @param sequences the sequences
+     * @return the places in the list of each group's sequences
+     */
+    public static List<List<Integer>> groups(List<CacheSequence> sequences) {
+        return SequenceParams.groups(sequences);
     }
 
     private static int[] table(List<CacheSequence> sequences, int columns, boolean exact) {
@@ -83,7 +98,8 @@ public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable)
     public Object[] arguments(KvCache cache, Object... first) {
         List<Object> all = new ArrayList<>(Arrays.asList(first));
         all.addAll(List.of(lengths, pageTable, exactTable));
-        all.addAll(cache.pools());
+        all.addAll(cache.pools().subList(0, 2));
+        all.add(params);
         all.add(cache.rope());
         return all.toArray();
     }

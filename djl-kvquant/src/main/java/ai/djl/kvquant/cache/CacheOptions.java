@@ -32,6 +32,7 @@ public final class CacheOptions {
                             "kv_recent_tokens",
                             "kv_rollback_tokens",
                             "kv_skip_layers",
+                            "kv_sparse_tokens",
                             "kv_clip",
                             "kv_float_zero",
                             "kv_basis",
@@ -83,7 +84,9 @@ public final class CacheOptions {
             window();
             sinkPolicy();
             rollback();
+            sparseTokens();
         } else {
+            refuse("kv_sparse_tokens", "keys are quantized");
             refuse("kv_sink_tokens", "keys are quantized");
             refuse("kv_recent_tokens", "keys are quantized");
             refuse("kv_rollback_tokens", "keys are quantized");
@@ -146,8 +149,8 @@ public final class CacheOptions {
     }
 
     /**
-     * Returns the options of a cache in which evaluation stores a whole text: without a window,
-     * with room for one sequence.
+     * Returns the options of a cache in which evaluation stores a whole text: without a window or
+     * sparsity, with room for one sequence.
      *
      * @param tokens the longest text
      * @return the options
@@ -169,6 +172,7 @@ public final class CacheOptions {
     public CacheOptions forOneSequence(int tokens) {
         Map<String, String> changed = new HashMap<>(values);
         changed.remove("kv_cache_memory");
+        changed.remove("kv_sparse_tokens");
         changed.put("kv_cache_tokens", Integer.toString(tokens));
         changed.put("max_batch_size", "1");
         return new CacheOptions(changed, calibration);
@@ -393,6 +397,18 @@ public final class CacheOptions {
     public int window() {
         int usual = dtype.keys().method().keepsWindow() ? DEFAULT_WINDOW : 0;
         return quantizedKeys() ? integer("kv_recent_tokens", usual, 0, MAX_WINDOW) : 0;
+    }
+
+    /**
+     * Returns kv_sparse_tokens, the stored tokens that a decoding step chooses to read besides
+     * sinks and recent ones.
+     *
+     * @return the number of tokens, which counts in whole pages of 64; 0, the default: all are read
+     */
+    public int sparseTokens() {
+        return values.containsKey("kv_sparse_tokens")
+                ? integer("kv_sparse_tokens", 0, 1, 1 << 30)
+                : 0;
     }
 
     int rollback() {

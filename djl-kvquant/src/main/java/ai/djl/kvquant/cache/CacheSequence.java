@@ -23,6 +23,9 @@ public final class CacheSequence implements AutoCloseable {
      */
     boolean truncated;
 
+    /** Parameters of its own; null if the cache's serve it. */
+    SequenceParams own;
+
     private boolean closed;
 
     CacheSequence(KvCache cache) {

@@ -104,7 +104,7 @@ public final class KvCache implements AutoCloseable {
         return total;
     }
 
-    private NDArray pack(NDManager owner, LayerFormat layer) {
+    NDArray pack(NDManager owner, LayerFormat layer) {
         java.nio.ByteBuffer bytes = layer.pack(geometry);
         return owner.create(bytes, new Shape(bytes.remaining()), DataType.UINT8);
     }
@@ -131,7 +131,7 @@ public final class KvCache implements AutoCloseable {
      * @return the sequence; the caller closes it
      */
     public CacheSequence sequenceFor(int[] prompt) {
-        return prefixes.fork(prompt);
+        return options.promptBasis() ? newSequence() : prefixes.fork(prompt);
     }
 
     /**
@@ -141,7 +141,27 @@ public final class KvCache implements AutoCloseable {
      * @param sequence the sequence, which the caller does not use any more
      */
     public void retire(CacheSequence sequence) {
-        prefixes.add(sequence);
+        if (options.promptBasis()) {
+            sequence.close();
+        } else {
+            prefixes.add(sequence);
+        }
+    }
+
+    /**
+     * Tells whether a sequence gets a basis of its own: with kv_basis=prompt, from the length on
+     * where that takes fewer bits than fp16.
+     *
+     * @param tokens the tokens of its prompt
+     * @return whether {@link PromptBasis} is to be used before it is appended to
+     */
+    public boolean wantsPromptBasis(int tokens) {
+        return options.promptBasis()
+                && tokens - options.firstSinks() >= schedule().shortestPrompt(geometry.channels());
+    }
+
+    private SvdqSchedule schedule() {
+        return SvdqSchedule.of(options.dtype().keyBits());
     }
 
     /**
@@ -179,6 +199,72 @@ public final class KvCache implements AutoCloseable {
      */
     public double bitsPerKey() {
         return layers.stream().mapToDouble(l -> l.keys().effectiveBits()).average().orElse(0);
+    }
+
+    /**
+     * Returns the bits per key element of a sequence, a basis of its own included.
+     *
+     * @param tokens the tokens of the sequence
+     * @return the effective bits
+     */
+    public double bitsPerKey(int tokens) {
+        return wantsPromptBasis(tokens) ? bitsPerKey() + basisBits() / tokens : bitsPerKey();
+    }
+
+    /**
+     * Returns the bits per key element of sequences, bases of their own included.
+     *
+     * @param sequences the sequences
+     * @return the effective bits, the mean over tokens
+     */
+    public double bitsPerKey(List<CacheSequence> sequences) {
+        long tokens = sequences.stream().mapToLong(CacheSequence::length).sum();
+        long bases = sequences.stream().filter(sequence -> sequence.own != null).count();
+        return bases == 0 ? bitsPerKey() : bitsPerKey() + bases * basisBits() / tokens;
+    }
+
+    /**
+     * Returns what a decoding step reads of the keys of a sequence whose prompt is all of it; the
+     * mean over layers.
+     *
+     * @param tokens the tokens of the sequence
+     * @return bits per key element
+     */
+    public KeyReads keyReads(int tokens) {
+        return keyReads(tokens, wantsPromptBasis(tokens));
+    }
+
+    /**
+     * Returns what the next decoding step reads of the keys of a sequence; the mean over layers.
+     *
+     * @param sequence the sequence, not empty
+     * @return bits per key element
+     */
+    public KeyReads keyReads(CacheSequence sequence) {
+        return keyReads(sequence.length(), sequence.own != null);
+    }
+
+    private KeyReads keyReads(int tokens, boolean ownBasis) {
+        double codes = 0;
+        double exact = 0;
+        double landmarks = 0;
+        for (LayerFormat layer : layers) {
+            long recent = Math.min(layer.window(), tokens);
+            KeySparsity sparsity = new KeySparsity(layer.sparseTokens());
+            codes += layer.keys().effectiveBits() * sparsity.tokensRead(tokens - recent);
+            exact += 16.0 * (recent + Math.min(layer.maxSinks(), tokens - recent));
+            landmarks += sparsity.landmarkBits(tokens - recent);
+        }
+        double all = (double) tokens * layers.size();
+        double basis = ownBasis ? basisBits() / tokens : 0;
+        return new KeyReads(codes / all, exact / all, landmarks / all, basis);
+    }
+
+    /** Bits of a sequence's own bases, per layer and channel. */
+    private double basisBits() {
+        long layersWith = layers.stream().filter(layer -> layer.keys().isQuantized()).count();
+        double share = (double) layersWith / layers.size();
+        return share * schedule().basisBits(geometry.channels()) / geometry.channels();
     }
 
     /**
@@ -231,8 +317,8 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns the bytes that sequences hold: their pages, exact pages and table rows; shared pages
-     * count in each.
+     * Returns the bytes that sequences hold: their pages, exact pages, table rows and bases of their
+     * own; what is shared counts in each.
      *
      * @param sequences the sequences
      * @return the bytes
@@ -242,6 +328,7 @@ public final class KvCache implements AutoCloseable {
         for (CacheSequence sequence : sequences) {
             total += sequence.pages.size() * (pageBytes + Integer.BYTES);
             total += sequence.exactPages.size() * (exactPageBytes + Integer.BYTES);
+            total += sequence.own == null ? 0 : sequence.own.bytes();
         }
         return total;
     }
@@ -353,6 +440,10 @@ public final class KvCache implements AutoCloseable {
                         this, parent.tokens.copy(), parent.pages.copy(), parent.exactPages.copy());
         child.exactFrom = parent.exactFrom;
         child.truncated = parent.truncated;
+        child.own = parent.own;
+        if (child.own != null) {
+            child.own.retain();
+        }
         for (int i = 0; i < child.pages.size(); ++i) {
             pagePool.retain(child.pages.get(i));
         }
@@ -387,6 +478,9 @@ public final class KvCache implements AutoCloseable {
             return;
         }
         sequence.markClosed();
+        if (sequence.own != null) {
+            sequence.own.release();
+        }
         for (int i = 0; i < sequence.pages.size(); ++i) {
             pagePool.release(sequence.pages.get(i));
         }
@@ -435,6 +529,23 @@ public final class KvCache implements AutoCloseable {
             NDList pools = exactPages ? exact : pages;
             operators.copyRows(pools, sources.toArray(), targets.toArray());
         }
+    }
+
+    /** Packed parameters of the layers for a sequence. */
+    NDList params(CacheSequence sequence) {
+        return sequence.own == null ? params : sequence.own.layers;
+    }
+
+    SequenceParams newParams() {
+        return new SequenceParams(manager, params);
+    }
+
+    NDManager newManager() {
+        return manager.newSubManager();
+    }
+
+    LayerFormat layer(int layer) {
+        return layers.get(layer);
     }
 
     PagePool pagePool() {

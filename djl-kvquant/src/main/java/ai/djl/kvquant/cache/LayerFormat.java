@@ -11,9 +11,15 @@ import java.nio.ByteBuffer;
  * @param window recent tokens that are read exactly
  * @param sinkPolicy which tokens are sinks
  * @param maxSinks sinks at most
+ * @param sparseTokens stored tokens that a decoding step chooses; 0: it reads all
  */
 record LayerFormat(
-        SideFormat keys, SideFormat values, int window, SinkPolicy sinkPolicy, int maxSinks) {
+        SideFormat keys,
+        SideFormat values,
+        int window,
+        SinkPolicy sinkPolicy,
+        int maxSinks,
+        int sparseTokens) {
 
     private static final int MAGIC = 0x3151564b;
     private static final int HEADER_BYTES = 48;
@@ -23,7 +29,7 @@ record LayerFormat(
     static LayerFormat of(CacheGeometry geometry, CacheOptions options, int layer) {
         if (options.skipLayers(geometry.numLayers()).contains(layer)) {
             PlainFormat half = new PlainFormat(16);
-            return new LayerFormat(half, half, 0, SinkPolicy.NONE, 0);
+            return new LayerFormat(half, half, 0, SinkPolicy.NONE, 0, 0);
         }
         return new LayerFormat(
                 keys(geometry, options, layer),
@@ -31,7 +37,8 @@ record LayerFormat(
                 // A window beyond the longest sequence would only take memory.
                 Math.min(options.window(), geometry.maxTokens()),
                 options.sinkPolicy(),
-                options.maxSinks());
+                options.maxSinks(),
+                options.sparseTokens());
     }
 
     private static SideFormat keys(CacheGeometry geometry, CacheOptions options, int layer) {
@@ -91,6 +98,11 @@ record LayerFormat(
                         + ". Set kv_cache_dtype=fp16 or auto.");
     }
 
+    /** The same with keys stored in other static codes. */
+    LayerFormat withKeys(StaticFormat other) {
+        return new LayerFormat(other, values, window, sinkPolicy, maxSinks, sparseTokens);
+    }
+
     boolean hasExactPages() {
         return window > 0 || maxSinks > 0;
     }
@@ -118,7 +130,7 @@ record LayerFormat(
         out.putInt(geometry.numHeads()).putInt(geometry.numKvHeads()).putInt(geometry.headDim());
         out.putInt(window).putInt(sinkPolicy.ordinal()).putInt(maxSinks);
         out.putInt(keys.isPreRope() ? 1 : 0).putFloat((float) geometry.scoreScale());
-        out.putInt(0).putInt(0);
+        out.putInt(sparseTokens).putInt(0);
         keys.write(out);
         values.write(out);
         return out.finish(SIZE_POSITION);

@@ -8,7 +8,14 @@ package ai.djl.kvquant.generate;
  * @param fp16Bytes the bytes that the same tokens would take at 16 bits per element
  * @param bitsPerKey the effective bits per element of the keys
  * @param bitsPerValue the effective bits per element of the values
+ * @param keyBitsRead the bits of keys that the next step reads, per element of all keys; with
+ *     {@code kv_sparse_tokens} fewer than are stored, landmarks included
  * @param dtype the {@code kv_cache_dtype} in use
  */
 public record CacheUsage(
-        long bytes, long fp16Bytes, double bitsPerKey, double bitsPerValue, String dtype) {}
+        long bytes,
+        long fp16Bytes,
+        double bitsPerKey,
+        double bitsPerValue,
+        double keyBitsRead,
+        String dtype) {}

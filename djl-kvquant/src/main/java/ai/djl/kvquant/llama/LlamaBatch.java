@@ -44,6 +44,13 @@ final class LlamaBatch implements DecodingBatch {
         LlamaBatch batch = new LlamaBatch(model, cache, sequences);
         try {
             float[][] rows = new float[prompts.size()][];
+            for (int row = 0; row < rows.length; ++row) {
+                int[] prompt = prompts.get(row);
+                if (cache.wantsPromptBasis(prompt.length)) {
+                    rows[row] =
+                            new LlamaPromptPass(model, cache, sequences.get(row)).prefill(prompt);
+                }
+            }
             for (Chunk chunk = batch.nextChunk(prompts);
                     !chunk.rows.isEmpty();
                     chunk = batch.nextChunk(prompts)) {
@@ -187,27 +194,54 @@ final class LlamaBatch implements DecodingBatch {
                                 + " tokens; end it, or use a shorter prompt.");
             }
         }
-        int[] counts = new int[size()];
-        Arrays.fill(counts, 1);
+        List<List<Integer>> groups = CacheBatch.groups(sequences);
         try (NDManager scope = manager.newSubManager()) {
-            CacheBatch tables = CacheBatch.reserve(scope, cache, sequences, counts, false);
-            NDList result =
-                    model.module()
-                            .run(
-                                    manager,
-                                    "decode",
-                                    tables.arguments(
-                                            cache,
-                                            scope.create(
-                                                    Arrays.stream(tokens).asLongStream().toArray()),
-                                            scope.create(starts(counts))));
+            // Room for all before anything is appended to one.
+            List<CacheBatch> tables = new ArrayList<>();
+            for (List<Integer> rows : groups) {
+                List<CacheSequence> part = rows.stream().map(sequences::get).toList();
+                tables.add(CacheBatch.reserve(scope, cache, part, ones(rows.size()), false));
+            }
+            NDArray next;
+            if (groups.size() == 1) {
+                next = decode(manager, scope, tables.get(0), tokens);
+            } else {
+                float[][] logitRows = new float[size()][];
+                for (int i = 0; i < groups.size(); ++i) {
+                    List<Integer> rows = groups.get(i);
+                    int[] part = rows.stream().mapToInt(row -> tokens[row]).toArray();
+                    NDArray result = decode(scope, scope, tables.get(i), part);
+                    for (int j = 0; j < part.length; ++j) {
+                        logitRows[rows.get(j)] = result.get(j).toFloatArray();
+                    }
+                }
+                next = stack(logitRows);
+            }
             List<int[]> appended = new ArrayList<>();
             for (int token : tokens) {
                 appended.add(new int[] {token});
             }
             CacheBatch.commit(cache, sequences, appended);
-            replaceLogits(result.get(0));
+            replaceLogits(next);
         }
+    }
+
+    private NDArray decode(NDManager owner, NDManager scope, CacheBatch tables, int[] tokens) {
+        return model.module()
+                .run(
+                        owner,
+                        "decode",
+                        tables.arguments(
+                                cache,
+                                scope.create(Arrays.stream(tokens).asLongStream().toArray()),
+                                scope.create(starts(ones(tokens.length)))))
+                .get(0);
+    }
+
+    private static int[] ones(int count) {
+        int[] ones = new int[count];
+        Arrays.fill(ones, 1);
+        return ones;
     }
 
     private void requireOpen() {
@@ -255,9 +289,18 @@ final class LlamaBatch implements DecodingBatch {
         return new CacheUsage(
                 cache.bytes(sequences),
                 tokens * cache.geometry().fp16BytesPerToken(),
-                cache.bitsPerKey(),
+                cache.bitsPerKey(sequences),
                 cache.bitsPerValue(),
+                keyBitsRead(tokens),
                 cache.options().dtype().name());
+    }
+
+    private double keyBitsRead(long tokens) {
+        double bits = 0;
+        for (CacheSequence sequence : sequences) {
+            bits += sequence.length() * cache.keyReads(sequence).total();
+        }
+        return bits / Math.max(1, tokens);
     }
 
     /** {@inheritDoc} */

@@ -26,6 +26,9 @@ final class LlamaCode {
     /** Tokens of the past that are dequantized at once during prefill. */
     private static final int PAST_SEGMENT = 4096;
 
+    /** Rows that a layer's MLP works on at once, where a text is run layer by layer. */
+    private static final int LAYER_ROWS = 2048;
+
     /** Queries of a block in streaming attention. */
     private static final int QUERY_BLOCK = 256;
 
@@ -233,7 +236,13 @@ final class LlamaCode {
             q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
             a = self.attend_chunk(q, k, v, 0, 0, 0, 0, l, CACHE)
             heads = torch.reshape(qkv, [torch.size(x, 0), HEADS + 2 * KV_HEADS, HEAD_DIM])
-            return (self.finish(x, a, l), heads, k, v, a)
+            n = torch.size(x, 0)
+            outs = annotate(List[Tensor], [])
+            for i in range((n + (LAYER_ROWS - 1)) // LAYER_ROWS):
+              begin = i * LAYER_ROWS
+              end = ops.prim.min(n, begin + LAYER_ROWS)
+              _0 = torch.append(outs, self.finish(torch.slice(x, 0, begin, end), torch.slice(a, 0, begin, end), l))
+            return (torch.cat(outs), heads, k, v, a)
           def store(self: __torch__.M, x: Tensor, heads: Tensor, starts: Tensor, l: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
             none = (self.w)[3]
             if massive:
@@ -344,6 +353,7 @@ final class LlamaCode {
         int kvHeads = config.numKvHeads();
         return text.replace("CACHE_PARAMETERS", CACHE_PARAMETERS)
                 .replace("LAYER_CACHE", LAYER_CACHE)
+                .replace("LAYER_ROWS", Integer.toString(LAYER_ROWS))
                 .replace("LAYER_WEIGHTS", Integer.toString(LAYER_WEIGHTS))
                 .replace("SHARED_WEIGHTS", Integer.toString(SHARED_WEIGHTS))
                 .replace("PAST_SEGMENT", Integer.toString(PAST_SEGMENT))

@@ -57,12 +57,13 @@ public final class LlamaEvaluator implements AutoCloseable {
     }
 
     /**
-     * Returns the bits per key element, scales and zeros included.
+     * Returns the bits per key element, scales and zeros included, and for a text as long as the
+     * context a basis of its own.
      *
      * @return the effective bits
      */
     public double bitsPerKey() {
-        return cache.bitsPerKey();
+        return cache.bitsPerKey(context);
     }
 
     /**
@@ -123,6 +124,9 @@ public final class LlamaEvaluator implements AutoCloseable {
         }
         try (NDManager scope = model.manager().newSubManager();
                 CacheSequence sequence = cache.newSequence()) {
+            if (cache.wantsPromptBasis(tokens.length)) {
+                new LlamaPromptPass(model, cache, sequence).fit(tokens);
+            }
             int[] counts = {tokens.length};
             CacheBatch tables = CacheBatch.reserve(scope, cache, List.of(sequence), counts, true);
             NDList result =

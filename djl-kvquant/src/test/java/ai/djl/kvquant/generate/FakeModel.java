@@ -146,7 +146,7 @@ final class FakeModel implements LanguageModel {
         @Override
         public CacheUsage usage() {
             int tokens = rows.stream().mapToInt(List::size).sum();
-            return new CacheUsage(tokens, 4L * tokens, 4, 4, "fake");
+            return new CacheUsage(tokens, 4L * tokens, 4, 4, 4, "fake");
         }
 
         @Override

@@ -25,6 +25,7 @@ final class GenerationReport {
         json.put("kv_cache_dtype", cache.dtype());
         json.put("bits_per_key", cache.bitsPerKey());
         json.put("bits_per_value", cache.bitsPerValue());
+        json.put("key_bits_read", cache.keyBitsRead());
         json.put("kv_bytes", cache.bytes());
         json.put("kv_bytes_fp16", cache.fp16Bytes());
         return json;

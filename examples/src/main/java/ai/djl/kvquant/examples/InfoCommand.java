@@ -3,6 +3,7 @@ package ai.djl.kvquant.examples;
 
 import ai.djl.kvquant.cache.CacheDtype;
 import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.cache.KeyReads;
 import ai.djl.kvquant.cache.KvCache;
 import ai.djl.kvquant.engine.RuntimeInfo;
 import ai.djl.kvquant.llama.LlamaConfig;
@@ -91,6 +92,9 @@ final class InfoCommand implements Callable<Integer> {
                 KvCache cache = model.cache();
                 map.put("bits_per_key", cache.bitsPerKey());
                 map.put("bits_per_value", cache.bitsPerValue());
+                if (options.sparseTokens() > 0) {
+                    putReads(map, cache.keyReads(cache.geometry().maxTokens()));
+                }
                 map.put("bytes_per_token", cache.bytesPerToken());
                 map.put(
                         "against_fp16",
@@ -103,6 +107,12 @@ final class InfoCommand implements Callable<Integer> {
             presets.add(map);
         }
         return presets;
+    }
+
+    /** At the longest context. */
+    private static void putReads(Map<String, Object> map, KeyReads reads) {
+        map.put("key_bits_read", reads.total());
+        map.put("landmark_bits_read", reads.landmarks());
     }
 
     private void print(
@@ -127,6 +137,18 @@ final class InfoCommand implements Callable<Integer> {
         printPresets(presets, out);
         problems.forEach(problem -> out.println("unavailable: " + problem));
         out.flush();
+    }
+
+    private static void reads(Map<String, Object> preset, PrintWriter out) {
+        double bits = (double) preset.get("key_bits_read");
+        out.printf(
+                Locale.ROOT,
+                "%s: a step at the longest context reads %.3f bits per key, %.0fx less than fp16;"
+                        + " %.3f of them are landmarks%n",
+                preset.get("kv_cache_dtype"),
+                bits,
+                16 / bits,
+                preset.get("landmark_bits_read"));
     }
 
     private static void printPresets(List<Map<String, Object>> presets, PrintWriter out) {
@@ -157,6 +179,7 @@ final class InfoCommand implements Callable<Integer> {
         }
         table.print(out);
         out.println();
+        presets.stream().filter(p -> p.containsKey("key_bits_read")).forEach(p -> reads(p, out));
         reasons.forEach(out::println);
     }
 }

@@ -29,7 +29,7 @@ class OutputTest {
                 List.of(),
                 Duration.ofMillis(312),
                 45.678,
-                new CacheUsage(bytes, 4 << 20, 4.5, 4.25, "rotatekv4"));
+                new CacheUsage(bytes, 4 << 20, 4.5, 4.25, 4.5, "rotatekv4"));
     }
 
     @Test

@@ -95,6 +95,8 @@ class EvaluationTest {
                 "kv_cache_dtype=int8/rotatekv4 kv_recent_tokens=1",
                 "kv_cache_dtype=latent2 kv_recent_tokens=16",
                 "kv_cache_dtype=latent1.5/fp16 kv_basis=layer kv_recent_tokens=16",
+                "kv_cache_dtype=svdq2.25",
+                "kv_cache_dtype=svdq1.25/fp16 kv_recent_tokens=16",
             })
     void onePassEqualsDecodingTokenByToken(String settings) throws Exception {
         for (String name : List.of("gqa3-tied", "gqa8-128")) {

@@ -60,7 +60,13 @@ class SequenceContractTest {
     static Stream<Arguments> calibratedCaches() {
         Map<String, String> layerWide = options("latent2", "4", "128");
         layerWide.put("kv_basis", "layer");
+        Map<String, String> sparse = options("svdq2.25", "4", "0");
+        sparse.put("kv_sparse_tokens", "64");
+        Map<String, String> sparseWindow = options("int2/fp16", "4", "33");
+        sparseWindow.put("kv_sparse_tokens", "64");
         return Stream.of(
+                        sparse,
+                        sparseWindow,
                         options("int2", "4", "128"),
                         options("int2", "0", "0"),
                         options("int8/rotatekv4", "17", "33"),

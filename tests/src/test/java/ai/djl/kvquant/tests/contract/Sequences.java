@@ -63,11 +63,12 @@ final class Sequences implements AutoCloseable {
     /** The static codes that options stand for in the only layer; null if there are none. */
     static Side staticKeys(Map<String, String> options) {
         String dtype = options.get("kv_cache_dtype");
-        boolean latent = dtype.startsWith("latent");
+        boolean svdq = dtype.startsWith("svdq");
+        boolean latent = svdq || dtype.startsWith("latent");
         if (!latent && !dtype.startsWith("int")) {
             return null;
         }
-        boolean wide = "layer".equals(options.get("kv_basis"));
+        boolean wide = svdq || "layer".equals(options.get("kv_basis"));
         Basis basis = latent ? Basis.of(KV_HEADS, HEAD_DIM, wide) : null;
         Case point = Case.sample(Method.INT_NORM2, 0, Case.SinkPlace.NONE, 0);
         StaticCodes codes =
@@ -154,6 +155,26 @@ final class Sequences implements AutoCloseable {
             last = decode(List.of(sequence), token)[0];
         }
         return last;
+    }
+
+    /** Queries of a token after RoPE, [heads * headDim]. */
+    double[] queries(int token, int position) {
+        float[] row = inputs.rows(token, position, position + 1);
+        double[] q = new double[layer.heads() * HEAD_DIM];
+        Arrays.setAll(q, i -> row[i]);
+        Scenario.rope(HEAD_DIM, 0).turn(q, position);
+        return q;
+    }
+
+    /** Keys and values as attention reads them, [kv heads, tokens, headDim] each. */
+    float[][] read(CacheSequence sequence) {
+        try (NDManager scope = Kernels.MANAGER.newSubManager()) {
+            int[] none = {0};
+            CacheBatch tables = CacheBatch.reserve(scope, cache, List.of(sequence), none, false);
+            List<Object> range = List.of(0L, 0L, (long) sequence.length());
+            NDList read = Kernels.run(scope, "dequantize", concat(range, state(tables)));
+            return new float[][] {read.get(0).toFloatArray(), read.get(1).toFloatArray()};
+        }
     }
 
     private float[][] append(List<CacheSequence> sequences, List<int[]> tokens, boolean prefill) {
