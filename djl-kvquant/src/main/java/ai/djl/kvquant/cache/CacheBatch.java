@@ -21,8 +21,7 @@ import java.util.List;
  * @param exactTable INT32 {@code [batch, columns]}; -1 where unused
  * @param params packed parameters of the layers, which all sequences share
  */
-public record CacheBatch(
-        NDArray lengths, NDArray pageTable, NDArray exactTable, NDList params) {
+public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable, NDList params) {
 
     /**
      * Makes room for new tokens and builds the tables.

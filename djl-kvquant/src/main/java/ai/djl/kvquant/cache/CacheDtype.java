@@ -76,7 +76,7 @@ public record CacheDtype(String name, Side keys, Side values) {
                                 + value
                                 + "' stores values with SVDq, which is for keys only; choose a pair"
                                 + " such as "
-                                + name
+                                + (keys.method() == CacheMethod.SVDQ ? name : "svdq2.25")
                                 + "/int4.");
             }
             values = SIDES.get("int4");

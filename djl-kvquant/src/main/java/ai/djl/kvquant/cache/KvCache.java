@@ -317,8 +317,8 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns the bytes that sequences hold: their pages, exact pages, table rows and bases of their
-     * own; what is shared counts in each.
+     * Returns the bytes that sequences hold: their pages, exact pages, table rows and bases of
+     * their own; what is shared counts in each.
      *
      * @param sequences the sequences
      * @return the bytes

@@ -4,7 +4,9 @@ package ai.djl.kvquant.cache;
 import ai.djl.kvquant.torch.LinearAlgebra;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
+import ai.djl.ndarray.types.Shape;
 
 /**
  * The principal axes of a layer's keys before RoPE, over all kv heads: an orthogonal basis in which
@@ -19,6 +21,8 @@ import ai.djl.ndarray.types.DataType;
  */
 public record PrincipalBasis(float[] mean, float[] forward, float[] inverse, NDArray latents) {
 
+    private static final long PIECE = 2048;
+
     /**
      * Finds the axes.
      *
@@ -30,9 +34,7 @@ public record PrincipalBasis(float[] mean, float[] forward, float[] inverse, NDA
     public static PrincipalBasis of(LinearAlgebra algebra, NDArray keys, int heads) {
         NDArray mean = keys.mean(new int[] {0});
         NDArray centred = keys.sub(mean);
-        NDArray wide = centred.toType(DataType.FLOAT64, false);
-        NDArray covariance = wide.transpose().matMul(wide).div(keys.getShape().get(0));
-        NDList spectrum = algebra.eigh(covariance);
+        NDList spectrum = algebra.eigh(covariance(centred));
         int channels = Math.toIntExact(keys.getShape().get(1));
         // Eigenvalues ascend, places descend: rank c * heads + h is place c of head h.
         NDArray axes =
@@ -41,13 +43,30 @@ public record PrincipalBasis(float[] mean, float[] forward, float[] inverse, NDA
                         .reshape(channels, channels / heads, heads)
                         .transpose(2, 1, 0)
                         .reshape(channels, channels);
-        NDArray forward =
-                axes.toType(DataType.FLOAT16, false).toType(DataType.FLOAT32, false);
+        NDArray forward = axes.toType(DataType.FLOAT16, false).toType(DataType.FLOAT32, false);
         return new PrincipalBasis(
                 mean.toFloatArray(),
                 forward.toFloatArray(),
                 forward.transpose().toFloatArray(),
                 forward.matMul(centred.transpose()));
+    }
+
+    /** E[x x'] in double precision, a piece of the tokens at a time. */
+    private static NDArray covariance(NDArray centred) {
+        long tokens = centred.getShape().get(0);
+        long channels = centred.getShape().get(1);
+        NDManager manager = centred.getManager();
+        NDArray sum = manager.zeros(new Shape(channels, channels), DataType.FLOAT64);
+        for (long begin = 0; begin < tokens; begin += PIECE) {
+            long end = Math.min(tokens, begin + PIECE);
+            try (NDManager scope = manager.newSubManager()) {
+                NDArray piece = centred.get(begin + ":" + end);
+                piece.attach(scope);
+                NDArray wide = piece.toType(DataType.FLOAT64, false);
+                sum.addi(wide.transpose().matMul(wide));
+            }
+        }
+        return sum.divi(tokens);
     }
 
     /**

@@ -52,7 +52,7 @@ public final class PromptBasis implements AutoCloseable {
                         true,
                         basis.mean(),
                         null,
-                        ranges(basis.channels()),
+                        ranges(basis.latents()),
                         schedule.widths(),
                         new StaticFormat.Basis(heads, basis.forward(), basis.inverse()),
                         null,
@@ -61,23 +61,17 @@ public final class PromptBasis implements AutoCloseable {
     }
 
     /** Start and step of each place: its codes reach from the least value to the largest. */
-    private float[] ranges(float[][] channels) {
+    private float[] ranges(NDArray latents) {
         int[] widths = schedule.widths();
         int headDim = cache.geometry().headDim();
-        float[] steps = new float[2 * channels.length];
-        for (int place = 0; place < channels.length; ++place) {
+        float[] low = latents.min(new int[] {1}).toFloatArray();
+        float[] high = latents.max(new int[] {1}).toFloatArray();
+        float[] steps = new float[2 * low.length];
+        for (int place = 0; place < low.length; ++place) {
             int width = widths[place % headDim * widths.length / headDim];
-            steps[2 * place + 1] = 1;
-            if (width > 0) {
-                float low = Float.POSITIVE_INFINITY;
-                float high = Float.NEGATIVE_INFINITY;
-                for (float value : channels[place]) {
-                    low = Math.min(low, value);
-                    high = Math.max(high, value);
-                }
-                steps[2 * place] = low;
-                steps[2 * place + 1] = high > low ? (high - low) / ((1 << width) - 1) : 1;
-            }
+            float range = high[place] - low[place];
+            steps[2 * place] = width > 0 ? low[place] : 0;
+            steps[2 * place + 1] = width > 0 && range > 0 ? range / ((1 << width) - 1) : 1;
         }
         return steps;
     }

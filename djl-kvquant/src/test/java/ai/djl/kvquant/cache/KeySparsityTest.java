@@ -19,11 +19,12 @@ class KeySparsityTest {
         "0, 1000, 1000, 0",
         "64, 0, 0, 0",
         "64, 191, 191, 0",
-        "64, 192, 192, 0",
-        "64, 256, 192, 48",
-        "64, 257, 193, 48",
-        "1, 257, 193, 48",
-        "65, 257, 257, 0",
+        "64, 192, 128, 32",
+        "64, 256, 128, 48",
+        "64, 257, 129, 48",
+        "1, 257, 129, 48",
+        "65, 257, 193, 48",
+        "129, 257, 257, 0",
         "2048, 65536, 2112, 16368"
     })
     void pagesAreChosenAmongThoseBehindTheRecent(int wanted, int stored, int read, int landmarks) {
@@ -53,7 +54,12 @@ class KeySparsityTest {
         try (TinyCache dense = new TinyCache(names);
                 TinyCache sparse =
                         new TinyCache(
-                                names[0], names[1], names[2], names[3], "kv_sparse_tokens", "128")) {
+                                names[0],
+                                names[1],
+                                names[2],
+                                names[3],
+                                "kv_sparse_tokens",
+                                "128")) {
             KeyReads all = dense.cache.keyReads(tokens);
             KeyReads some = sparse.cache.keyReads(tokens);
             double bits = dense.cache.bitsPerKey();

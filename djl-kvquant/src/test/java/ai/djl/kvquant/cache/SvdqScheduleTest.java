@@ -53,7 +53,8 @@ class SvdqScheduleTest {
         assertTrue(bits * channels * shortest + schedule.basisBits(channels) <= alone);
         int shorter = shortest - 1;
         assertTrue(
-                bits * channels * shorter + schedule.basisBits(channels) > 16.0 * channels * shorter);
+                bits * channels * shorter + schedule.basisBits(channels)
+                        > 16.0 * channels * shorter);
         assertEquals(16 * kept / (16 - bits), shortest, 8);
     }
 

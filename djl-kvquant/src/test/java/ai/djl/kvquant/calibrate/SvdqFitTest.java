@@ -143,7 +143,9 @@ class SvdqFitTest {
         int total = 0;
         for (int place = 0; place < CHANNELS; ++place) {
             double expected = SPECTRUM[rank(place)];
-            assertEquals(expected, variances[place], 1e-2 * expected, "place " + place);
+            // axes are rounded to fp16, so that a little of the largest leaks into the others
+            double allowed = 3e-3 * expected + 1e-8 * SPECTRUM[0];
+            assertEquals(expected, variances[place], allowed, "place " + place);
             assertEquals(paper[rank(place) * 8 / CHANNELS], width(widths, place), "place " + place);
             total += width(widths, place);
         }

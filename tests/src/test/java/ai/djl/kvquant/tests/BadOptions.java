@@ -54,6 +54,8 @@ record BadOptions(Map<String, String> options, List<String> fragments) {
                 row("kv_cache_dtype=RotateKV4", "'RotateKV4' is not supported", NAMES),
                 row("kv_cache_dtype=rotatekv4/", "'rotatekv4/' is not supported", "a pair K/V"),
                 row("kv_cache_dtype=rotatekv4/x", "'rotatekv4/x' is not supported", "a pair K/V"),
+                row("kv_cache_dtype=int4/svdq2.25", "for keys only", "svdq"),
+                row("kv_cache_dtype=svdq2", "'svdq2' is not supported", NAMES),
                 row("kv_cache_dtype=fp16,fp16,fp16", "'fp16,fp16,fp16' is not", "a pair K/V"));
     }
 
@@ -63,6 +65,7 @@ record BadOptions(Map<String, String> options, List<String> fragments) {
                 row("kv_cache_dtype=fp16 kv_sink_tokens=4", KEYS_ONLY, "is fp16", QUANTIZED),
                 row("kv_cache_dtype=auto/rotatekv4 kv_recent_tokens=64", "is auto/rotatekv4"),
                 row("kv_rollback_tokens=8", "kv_rollback_tokens " + KEYS_ONLY, QUANTIZED),
+                row("kv_sparse_tokens=64", "kv_sparse_tokens " + KEYS_ONLY, "is auto", QUANTIZED),
                 row("kv_group_size=32", "kv_group_size " + BOTH, QUANTIZED),
                 row("kv_clip=0.9", "kv_clip " + BOTH, "is auto", QUANTIZED),
                 row("kv_skip_layers=0", "kv_skip_layers " + BOTH, QUANTIZED),

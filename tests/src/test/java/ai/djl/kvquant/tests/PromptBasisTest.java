@@ -51,8 +51,7 @@ class PromptBasisTest {
     }
 
     private static CacheOptions options(LlamaModel model, String dtype, String basis) {
-        CacheOptions options =
-                new CacheOptions(Map.of("kv_cache_dtype", dtype, "kv_basis", basis));
+        CacheOptions options = new CacheOptions(Map.of("kv_cache_dtype", dtype, "kv_basis", basis));
         Calibrator calibrator = new Calibrator(model, List.of(text(1, 500)));
         return options.withCalibration(
                 calibrator.run(List.of(options), Map.of(), layers -> {}).get(0));

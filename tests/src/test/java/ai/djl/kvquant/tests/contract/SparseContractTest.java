@@ -201,8 +201,7 @@ class SparseContractTest {
                             .sorted((i, j) -> Double.compare(worth[j], worth[i]))
                             .mapToInt(i -> i)
                             .toArray();
-            if (wanted < candidates
-                    && worth[best[wanted - 1]] < (1 + TIE) * worth[best[wanted]]) {
+            if (wanted < candidates && worth[best[wanted - 1]] < (1 + TIE) * worth[best[wanted]]) {
                 return null;
             }
             Arrays.stream(best).limit(wanted).forEach(pages::set);
