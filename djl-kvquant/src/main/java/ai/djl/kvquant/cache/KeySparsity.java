@@ -13,7 +13,7 @@ record KeySparsity(int wanted) {
     private static final int PAGE = KvCache.PAGE_TOKENS;
 
     /** Bits of a landmark's element, which stands for the 64 keys of its page. */
-    private static final int LANDMARK_BITS = 16;
+    static final int LANDMARK_BITS = 16;
 
     /** Full pages of which some are chosen; 0 if all are read. */
     private long candidates(long stored) {

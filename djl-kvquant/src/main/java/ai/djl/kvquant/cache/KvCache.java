@@ -192,13 +192,13 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns the bits per key element, scales and zeros included, sinks and window not; the mean
-     * over layers.
+     * Returns the bits per key element, scales, zeros and landmarks included, sinks and window not;
+     * the mean over layers.
      *
      * @return the effective bits
      */
     public double bitsPerKey() {
-        return layers.stream().mapToDouble(l -> l.keys().effectiveBits()).average().orElse(0);
+        return layers.stream().mapToDouble(LayerFormat::keyBits).average().orElse(0);
     }
 
     /**

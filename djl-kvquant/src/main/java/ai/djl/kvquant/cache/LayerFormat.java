@@ -103,6 +103,12 @@ record LayerFormat(
         return new LayerFormat(other, values, window, sinkPolicy, maxSinks, sparseTokens);
     }
 
+    /** Bits per element of keys, with all that is stored beside codes. */
+    double keyBits() {
+        double landmarks = (double) KeySparsity.LANDMARK_BITS / KvCache.PAGE_TOKENS;
+        return keys.effectiveBits() + (sparseTokens > 0 ? landmarks : 0);
+    }
+
     boolean hasExactPages() {
         return window > 0 || maxSinks > 0;
     }

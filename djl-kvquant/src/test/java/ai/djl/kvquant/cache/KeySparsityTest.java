@@ -66,6 +66,7 @@ class KeySparsityTest {
             assertEquals(bits, all.codes(), 1e-9);
             assertEquals(0, all.landmarks());
             assertEquals(64.0 / tokens, all.exact(), 1e-9);
+            assertEquals(bits + 0.25, sparse.cache.bitsPerKey(), 1e-9);
             // 61 full pages behind the last 64 tokens, 2 of them chosen.
             assertEquals(bits * (tokens - 59 * 64) / tokens, some.codes(), 1e-9);
             assertEquals(61 * 16.0 / tokens, some.landmarks(), 1e-9);
