@@ -69,8 +69,7 @@ final class LlamaPromptPass {
                                 .run(
                                         ofLayer,
                                         "store",
-                                        tables.arguments(
-                                                cache, hidden, qkv, starts, layer, false));
+                                        tables.arguments(cache, hidden, qkv, starts, layer, false));
                     }
                     hidden.close();
                     hidden = result.get(0);
