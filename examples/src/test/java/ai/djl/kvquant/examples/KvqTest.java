@@ -90,8 +90,8 @@ class KvqTest {
                 "generate --file /no/such|kvq: There is no file /no/such.",
                 "generate --kv-cache-dtype int9 x|kvq: kv_cache_dtype 'int9' is not supported; choose"
                         + " one of auto, fp16, int8, int4, int3, int2, latent4, latent3, latent2,"
-                        + " latent1.5, rotatekv4, rotatekv3, rotatekv2, svdq2.25, svdq1.25 or a pair"
-                        + " K/V such as rotatekv4/rotatekv2.",
+                        + " latent1.5, rotatekv4, rotatekv3, rotatekv2, kvquant4, kvquant3, kvquant2,"
+                        + " svdq2.25, svdq1.25 or a pair K/V such as rotatekv4/rotatekv2.",
                 "generate --kv-cache-dtype fp16 --kv-cache-dtype auto x|kvq: --kv-cache-dtype is given"
                         + " 2 times; only perplexity, eval and bench compare several.",
                 "chat --set temperature=1|kvq: --set temperature is not a cache option; allowed:"
