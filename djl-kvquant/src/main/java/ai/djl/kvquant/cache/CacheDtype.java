@@ -112,6 +112,10 @@ public record CacheDtype(String name, Side keys, Side values) {
         return keys.bits();
     }
 
+    boolean isQuantized() {
+        return keys.method().isQuantized() || values.method().isQuantized();
+    }
+
     /**
      * Returns the name of the method of values.
      *

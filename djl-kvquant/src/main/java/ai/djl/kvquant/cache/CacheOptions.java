@@ -14,6 +14,7 @@ import java.util.TreeSet;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import java.util.stream.LongStream;
 
 /**
  * The cache options of a model: {@code kv_cache_dtype} and the expert options, checked.
@@ -35,6 +36,9 @@ public final class CacheOptions {
                             "kv_sparse_tokens",
                             "kv_clip",
                             "kv_float_zero",
+                            RotationOptions.ROTATION,
+                            RotationOptions.ORDER,
+                            RotationOptions.VALUE_ROTATION,
                             "kv_basis",
                             "kv_outliers",
                             "kv_qnorm",
@@ -54,6 +58,7 @@ public final class CacheOptions {
 
     private final Map<String, String> values;
     private final CacheDtype dtype;
+    private final RotationOptions rotation;
     private final Calibration calibration;
 
     /**
@@ -91,12 +96,13 @@ public final class CacheOptions {
             refuse("kv_recent_tokens", "keys are quantized");
             refuse("kv_rollback_tokens", "keys are quantized");
         }
-        if (!quantizedKeys() && !quantizedValues()) {
+        if (!dtype.isQuantized()) {
             refuse("kv_group_size", "keys or values are quantized");
             refuse("kv_clip", "keys or values are quantized");
             refuse("kv_float_zero", "keys or values are quantized");
             refuse("kv_skip_layers", "keys or values are quantized");
         }
+        rotation = RotationOptions.of(values, dtype);
         if (!usesCalibration()) {
             refuse("kv_calibration", "keys are stored with a calibration of the model");
         }
@@ -184,7 +190,9 @@ public final class CacheOptions {
      * @return whether {@link #withCalibration} must be called before a cache is made
      */
     public boolean needsCalibration() {
-        return dtype.keys().method().needsCalibration() || dtype.uses(CacheMethod.KVQUANT);
+        return dtype.keys().method().needsCalibration()
+                || dtype.uses(CacheMethod.KVQUANT)
+                || rotation.needsCalibration();
     }
 
     /**
@@ -212,7 +220,8 @@ public final class CacheOptions {
      * @return whether {@link #withCalibration} makes a difference
      */
     public boolean usesCalibration() {
-        return dtype.keys().method().usesCalibration() || dtype.uses(CacheMethod.KVQUANT);
+        return dtype.keys().method().usesCalibration() && !rotation.isNatural()
+                || dtype.uses(CacheMethod.KVQUANT);
     }
 
     /**
@@ -380,12 +389,12 @@ public final class CacheOptions {
         return calibration;
     }
 
-    boolean quantizedKeys() {
-        return dtype.keys().method().isQuantized();
+    RotationOptions rotation() {
+        return rotation;
     }
 
-    boolean quantizedValues() {
-        return dtype.values().method().isQuantized();
+    boolean quantizedKeys() {
+        return dtype.keys().method().isQuantized();
     }
 
     /**
@@ -409,6 +418,19 @@ public final class CacheOptions {
         return values.containsKey("kv_sparse_tokens")
                 ? integer("kv_sparse_tokens", 0, 1, 1 << 30)
                 : 0;
+    }
+
+    /**
+     * Returns the recent tokens that each layer reads exactly: none in those of kv_skip_layers.
+     *
+     * @param numLayers the number of layers
+     * @return the windows, in tokens
+     */
+    public long[] windows(int numLayers) {
+        Set<Integer> skipped = skipLayers(numLayers);
+        return LongStream.range(0, numLayers)
+                .map(layer -> skipped.contains((int) layer) ? 0 : window())
+                .toArray();
     }
 
     int rollback() {

@@ -46,7 +46,9 @@ record LayerFormat(
         return switch (side.method()) {
             case AUTO, FP16 -> new PlainFormat((int) side.bits());
             case ROTATEKV -> {
-                requirePowerOfTwo(geometry, options);
+                if (options.rotation().keys() != KeyRotation.NONE) {
+                    requirePowerOfTwo(geometry, options);
+                }
                 yield RotatedFormat.keys((int) side.bits(), geometry, options, layer);
             }
             case INT, LATENT, SVDQ -> {
@@ -63,7 +65,9 @@ record LayerFormat(
         return switch (side.method()) {
             case AUTO, FP16 -> new PlainFormat((int) side.bits());
             case ROTATEKV -> {
-                requirePowerOfTwo(geometry, options);
+                if (options.rotation().values()) {
+                    requirePowerOfTwo(geometry, options);
+                }
                 yield RotatedFormat.values((int) side.bits(), geometry, options);
             }
             case INT, LATENT, SVDQ -> {

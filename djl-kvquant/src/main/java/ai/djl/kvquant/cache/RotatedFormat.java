@@ -5,37 +5,49 @@ package ai.djl.kvquant.cache;
  * RotateKV's codes of rotated elements, with a scale and zero per token and group.
  *
  * @param bits bits of a code
- * @param rotationHeads kv heads rotated together
+ * @param rotationHeads kv heads rotated together; 0: not rotated
  * @param groupSize channels that share a scale and zero
  * @param clip factor on a group's minimum and maximum
  * @param floatZero whether zeros are not rounded to integers
+ * @param preRope whether keys are stored before RoPE
  * @param order channel at each place of the order whose runs form the groups; null: natural
  */
 record RotatedFormat(
-        int bits, int rotationHeads, int groupSize, float clip, boolean floatZero, int[] order)
+        int bits,
+        int rotationHeads,
+        int groupSize,
+        float clip,
+        boolean floatZero,
+        boolean preRope,
+        int[] order)
         implements SideFormat {
 
     private static final int FORMAT = 2;
     private static final int SCALE_AND_ZERO_BITS = 32;
 
-    /** Keys, rotated over up to 4 heads, in the order of a calibration if there is one. */
+    /** Keys, by default rotated over up to 4 heads and ordered if there is a calibration. */
     static RotatedFormat keys(int bits, CacheGeometry geometry, CacheOptions options, int layer) {
-        int heads = geometry.rotationHeads();
-        Calibration calibration = options.calibration();
-        int[] order = calibration == null ? null : calibration.integers(layer, "keys.order");
-        return of(bits, heads, geometry, options, order);
-    }
-
-    /** Values, rotated head by head. */
-    static RotatedFormat values(int bits, CacheGeometry geometry, CacheOptions options) {
-        return of(bits, 1, geometry, options, null);
-    }
-
-    private static RotatedFormat of(
-            int bits, int heads, CacheGeometry geometry, CacheOptions options, int[] order) {
-        int groupSize = options.groupSize(geometry);
+        RotationOptions rotation = options.rotation();
         return new RotatedFormat(
-                bits, heads, groupSize, options.clip(bits), options.floatZero(), order);
+                bits,
+                rotation.keys().heads(geometry),
+                options.groupSize(geometry),
+                options.clip(bits),
+                options.floatZero(),
+                rotation.keys().isPreRope(),
+                rotation.channels(options.calibration(), layer, geometry));
+    }
+
+    /** Values, by default rotated head by head. */
+    static RotatedFormat values(int bits, CacheGeometry geometry, CacheOptions options) {
+        return new RotatedFormat(
+                bits,
+                options.rotation().values() ? 1 : 0,
+                options.groupSize(geometry),
+                options.clip(bits),
+                options.floatZero(),
+                false,
+                null);
     }
 
     @Override
@@ -45,7 +57,7 @@ record RotatedFormat(
 
     @Override
     public boolean isPreRope() {
-        return true;
+        return preRope;
     }
 
     @Override

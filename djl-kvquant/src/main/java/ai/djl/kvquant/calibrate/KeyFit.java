@@ -43,7 +43,7 @@ interface KeyFit {
             case INT -> Optional.of(new PostRopeFit(dtype.keyBits()));
             case LATENT -> Optional.of(new BasisFit(dtype.keyBits(), options.layerWideBasis()));
             case SVDQ -> Optional.of(new SvdqFit(SvdqSchedule.of(dtype.keyBits())));
-            case ROTATEKV -> Optional.of(new RotatedOrderFit());
+            case ROTATEKV -> Optional.of(new KeyMeanFit());
             case KVQUANT ->
                     Optional.of(new CodebookKeyFit((int) dtype.keyBits(), options.outliers()));
             case AUTO, FP16 -> Optional.empty();

@@ -257,7 +257,7 @@ final class LlamaCode {
 
     /**
      * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than
-     * window, else as it is read back from the cache. params describe layers without a window,
+     * the layer's window, else as it is read back from the cache. params describe layers without a window,
      * lengths is 0 and after is the text's length. Scores of stored tokens from biased_from on have
      * a bias if biased. layer_errors compares one layer, given its exact input, with what {@link
      * #layer} made of it: sums of squares of keys, their error, values, theirs, attention's output,
@@ -313,10 +313,10 @@ final class LlamaCode {
             for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
               _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window, bias, biased, biased_from))
             return (torch.cat(outs), kq, vq)
-          def streaming(self: __torch__.M, ids: Tensor, starts: Tensor, after: Tensor, window: int, massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tensor:
+          def streaming(self: __torch__.M, ids: Tensor, starts: Tensor, after: Tensor, windows: List[int], massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tensor:
             x = self.embed(ids)
             for l in range(LAYERS):
-              a, kq, vq, = self.stream_layer(x, self.qkv(x, l), starts, after, l, window, massive, biased, biased_from, CACHE)
+              a, kq, vq, = self.stream_layer(x, self.qkv(x, l), starts, after, l, windows[l], massive, biased, biased_from, CACHE)
               x = self.finish(x, a, l)
             return x
           def squares(self: __torch__.M, x: Tensor) -> Tensor:

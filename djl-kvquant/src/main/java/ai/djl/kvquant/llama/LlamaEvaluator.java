@@ -139,7 +139,7 @@ public final class LlamaEvaluator implements AutoCloseable {
                                             scope.create(longs(tokens, 0)),
                                             scope.create(new int[] {0, tokens.length}),
                                             scope.create(new int[][] {{tokens.length, 0}}),
-                                            options.window(),
+                                            options.windows(model.geometry().numLayers()),
                                             cache.wantsMassiveEntries(),
                                             cache.hasScoreBias(),
                                             cache.options().firstSinks()));
@@ -177,7 +177,7 @@ public final class LlamaEvaluator implements AutoCloseable {
                                             scope.create(new int[] {0, count}),
                                             scope.create(new int[][] {{count, 0}}),
                                             layer,
-                                            options.window(),
+                                            options.windows(model.geometry().numLayers())[layer],
                                             cache.wantsMassiveEntries(),
                                             cache.hasScoreBias(),
                                             cache.options().firstSinks()))

@@ -197,7 +197,7 @@ class CalibratedOptionsTest {
 
     @Test
     void aFileOfAnotherModelIsRefused() throws Exception {
-        writeOrder("kvquant-int2.safetensors", "int2", TinyCalibration.FINGERPRINT, i -> i);
+        writeMean("kvquant-int2.safetensors", "int2", TinyCalibration.FINGERPRINT, i -> i);
         String beside = message("kv_cache_dtype", "int2");
         assertTrue(beside.contains("was calibrated for another model"), beside);
         assertTrue(beside.contains("kvquant-int2.safetensors"), beside);
@@ -214,11 +214,28 @@ class CalibratedOptionsTest {
         assertEquals(List.of(), written());
         String fingerprint = ModelFingerprint.of(directory);
         String name = "kvquant-rotatekv2.safetensors";
-        writeOrder(name, "rotatekv2", fingerprint, i -> i);
+        writeMean(name, "rotatekv2", fingerprint, i -> 0);
         assertArrayEquals(natural, logits(complete(pairs)));
-        // Groups are made of every fourth channel.
-        writeOrder(name, "rotatekv2", fingerprint, i -> i % 16 * 4 + i / 16);
-        assertTrue(distance(natural, logits(complete(pairs))) > 1e-4);
+        // Signs of the transform of channel 1 alternate: groups are made of every second channel.
+        writeMean(name, "rotatekv2", fingerprint, i -> i == 1 ? 1 : 0);
+        float[] ordered = logits(complete(pairs));
+        assertTrue(distance(natural, ordered) > 1e-4);
+        String[] asked = concat(pairs, "kv_order", "group");
+        assertArrayEquals(ordered, logits(complete(asked)));
+        assertArrayEquals(natural, logits(complete(concat(pairs, "kv_order", "natural"))));
+    }
+
+    @Test
+    void anOrderThatIsAskedForIsCalibrated() throws Exception {
+        String[] pairs = {"kv_cache_dtype", "rotatekv2", "kv_order", "layer"};
+        String message = message(concat(pairs, "kv_self_calibration", "false"));
+        assertTrue(message.contains("needs a calibration of the model"), message);
+        complete(pairs);
+        assertEquals(List.of(file("kvquant-rotatekv2.safetensors")), written());
+    }
+
+    private static String[] concat(String[] pairs, String... more) {
+        return Stream.of(pairs, more).flatMap(Stream::of).toArray(String[]::new);
     }
 
     @Test
@@ -228,17 +245,17 @@ class CalibratedOptionsTest {
         assertEquals(List.of(), written());
     }
 
-    private void writeOrder(String name, String preset, String model, IntUnaryOperator order)
+    private void writeMean(String name, String preset, String model, IntUnaryOperator mean)
             throws IOException {
         Map<String, String> metadata = TinyCalibration.metadata();
         metadata.put(Calibration.DTYPE, preset);
         metadata.put(CalibrationFile.MODEL, model);
-        float[] places = new float[CHANNELS];
+        float[] values = new float[CHANNELS];
         for (int i = 0; i < CHANNELS; ++i) {
-            places[i] = order.applyAsInt(i);
+            values[i] = mean.applyAsInt(i);
         }
         Calibration.Builder builder = new Calibration.Builder(metadata);
-        builder.put(0, "keys.order", places).put(1, "keys.order", places);
+        builder.put(0, "keys.mean", values).put(1, "keys.mean", values);
         CalibrationFile.write(file(name), builder.build());
     }
 }

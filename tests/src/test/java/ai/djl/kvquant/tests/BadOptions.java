@@ -69,7 +69,14 @@ record BadOptions(Map<String, String> options, List<String> fragments) {
                 row("kv_group_size=32", "kv_group_size " + BOTH, QUANTIZED),
                 row("kv_clip=0.9", "kv_clip " + BOTH, "is auto", QUANTIZED),
                 row("kv_skip_layers=0", "kv_skip_layers " + BOTH, QUANTIZED),
-                row("kv_cache_dtype=fp16 kv_float_zero=true", "kv_float_zero " + BOTH));
+                row("kv_cache_dtype=fp16 kv_float_zero=true", "kv_float_zero " + BOTH),
+                row("kv_cache_dtype=int2 kv_clip=0.9", "kv_clip has an effect only when keys or"),
+                row("kv_cache_dtype=int2 kv_order=layer", "kv_order has an effect only when keys"),
+                row("kv_rotation=none", "keys are stored by rotatekv; kv_cache_dtype is auto"),
+                quantized(
+                        "kv_rotation=none kv_order=group",
+                        "kv_order is group, but kv_rotation is none",
+                        "Remove kv_order or set kv_rotation"));
     }
 
     private static Stream<BadOptions> experts() {
@@ -94,6 +101,9 @@ record BadOptions(Map<String, String> options, List<String> fragments) {
                 quantized("kv_skip_layers=0,2", "kv_skip_layers is '0,2'", layers),
                 quantized("kv_skip_layers=0-1", "kv_skip_layers is '0-1'", layers),
                 quantized("kv_skip_layers=-1", "kv_skip_layers is '-1'", layers),
+                quantized("kv_order=sorted", "kv_order is 'sorted'", "natural, group, layer"),
+                quantized("kv_rotation=true", "kv_rotation is 'true'", "none, post_rope, pre_rope"),
+                quantized("kv_value_rotation=0", "kv_value_rotation is '0'", "true, false"),
                 quantized("kv_float_zero=yes", "kv_float_zero is 'yes'", "allowed: true, false"));
     }
 

@@ -18,6 +18,7 @@ import ai.djl.kvquant.translate.Tokenizers;
 import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
@@ -97,6 +98,12 @@ class EvaluationTest {
                 "kv_cache_dtype=latent1.5/fp16 kv_basis=layer kv_recent_tokens=16",
                 "kv_cache_dtype=svdq2.25",
                 "kv_cache_dtype=svdq1.25/fp16 kv_recent_tokens=16",
+                "kv_cache_dtype=rotatekv3 kv_rotation=none kv_value_rotation=false kv_sink_tokens=1",
+                "kv_cache_dtype=rotatekv3 kv_rotation=post_rope kv_sink_tokens=4",
+                "kv_cache_dtype=rotatekv3 kv_rotation=pre_rope_head kv_order=layer kv_sink_tokens=4",
+                "kv_cache_dtype=rotatekv2 kv_skip_layers=0 kv_sink_tokens=4 kv_recent_tokens=16",
+                "kv_cache_dtype=int2 kv_skip_layers=1 kv_recent_tokens=16",
+                "kv_cache_dtype=latent2 kv_skip_layers=0 kv_recent_tokens=0 kv_sink_tokens=1",
             })
     void onePassEqualsDecodingTokenByToken(String settings) throws Exception {
         for (String name : List.of("gqa3-tied", "gqa8-128")) {
@@ -161,6 +168,55 @@ class EvaluationTest {
                                 stepped.logits().get(0).toFloatArray());
                 assertTrue(distance < 1e-3, dtype + ": relative distance " + distance);
             }
+        }
+    }
+
+    /** Layers that are skipped are those of fp16, whatever the others are. */
+    @ParameterizedTest
+    @ValueSource(strings = {"rotatekv2", "int2", "latent2", "int2/rotatekv4", "auto/rotatekv2"})
+    void skippedLayersAreInHalfPrecision(String dtype) throws Exception {
+        try (NDManager manager = Engine.getEngine("PyTorch").newBaseManager();
+                LlamaModel model =
+                        LlamaModel.load(
+                                manager, CHECKPOINTS.resolve("gqa3-tied"), WeightType.FP32)) {
+            List<CacheOptions> caches = new ArrayList<>();
+            caches.add(CacheOptions.of("fp16"));
+            for (String skipped : List.of("", " kv_skip_layers=0", " kv_skip_layers=0,1")) {
+                String window = dtype.startsWith("auto") ? "" : " kv_recent_tokens=16";
+                String settings = "kv_cache_dtype=" + dtype + window + skipped;
+                caches.add(calibrated(model, options(settings)));
+            }
+            int[] tokens = randomTokens(model.config().vocabSize());
+            List<PerplexityResult> results = evaluate(model, caches, tokens);
+            double all = results.get(1).meanKl();
+            double half = results.get(2).meanKl();
+            assertTrue(all > 1.2 * half && half > 1e-5, "KL " + all + ", one skipped " + half);
+            assertEquals(results.get(0).meanKl(), results.get(3).meanKl());
+            for (int i = 1; i < caches.size(); ++i) {
+                double skipped = (i - 1) / 2.0;
+                PerplexityResult whole = results.get(1);
+                assertEquals(
+                        16 * skipped + whole.bitsPerKey() * (1 - skipped),
+                        results.get(i).bitsPerKey());
+                assertEquals(
+                        16 * skipped + whole.bitsPerValue() * (1 - skipped),
+                        results.get(i).bitsPerValue());
+                float[] evaluated = generatedLogits(model, caches.get(i), tokens);
+                float[] exact = generatedLogits(model, caches.get(0), tokens);
+                assertEquals(i == 3, distance(evaluated, exact) < 1e-4, caches.get(i).toString());
+            }
+        }
+    }
+
+    /** Logits after a prompt and some decoded tokens. */
+    private static float[] generatedLogits(LlamaModel model, CacheOptions options, int[] tokens) {
+        int prompt = TOKENS - 40;
+        try (LlamaLanguageModel language = model.withCache(options);
+                DecodingBatch batch = language.prefill(List.of(Arrays.copyOf(tokens, prompt)))) {
+            for (int i = prompt; i < TOKENS; ++i) {
+                batch.step(new int[] {tokens[i]});
+            }
+            return batch.logits().toFloatArray();
         }
     }
 

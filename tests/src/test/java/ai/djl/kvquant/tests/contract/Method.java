@@ -15,8 +15,12 @@ enum Method {
     FP16_ROTATEKV3("fp16/rotatekv3", 16, 3),
     /** Not offered by kv_cache_dtype: the format's widest codes. */
     EIGHT_BITS("8 bits", 8, 8),
-    /** Not offered by kv_cache_dtype: rotated codes of keys that RoPE has turned. */
+    /** kv_rotation=none, kv_value_rotation=false. */
+    NOT_ROTATED("2 bits, not rotated", 2, 2),
+    /** kv_rotation=post_rope. */
     POST_ROPE("4 bits after RoPE", 4, 4),
+    /** kv_rotation=pre_rope_head. */
+    PRE_ROPE_HEAD("3 bits, heads rotated alone", 3, 3),
     FP16_NORM8("fp16/int8", Keys.ELEMENTS, 16, Values.NORM, 8),
     ROTATEKV2_NORM2("rotatekv2/int2", Keys.ELEMENTS, 2, Values.NORM, 2),
     INT_NORM2("int/int2", Keys.AFTER_ROPE, 0, Values.NORM, 2),
@@ -122,7 +126,7 @@ enum Method {
         return keys == Keys.CODEBOOK
                 || (keysAreStatic()
                         ? keys != Keys.AFTER_ROPE
-                        : keysAreAffine() && this != POST_ROPE);
+                        : keysAreAffine() && this != POST_ROPE && this != NOT_ROTATED);
     }
 
     Side keys(Case point, int groupSize) {
@@ -132,9 +136,17 @@ enum Method {
         if (keys == Keys.CODEBOOK) {
             return Side.codebook(Codebook.keys(keyBits, point));
         }
-        int heads = point.kvHeads();
-        int rotated = heads % 4 == 0 ? 4 : heads % 3 == 0 ? 3 : heads % 2 == 0 ? 2 : 1;
-        return keysAreAffine() ? Side.affine(keyBits, rotated, groupSize) : Side.plain(keyBits);
+        return keysAreAffine()
+                ? Side.affine(keyBits, rotatedTogether(point.kvHeads()), groupSize)
+                : Side.plain(keyBits);
+    }
+
+    private int rotatedTogether(int heads) {
+        return switch (this) {
+            case NOT_ROTATED -> 0;
+            case POST_ROPE, PRE_ROPE_HEAD -> 1;
+            default -> heads % 4 == 0 ? 4 : heads % 3 == 0 ? 3 : heads % 2 == 0 ? 2 : 1;
+        };
     }
 
     private Side staticKeys(Case point) {
@@ -156,7 +168,10 @@ enum Method {
             return Side.codebook(Codebook.values(valueBits, point));
         }
         if (values == Values.ELEMENTS) {
-            return valueBits < 16 ? Side.affine(valueBits, 1, groupSize) : Side.plain(valueBits);
+            int rotated = this == NOT_ROTATED ? 0 : 1;
+            return valueBits < 16
+                    ? Side.affine(valueBits, rotated, groupSize)
+                    : Side.plain(valueBits);
         }
         return Side.norm(Levels.of(valueBits), values == Values.NORM);
     }

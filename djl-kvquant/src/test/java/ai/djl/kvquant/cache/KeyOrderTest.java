@@ -1,18 +1,22 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-package ai.djl.kvquant.calibrate;
+package ai.djl.kvquant.cache;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.util.Arrays;
 import java.util.Random;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
-class RotatedOrderFitTest {
+class KeyOrderTest {
 
-    private static final int TOKENS = 7;
     private static final double[][] ONE = {{1}};
     private static final double[][] HADAMARD_2 = {{1, 1}, {1, -1}};
 
@@ -25,44 +29,62 @@ class RotatedOrderFitTest {
     @CsvSource({
         "1,1,16", "2,2,8", "3,3,16", "4,4,8", "5,1,8", "6,3,8", "8,4,16", "9,3,4", "10,2,4"
     })
-    void theRotatedMeanAscendsInEachGroup(int kvHeads, int together, int headDim) {
-        TinySamples samples = samples(kvHeads, headDim);
-        double[] mean = samples.keyMean();
-        float[] order = samples.fitted(new RotatedOrderFit()).get(0, "keys.order");
+    void theRotatedMeanAscends(int kvHeads, int together, int headDim) {
+        int channels = kvHeads * headDim;
+        float[] mean = mean(channels);
+        check(KeyOrder.GROUP, mean, headDim, together, together * headDim);
+        check(KeyOrder.LAYER, mean, headDim, together, channels);
+        check(KeyOrder.GROUP, mean, headDim, 1, headDim);
+        assertNull(KeyOrder.NATURAL.channels(mean, headDim, together));
+    }
+
+    /** The larger range mixes the channels of groups that are rotated apart. */
+    @Test
+    void theOrderOfALayerCrossesGroups() {
+        float[] mean = mean(8 * 16);
+        int[] order = KeyOrder.LAYER.channels(mean, 16, 4);
+        long first = Arrays.stream(order, 0, 64).filter(channel -> channel < 64).count();
+        assertTrue(first > 16 && first < 48, first + " of 64");
+    }
+
+    /** Equal means leave channels where they are. */
+    @Test
+    void withoutAMeanTheOrderIsNatural() {
+        int[] order = KeyOrder.LAYER.channels(new float[48], 16, 3);
+        assertArrayEquals(IntStream.range(0, 48).toArray(), order);
+    }
+
+    private static void check(KeyOrder kind, float[] mean, int headDim, int together, int range) {
+        int[] order = kind.channels(mean, headDim, together);
         assertEquals(mean.length, order.length);
         double[][] rotation = rotation(together, headDim);
         int group = together * headDim;
-        for (int first = 0; first < mean.length; first += group) {
+        for (int first = 0; first < mean.length; first += range) {
             Set<Integer> channels = new TreeSet<>();
             double before = Double.NEGATIVE_INFINITY;
-            for (int place = first; place < first + group; ++place) {
-                int channel = Math.round(order[place]);
-                assertEquals(channel, order[place]);
-                assertTrue(channel >= first && channel < first + group, "channel " + channel);
+            for (int place = first; place < first + range; ++place) {
+                int channel = order[place];
+                assertTrue(channel >= first && channel < first + range, "channel " + channel);
                 channels.add(channel);
+                int begin = channel / group * group;
                 double rotated = 0;
                 for (int i = 0; i < group; ++i) {
-                    rotated += rotation[channel - first][i] * mean[first + i];
+                    rotated += rotation[channel - begin][i] * mean[begin + i];
                 }
-                assertTrue(rotated >= before - 1e-4, "place " + place);
+                assertTrue(rotated >= before - 1e-9, "place " + place);
                 before = rotated;
             }
-            assertEquals(group, channels.size());
+            assertEquals(range, channels.size());
         }
     }
 
-    private static TinySamples samples(int kvHeads, int headDim) {
-        Random random = new Random(kvHeads);
-        double[] mean = random.doubles(kvHeads * headDim, -5, 5).toArray();
-        float[][] keys = new float[TOKENS][mean.length];
-        for (float[] row : keys) {
-            for (int c = 0; c < row.length; ++c) {
-                row[c] = (float) (mean[c] + random.nextGaussian());
-            }
+    private static float[] mean(int channels) {
+        Random random = new Random(channels);
+        float[] mean = new float[channels];
+        for (int c = 0; c < channels; ++c) {
+            mean[c] = 10 * random.nextFloat() - 5;
         }
-        double[] frequencies = TinySamples.usualFrequencies(headDim);
-        return new TinySamples(
-                kvHeads, headDim, frequencies, new float[TOKENS][kvHeads * headDim], keys);
+        return mean;
     }
 
     /** The mixing matrix over heads, times a normalised Hadamard matrix within each. */
