@@ -54,6 +54,7 @@ public final class CacheOptions {
     private static final int DEFAULT_SINKS = 4;
     private static final double DEFAULT_OUTLIERS = 0.01;
     private static final double MAX_OUTLIERS = 0.25;
+    private static final String BAND = "band";
     private static final long MAX_BASIS_BYTES = 256L << 20;
 
     private final Map<String, String> values;
@@ -104,6 +105,7 @@ public final class CacheOptions {
         }
         rotation = RotationOptions.of(values, dtype);
         if (!usesCalibration()) {
+            rotation.refuseCalibration(values);
             refuse("kv_calibration", "keys are stored with a calibration of the model");
         }
         if (dtype.keys().method() != CacheMethod.LATENT
@@ -230,8 +232,9 @@ public final class CacheOptions {
      * @return the method of keys and what else decides its parameters
      */
     public String calibrationName() {
-        boolean wide = dtype.keyMethod() == CacheMethod.LATENT && layerWideBasis();
-        String name = dtype.keyName() + (wide ? "-layer" : "");
+        boolean usual =
+                dtype.keyMethod() != CacheMethod.LATENT || "head".equals(basis());
+        String name = dtype.keyName() + (usual ? "" : "-" + basis());
         if (dtype.valueMethod() == CacheMethod.KVQUANT
                 && !dtype.valueName().equals(dtype.keyName())) {
             name += "-" + dtype.valueName();
@@ -297,7 +300,7 @@ public final class CacheOptions {
      * @return whether it does; by default each kv head has its own
      */
     public boolean layerWideBasis() {
-        return !"head".equals(basis());
+        return "layer".equals(basis()) || promptBasis();
     }
 
     /**
@@ -310,9 +313,20 @@ public final class CacheOptions {
         return "prompt".equals(basis());
     }
 
+    /**
+     * Returns the channels that a basis mixes if kv_basis is band16 or band32: 8 or 16 pairs of
+     * channels of a head that RoPE turns together.
+     *
+     * @return the number of channels; 0: all of a head or of a layer
+     */
+    public int basisBand() {
+        return basis().startsWith(BAND) ? Integer.parseInt(basis().substring(BAND.length())) : 0;
+    }
+
     private String basis() {
         boolean svdq = dtype.keys().method() == CacheMethod.SVDQ;
-        List<String> allowed = svdq ? List.of("layer", "prompt") : List.of("head", "layer");
+        List<String> allowed =
+                svdq ? List.of("layer", "prompt") : List.of("head", "layer", BAND + 16, BAND + 32);
         String value = values.getOrDefault("kv_basis", allowed.get(0)).strip();
         if (!allowed.contains(value)) {
             throw new IllegalArgumentException(
@@ -347,6 +361,16 @@ public final class CacheOptions {
                             + (dtype.keys().method() == CacheMethod.SVDQ
                                     ? "Choose kv_cache_dtype=latent2."
                                     : "Set kv_basis=head."));
+        }
+        if (basisBand() > 0 && geometry.headDim() % basisBand() != 0) {
+            throw new IllegalArgumentException(
+                    "kv_basis is "
+                            + basis()
+                            + ", which needs a head_dim that is a multiple of "
+                            + basisBand()
+                            + ", but the model's is "
+                            + geometry.headDim()
+                            + ". Set kv_basis=head.");
         }
     }
 

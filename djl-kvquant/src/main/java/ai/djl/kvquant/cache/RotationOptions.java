@@ -46,7 +46,7 @@ record RotationOptions(KeyRotation keys, KeyOrder order, boolean values) {
         }
         RotationOptions parsed =
                 new RotationOptions(rotation, order, Boolean.parseBoolean(valueRotation));
-        parsed.requireSense(options);
+        parsed.requireSense();
         return parsed;
     }
 
@@ -70,7 +70,7 @@ record RotationOptions(KeyRotation keys, KeyOrder order, boolean values) {
         return chosen.channels(mean, geometry.headDim(), keys.heads(geometry));
     }
 
-    private void requireSense(Map<String, String> options) {
+    private void requireSense() {
         if (needsCalibration() && !keys.isPreRope()) {
             throw new IllegalArgumentException(
                     ORDER
@@ -86,6 +86,10 @@ record RotationOptions(KeyRotation keys, KeyOrder order, boolean values) {
                             + ROTATION
                             + " to pre_rope or pre_rope_head.");
         }
+    }
+
+    /** Refuses a calibration where keys keep their natural order and nothing else needs one. */
+    void refuseCalibration(Map<String, String> options) {
         if (isNatural() && options.containsKey("kv_calibration")) {
             String cause =
                     order == null ? ROTATION + " is " + name(keys) : ORDER + " is " + name(order);

@@ -17,8 +17,9 @@ import java.util.Arrays;
  *
  * @param bits bits per channel on average
  * @param layerWide whether one basis covers all kv heads of a layer
+ * @param band channels of a head that are mixed with each other; 0: all
  */
-record BasisFit(double bits, boolean layerWide) implements KeyFit {
+record BasisFit(double bits, boolean layerWide, int band) implements KeyFit {
 
     /** Added to the metric and to the covariance, relative to their mean eigenvalue. */
     private static final double METRIC_FLOOR = 1e-2;
@@ -37,8 +38,8 @@ record BasisFit(double bits, boolean layerWide) implements KeyFit {
         NDArray centred = groups(samples, samples.keys().sub(mean));
         NDManager scope = centred.getManager();
         try (LinearAlgebra algebra = new LinearAlgebra(scope)) {
-            NDArray covariance = floor(gram(centred), COVARIANCE_FLOOR);
-            NDArray metric = floor(metric(samples), METRIC_FLOOR);
+            NDArray covariance = blocks(floor(gram(centred), COVARIANCE_FLOOR));
+            NDArray metric = blocks(floor(metric(samples), METRIC_FLOOR));
             NDList spectrum = algebra.eigh(metric);
             NDArray root = power(spectrum, 0.5);
             NDArray inverseRoot = power(spectrum, -0.5);
@@ -50,9 +51,17 @@ record BasisFit(double bits, boolean layerWide) implements KeyFit {
                     layer,
                     samples,
                     centred,
-                    axes.transpose(0, 2, 1).matMul(root),
-                    inverseRoot.matMul(axes));
+                    whole(axes.transpose(0, 2, 1).matMul(root), samples),
+                    whole(inverseRoot.matMul(axes), samples));
         }
+    }
+
+    private NDArray blocks(NDArray heads) {
+        return band == 0 ? heads : Bands.split(heads, band);
+    }
+
+    private NDArray whole(NDArray blocks, LayerSamples samples) {
+        return band == 0 ? blocks : Bands.join(blocks, samples.geometry().headDim());
     }
 
     /** Chooses codes and writes everything; forward [groups, places, channels]. */

@@ -41,7 +41,12 @@ interface KeyFit {
         CacheDtype dtype = options.dtype();
         return switch (dtype.keyMethod()) {
             case INT -> Optional.of(new PostRopeFit(dtype.keyBits()));
-            case LATENT -> Optional.of(new BasisFit(dtype.keyBits(), options.layerWideBasis()));
+            case LATENT -> 
+                    Optional.of(
+                            new BasisFit(
+                                    dtype.keyBits(),
+                                    options.layerWideBasis(),
+                                    options.basisBand()));
             case SVDQ -> Optional.of(new SvdqFit(SvdqSchedule.of(dtype.keyBits())));
             case ROTATEKV -> Optional.of(new KeyMeanFit());
             case KVQUANT ->

@@ -50,6 +50,28 @@ class CacheOptionsTest {
     }
 
     @ParameterizedTest
+    @CsvSource({
+        "head,false,0,latent2", "layer,true,0,latent2-layer",
+        "band16,false,16,latent2-band16", "band32,false,32,latent2-band32"
+    })
+    void aBasisCoversALayerAHeadOrABand(String basis, boolean wide, int band, String name) {
+        CacheOptions options = options("kv_cache_dtype", "latent2", "kv_basis", basis);
+        assertEquals(wide, options.layerWideBasis());
+        assertEquals(band, options.basisBand());
+        assertEquals(name, options.calibrationName());
+    }
+
+    @Test
+    void bandsFillAHead() {
+        CacheOptions options = options("kv_cache_dtype", "latent2", "kv_basis", "band32");
+        options.requireFits(new CacheGeometry(1, 1, 1, 64, 1, new double[32], 512));
+        CacheGeometry odd = new CacheGeometry(1, 1, 1, 80, 1, new double[40], 512);
+        IllegalArgumentException e =
+                assertThrows(IllegalArgumentException.class, () -> options.requireFits(odd));
+        assertTrue(e.getMessage().startsWith("kv_basis is band32, which needs a head_dim"));
+    }
+
+    @ParameterizedTest
     @CsvSource({"4096,4096", "1k,1024", "2 MiB,2097152", "3g,3221225472", "1T,1099511627776"})
     void memoryHasUnits(String value, long bytes) {
         assertEquals(bytes, options("kv_cache_memory", value).cacheMemory());

@@ -27,7 +27,7 @@ class BasisFitTest {
 
         static Fitted of(int kvHeads, boolean layerWide) {
             TinySamples samples = correlated(kvHeads);
-            Calibration calibration = samples.fitted(new BasisFit(BITS, layerWide));
+            Calibration calibration = samples.fitted(new BasisFit(BITS, layerWide, 0));
             return new Fitted(samples, calibration, layerWide ? kvHeads * HEAD_DIM : HEAD_DIM);
         }
 
@@ -62,7 +62,7 @@ class BasisFitTest {
     }
 
     /** Keys and queries whose channels are correlated over all heads, of moderate condition. */
-    private static TinySamples correlated(int kvHeads) {
+    static TinySamples correlated(int kvHeads) {
         Random random = new Random(17 + kvHeads);
         int channels = kvHeads * HEAD_DIM;
         double[][] ofKeys = mixing(random, channels);

@@ -141,7 +141,10 @@ class CalibrationStoreTest {
 
     @Test
     void everyPresetHasAFileNameOfItsOwn() throws Exception {
-        for (String preset : new String[] {"latent1.5", "svdq2.25/fp16", "rotatekv4/rotatekv2"}) {
+        for (String preset :
+                new String[] {
+                    "latent1.5", "latent2-band16", "svdq2.25/fp16", "rotatekv4/rotatekv2"
+                }) {
             Map<String, String> metadata = TinyCalibration.metadata();
             metadata.put(Calibration.DTYPE, preset);
             CalibrationStore store = new CalibrationStore(null, model, preset, FINGERPRINT, cache);

@@ -24,11 +24,7 @@ class KeyMeanFitTest {
         float[][] queries = new float[TOKENS][KV_HEADS * HEAD_DIM];
         TinySamples samples =
                 new TinySamples(
-                        KV_HEADS,
-                        HEAD_DIM,
-                        TinySamples.usualFrequencies(HEAD_DIM),
-                        queries,
-                        keys);
+                        KV_HEADS, HEAD_DIM, TinySamples.usualFrequencies(HEAD_DIM), queries, keys);
         double[] expected = samples.keyMean();
         float[] mean = samples.fitted(new KeyMeanFit()).get(0, "keys.mean");
         assertEquals(expected.length, mean.length);

@@ -42,8 +42,7 @@ class EvaluationTextsTest {
         ProcessBuilder builder = new ProcessBuilder(script.toString(), directory.toString());
         Process process = builder.redirectErrorStream(true).start();
         process.getOutputStream().close();
-        String output =
-                new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+        String output = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
         return new Run(process.waitFor(), output);
     }
 

@@ -98,6 +98,7 @@ class EvaluationTest {
                 "kv_cache_dtype=latent1.5/fp16 kv_basis=layer kv_recent_tokens=16",
                 "kv_cache_dtype=svdq2.25",
                 "kv_cache_dtype=svdq1.25/fp16 kv_recent_tokens=16",
+                "kv_cache_dtype=latent2 kv_basis=band16 kv_recent_tokens=16",
                 "kv_cache_dtype=rotatekv3 kv_rotation=none kv_value_rotation=false kv_sink_tokens=1",
                 "kv_cache_dtype=rotatekv3 kv_rotation=post_rope kv_sink_tokens=4",
                 "kv_cache_dtype=rotatekv3 kv_rotation=pre_rope_head kv_order=layer kv_sink_tokens=4",
