@@ -5,26 +5,53 @@ import ai.djl.kvquant.cache.Calibration;
 import ai.djl.kvquant.torch.LinearAlgebra;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
-import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.index.NDIndex;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
+import java.util.SortedMap;
+import java.util.TreeMap;
 
 /**
  * Keys before RoPE in a basis in which their channels are uncorrelated and errors of all matter
  * alike: the Karhunen-Loeve transform under the metric of the queries, or of the loss's gradients.
- *
- * @param bits bits per channel on average
- * @param layerWide whether one basis covers all kv heads of a layer
- * @param band channels of a head that are mixed with each other; 0: all
+ * The basis is fitted to the tokens by how much errors of their keys matter.
  */
-record BasisFit(double bits, boolean layerWide, int band) implements KeyFit {
+final class BasisFit implements KeyFit {
 
     /** Added to the metric and to the covariance, relative to their mean eigenvalue. */
     private static final double METRIC_FLOOR = 1e-2;
 
     private static final double COVARIANCE_FLOOR = 1e-4;
+
+    private final double bits;
+    private final boolean layerWide;
+    private final int band;
+    private final SortedMap<Integer, Fitted> layers = new TreeMap<>();
+
+    /**
+     * Prepares a fit.
+     *
+     * @param bits bits per channel on average
+     * @param layerWide whether one basis covers all kv heads of a layer
+     * @param band channels of a head that are mixed with each other; 0: all
+     */
+    BasisFit(double bits, boolean layerWide, int band) {
+        this.bits = bits;
+        this.layerWide = layerWide;
+        this.band = band;
+    }
+
+    /**
+     * A layer whose latents have no widths yet.
+     *
+     * @param forward the basis, FLOAT32 [groups, n latents, n channels]
+     * @param inverse its inverse, FLOAT32 [groups, n latents, n channels]: transposed
+     * @param codes of the latents
+     */
+    private record Fitted(float[] forward, float[] inverse, KeyCodes.Fits codes) {}
 
     @Override
     public boolean usesGradients() {
@@ -33,12 +60,11 @@ record BasisFit(double bits, boolean layerWide, int band) implements KeyFit {
 
     @Override
     public void write(Calibration.Builder out, int layer, LayerSamples samples) {
-        NDArray mean = samples.keyMean();
+        NDArray mean = samples.weightedKeyMean();
         out.put(layer, "keys.mean", mean.toFloatArray());
-        NDArray centred = groups(samples, samples.keys().sub(mean));
-        NDManager scope = centred.getManager();
-        try (LinearAlgebra algebra = new LinearAlgebra(scope)) {
-            NDArray covariance = blocks(floor(gram(centred), COVARIANCE_FLOOR));
+        NDArray centred = samples.keys().sub(mean);
+        try (LinearAlgebra algebra = new LinearAlgebra(centred.getManager())) {
+            NDArray covariance = blocks(floor(covariance(samples, centred), COVARIANCE_FLOOR));
             NDArray metric = blocks(floor(metric(samples), METRIC_FLOOR));
             NDList spectrum = algebra.eigh(metric);
             NDArray root = power(spectrum, 0.5);
@@ -46,13 +72,9 @@ record BasisFit(double bits, boolean layerWide, int band) implements KeyFit {
             NDList principal = algebra.eigh(root.matMul(covariance).matMul(root));
             // Eigenvalues ascend, places descend.
             NDArray axes = principal.get(1).flip(2);
-            write(
-                    out,
-                    layer,
-                    samples,
-                    centred,
-                    whole(axes.transpose(0, 2, 1).matMul(root), samples),
-                    whole(inverseRoot.matMul(axes), samples));
+            NDArray forward = whole(axes.transpose(0, 2, 1).matMul(root), samples);
+            NDArray inverse = whole(inverseRoot.matMul(axes), samples).transpose(0, 2, 1);
+            layers.put(layer, fitted(samples, groups(samples, centred), forward, inverse));
         }
     }
 
@@ -64,37 +86,45 @@ record BasisFit(double bits, boolean layerWide, int band) implements KeyFit {
         return band == 0 ? blocks : Bands.join(blocks, samples.geometry().headDim());
     }
 
-    /** Chooses codes and writes everything; forward [groups, places, channels]. */
-    private void write(
-            Calibration.Builder out,
-            int layer,
-            LayerSamples samples,
-            NDArray centred,
-            NDArray forward,
-            NDArray inverse) {
+    /** Fits codes; forward and inverse [groups, latents, channels]. */
+    private Fitted fitted(LayerSamples samples, NDArray centred, NDArray forward, NDArray inverse) {
         int heads = samples.geometry().numKvHeads();
         int headDim = samples.geometry().headDim();
         NDArray forward32 = forward.toType(DataType.FLOAT32, false);
         NDArray latents = centred.matMul(forward32.transpose(0, 2, 1));
-        float[][][] channels = channels(latents, heads, headDim);
         double[][] weights = new double[heads][headDim];
         for (double[] row : weights) {
             Arrays.fill(row, 1);
         }
-        KeyCodes codes = KeyCodes.choose(channels, weights, bits);
+        KeyCodes.Fits codes =
+                KeyCodes.fit(channels(latents, heads, headDim), tokenWeights(samples), weights);
+        return new Fitted(
+                forward32.toFloatArray(),
+                inverse.toType(DataType.FLOAT32, false).toFloatArray(),
+                codes);
+    }
+
+    @Override
+    public void finish(Calibration.Builder out) {
+        List<Integer> numbers = new ArrayList<>(layers.keySet());
+        List<KeyCodes> all =
+                KeyCodes.choose(layers.values().stream().map(Fitted::codes).toList(), bits);
+        for (int i = 0; i < all.size(); ++i) {
+            write(out, numbers.get(i), layers.get(numbers.get(i)), all.get(i));
+        }
+    }
+
+    /** Writes a layer, its basis in the order of the places. */
+    private void write(Calibration.Builder out, int layer, Fitted fitted, KeyCodes codes) {
         codes.write(out, layer);
-        int n = Math.toIntExact(forward.getShape().get(1));
-        int[] latentAt = latentAt(codes.order(), heads, headDim);
-        out.put(
-                layer,
-                "keys.basis",
-                rows(forward32.toFloatArray(), latentAt, n),
-                heads * headDim,
-                n);
-        float[] columns = inverse.toType(DataType.FLOAT32, false).transpose(0, 2, 1).toFloatArray();
-        float[] inverseRows = transposed(rows(columns, latentAt, n), n);
-        out.put(layer, "keys.inverse", inverseRows, heads * headDim, n);
-        out.put(layer, "keys.noise", noise(inverseRows, codes.errors(), n, headDim));
+        int channels = codes.order().length;
+        int n = fitted.forward().length / channels;
+        int headDim = fitted.codes().weights()[0].length;
+        int[] latentAt = latentAt(codes.order(), channels / headDim, headDim);
+        out.put(layer, "keys.basis", rows(fitted.forward(), latentAt, n), channels, n);
+        float[] inverse = transposed(rows(fitted.inverse(), latentAt, n), n);
+        out.put(layer, "keys.inverse", inverse, channels, n);
+        out.put(layer, "keys.noise", noise(inverse, codes.errors(), n, headDim));
     }
 
     /**
@@ -171,54 +201,53 @@ record BasisFit(double bits, boolean layerWide, int band) implements KeyFit {
                 : keys.transpose(1, 0, 2);
     }
 
-    /** E[x x'] of [groups, tokens, n], in double precision. */
-    private static NDArray gram(NDArray x) {
-        NDArray wide = x.toType(DataType.FLOAT64, false);
-        return wide.transpose(0, 2, 1).matMul(wide).div(x.getShape().get(1));
+    /** Weights of tokens for the codes of each head; one basis has codes of all heads in each. */
+    private double[][] tokenWeights(LayerSamples samples) {
+        double[][] weights = samples.tokenWeights();
+        if (layerWide) {
+            Arrays.fill(weights, mean(weights));
+        }
+        return weights;
     }
 
-    /** How much errors of keys matter, [groups, n, n]. */
+    private static double[] mean(double[][] rows) {
+        double[] mean = new double[rows[0].length];
+        for (double[] row : rows) {
+            for (int i = 0; i < mean.length; ++i) {
+                mean[i] += row[i] / rows.length;
+            }
+        }
+        return mean;
+    }
+
+    /** Weighted second moments of centred keys, FLOAT64 [groups, n, n]. */
+    private NDArray covariance(LayerSamples samples, NDArray centred) {
+        NDArray weights = samples.column(tokenWeights(samples));
+        NDArray wide = groups(samples, centred.toType(DataType.FLOAT64, false));
+        NDArray weighted = groups(samples, centred.toType(DataType.FLOAT64, false).mul(weights));
+        return wide.transpose(0, 2, 1)
+                .matMul(weighted)
+                .div(weights.mean().mul(centred.getShape().get(0)));
+    }
+
+    /** How much errors of keys matter, FLOAT64 [groups, n, n]. */
     private NDArray metric(LayerSamples samples) {
-        return samples.gradients() == null
-                ? queryMetric(samples)
-                : gradientMetric(samples.gradients().keys(), samples);
-    }
-
-    /**
-     * Second moments of the loss's gradients, scaled to a mean eigenvalue of 1: to second order,
-     * what errors of keys add to the divergence from the exact model.
-     */
-    private NDArray gradientMetric(NDArray gradients, LayerSamples samples) {
-        NDArray moments = gram(groups(samples, gradients));
-        double trace = gradients.toType(DataType.FLOAT64, false).square().sum().getDouble();
-        double mean = trace / gradients.size();
-        if (!(mean > 0)) {
-            throw new IllegalStateException(
-                    "All gradients of a layer's keys are 0 or not numbers (mean square "
-                            + mean
-                            + "); calibrate without gradients.");
-        }
-        return moments.div(mean);
-    }
-
-    /**
-     * Second moments of the queries of each kv head. A key meets queries at all distances, as if it
-     * stood at position 0 and they at theirs.
-     */
-    private NDArray queryMetric(LayerSamples samples) {
-        int heads = samples.geometry().numKvHeads();
-        int headDim = samples.geometry().headDim();
-        NDArray turned = samples.turnedQueries().reshape(samples.queries().getShape());
-        NDArray perHead = gram(turned.transpose(1, 0, 2, 3).reshape(new Shape(heads, -1, headDim)));
         if (!layerWide) {
-            return perHead;
+            return samples.metric();
         }
-        NDArray all =
-                perHead.getManager()
-                        .zeros(new Shape(1, heads * headDim, heads * headDim), DataType.FLOAT64);
-        for (int h = 0; h < heads; ++h) {
-            String range = h * headDim + ":" + (h + 1) * headDim;
-            all.set(new NDIndex("0, " + range + ", " + range), perHead.get(h));
+        return samples.gradients() == null
+                ? blockDiagonal(samples.metric())
+                : LayerSamples.moments(groups(samples, samples.gradients().keys()));
+    }
+
+    private static NDArray blockDiagonal(NDArray blocks) {
+        int count = Math.toIntExact(blocks.getShape().get(0));
+        int n = Math.toIntExact(blocks.getShape().get(1));
+        Shape shape = new Shape(1, (long) count * n, (long) count * n);
+        NDArray all = blocks.getManager().zeros(shape, DataType.FLOAT64);
+        for (int i = 0; i < count; ++i) {
+            String range = i * n + ":" + (i + 1) * n;
+            all.set(new NDIndex("0, " + range + ", " + range), blocks.get(i));
         }
         return all;
     }

@@ -1,19 +1,25 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.calibrate;
 
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import java.util.stream.IntStream;
 
 /**
- * Gives the channels of a layer's keys their widths.
+ * Gives the channels of keys their widths.
  *
  * <p>The channels of each head are sorted by descending weighted variance and cut into runs of
  * equal length. All channels of a run have the same width, and the runs of all heads have the same
- * schedule of widths, so that pages are uniform and vector lanes stay full.
+ * schedule of widths, so that pages are uniform and vector lanes stay full. Layers that matter more
+ * get more bits than others.
  */
 final class BitAllocator {
 
-    private static final int[] WIDTHS = {0, 1, 2, 4, 8};
+    private static final int[] WIDTHS = {0, 1, 2, 3, 4, 8};
+
+    /** A layer has at least half and at most twice its share of the bits. */
+    private static final int SPREAD = 2;
 
     private BitAllocator() {}
 
@@ -45,14 +51,86 @@ final class BitAllocator {
             double[][][] distortions, double[][] variances, int runs, double bits) {
         checkVariances(variances, runs);
         checkDistortions(distortions, variances);
+        int[] order = order(variances);
+        int budget = budget(runs, bits);
+        Schedules schedules = new Schedules(runDistortions(distortions, order, runs), budget);
+        return new Allocation(order, schedules.widths(schedules.cheapest()));
+    }
+
+    /**
+     * Returns the schedules of least total distortion of several layers, which share a budget. Each
+     * layer gets between half and twice its share of the bits.
+     *
+     * @param distortions weighted distortions {@code [layer][head][channel][width]}, comparable
+     *     between layers
+     * @param variances weighted variances {@code [layer][head][channel]}
+     * @param runs the runs of each head; they must divide its channels
+     * @param bits the bits per channel on average, over all layers
+     * @return an allocation for each layer
+     */
+    static List<Allocation> allocateLayers(
+            List<double[][][]> distortions, List<double[][]> variances, int runs, double bits) {
+        List<int[]> orders = new ArrayList<>();
+        List<Schedules> layers = new ArrayList<>();
+        int share = budget(runs, bits);
+        int most = Math.min(SPREAD * share, WIDTHS[WIDTHS.length - 1] * runs);
+        for (int layer = 0; layer < distortions.size(); ++layer) {
+            checkVariances(variances.get(layer), runs);
+            checkDistortions(distortions.get(layer), variances.get(layer));
+            int[] order = order(variances.get(layer));
+            orders.add(order);
+            layers.add(new Schedules(runDistortions(distortions.get(layer), order, runs), most));
+        }
+        int[] used = shares(layers, share / SPREAD, most, share * layers.size());
+        return IntStream.range(0, used.length)
+                .mapToObj(i -> new Allocation(orders.get(i), layers.get(i).widths(used[i])))
+                .toList();
+    }
+
+    /** Divides a budget between layers: the bits of each, of least total distortion. */
+    private static int[] shares(List<Schedules> layers, int least, int most, int budget) {
+        double[] best = new double[budget + 1];
+        Arrays.fill(best, Double.POSITIVE_INFINITY);
+        best[0] = 0;
+        int[][] chosen = new int[layers.size()][budget + 1];
+        for (int layer = 0; layer < layers.size(); ++layer) {
+            double[] next = new double[budget + 1];
+            Arrays.fill(next, Double.POSITIVE_INFINITY);
+            for (int own = least; own <= most; ++own) {
+                double cost = layers.get(layer).totals[own];
+                for (int used = own; used <= budget; ++used) {
+                    if (best[used - own] + cost < next[used]) {
+                        next[used] = best[used - own] + cost;
+                        chosen[layer][used] = own;
+                    }
+                }
+            }
+            best = next;
+        }
+        int used = smallest(best);
+        int[] shares = new int[layers.size()];
+        for (int layer = shares.length - 1; layer >= 0; --layer) {
+            shares[layer] = chosen[layer][used];
+            used -= shares[layer];
+        }
+        return shares;
+    }
+
+    /** Bits of all runs; what was meant as a whole number of bits stays one. */
+    private static int budget(int runs, double bits) {
         if (!(bits >= 0 && bits <= 8)) {
             throw new IllegalArgumentException(
                     "An average of " + bits + " bits was asked for; allowed are 0 to 8.");
         }
-        int[] order = order(variances);
-        // what was meant as a whole number of bits stays one
-        int budget = (int) Math.floor(bits * runs + 1e-6);
-        return new Allocation(order, cheapest(runDistortions(distortions, order, runs), budget));
+        return (int) Math.floor(bits * runs + 1e-6);
+    }
+
+    private static int smallest(double[] values) {
+        int smallest = 0;
+        for (int i = 1; i < values.length; ++i) {
+            smallest = values[i] < values[smallest] ? i : smallest;
+        }
+        return smallest;
     }
 
     /**
@@ -100,37 +178,59 @@ final class BitAllocator {
         return sums;
     }
 
-    /** Chooses a width per run; among equal totals the one with the fewest bits. */
-    private static int[] cheapest(double[][] distortions, int budget) {
-        int runs = distortions.length;
-        double[] best = new double[budget + 1]; // least distortion so far with exactly b bits
-        Arrays.fill(best, Double.POSITIVE_INFINITY);
-        best[0] = 0;
-        int[][] chosen = new int[runs][budget + 1];
-        for (int run = 0; run < runs; ++run) {
-            double[] next = new double[budget + 1];
-            Arrays.fill(next, Double.POSITIVE_INFINITY);
-            for (int w = 0; w < WIDTHS.length; ++w) {
-                for (int used = WIDTHS[w]; used <= budget; ++used) {
-                    double total = best[used - WIDTHS[w]] + distortions[run][w];
-                    if (total < next[used]) {
-                        next[used] = total;
-                        chosen[run][used] = WIDTHS[w];
+    /** The best widths of a layer's runs for every number of bits. */
+    private static final class Schedules {
+
+        /** Least distortion with exactly so many bits; infinite if no widths add up to them. */
+        private final double[] totals;
+
+        /** Width of the last run of the best schedule of the first runs, by bits. */
+        private final int[][] chosen;
+
+        /**
+         * Finds them.
+         *
+         * @param distortions {@code [run][width]}
+         * @param most bits at most
+         */
+        Schedules(double[][] distortions, int most) {
+            int runs = distortions.length;
+            double[] best = new double[most + 1];
+            Arrays.fill(best, Double.POSITIVE_INFINITY);
+            best[0] = 0;
+            chosen = new int[runs][most + 1];
+            for (int run = 0; run < runs; ++run) {
+                double[] next = new double[most + 1];
+                Arrays.fill(next, Double.POSITIVE_INFINITY);
+                for (int w = 0; w < WIDTHS.length; ++w) {
+                    for (int used = WIDTHS[w]; used <= most; ++used) {
+                        double total = best[used - WIDTHS[w]] + distortions[run][w];
+                        if (total < next[used]) {
+                            next[used] = total;
+                            chosen[run][used] = WIDTHS[w];
+                        }
                     }
                 }
+                best = next;
             }
-            best = next;
+            totals = best;
         }
-        int used = 0;
-        for (int b = 1; b <= budget; ++b) {
-            used = best[b] < best[used] ? b : used;
+
+        /** The bits of least distortion; among equal ones the fewest. */
+        int cheapest() {
+            return smallest(totals);
         }
-        int[] widths = new int[runs];
-        for (int run = runs - 1; run >= 0; --run) {
-            widths[run] = chosen[run][used];
-            used -= widths[run];
+
+        /** The width of each run, so many bits in all. */
+        int[] widths(int bits) {
+            int[] widths = new int[chosen.length];
+            int used = bits;
+            for (int run = widths.length - 1; run >= 0; --run) {
+                widths[run] = chosen[run][used];
+                used -= widths[run];
+            }
+            return widths;
         }
-        return widths;
     }
 
     private static void checkVariances(double[][] variances, int runs) {

@@ -21,6 +21,7 @@ import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BiConsumer;
 import java.util.function.IntConsumer;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 
 /**
@@ -34,7 +35,7 @@ public final class Calibrator {
     private static final int SHORTEST_TEXT = 64;
 
     /** The first tokens of a text are sinks, which are not stored as codes. */
-    private static final int SKIPPED = 4;
+    static final int SKIPPED = 4;
 
     private final LlamaModel model;
     private final List<int[]> windows;
@@ -131,6 +132,9 @@ public final class Calibrator {
         } else {
             runForward(writer, progress);
         }
+        for (int i = 0; i < fits.size(); ++i) {
+            fits.get(i).finish(builders.get(i));
+        }
         return builders.stream().map(Calibration.Builder::build).toList();
     }
 
@@ -203,34 +207,59 @@ public final class Calibrator {
     private LayerSamples advance(
             LlamaLayers layers, int layer, List<NDArray> hidden, NDManager scope) {
         List<NDArray> projections = new ArrayList<>();
+        KeyImportance importance =
+                new KeyImportance(model.geometry(), windows.size(), usedTokens());
+        NDArray outputGram = layers.outputGram(scope, layer);
         for (int i = 0; i < hidden.size(); ++i) {
             NDArray input = hidden.get(i);
             LlamaLayers.Output output = layers.run(input.getManager(), layer, input);
             output.qkv().attach(scope);
             projections.add(output.qkv());
+            try (NDManager text = scope.newSubManager()) {
+                NDArray residual = output.hidden().square().mean(new int[] {1});
+                residual.attach(text);
+                importance.add(whole(output.qkv(), text), outputGram, residual);
+            }
             hidden.set(i, output.hidden());
             input.close();
         }
-        return samples(used(projections.stream()), scope);
+        return samples(used(projections.stream()), scope).with(importance);
+    }
+
+    private int usedTokens() {
+        return windows.stream().mapToInt(window -> window.length - SKIPPED).sum();
+    }
+
+    /** The samples of a whole text. */
+    private LayerSamples whole(NDArray qkv, NDManager scope) {
+        NDArray attached = qkv.duplicate();
+        attached.attach(scope);
+        int length = Math.toIntExact(qkv.getShape().get(0));
+        return samples(attached, IntStream.range(0, length), scope);
     }
 
     private LayerSamples samples(NDArray qkv, NDManager scope) {
-        CacheGeometry geometry = model.geometry();
-        int half = geometry.headDim() / 2;
-        int tokens = Math.toIntExact(qkv.getShape().get(0));
-        float[] cos = new float[tokens * half];
-        float[] sin = new float[tokens * half];
-        int row = 0;
-        for (int[] window : windows) {
-            for (int position = SKIPPED; position < window.length; ++position, ++row) {
-                for (int i = 0; i < half; ++i) {
-                    double angle = position * geometry.inverseFrequencies()[i];
-                    cos[row * half + i] = (float) Math.cos(angle);
-                    sin[row * half + i] = (float) Math.sin(angle);
-                }
-            }
+        IntStream positions =
+                windows.stream().flatMapToInt(window -> IntStream.range(SKIPPED, window.length));
+        return samples(qkv, positions, scope);
+    }
+
+    private LayerSamples samples(NDArray qkv, IntStream positions, NDManager scope) {
+        double[] frequencies = model.geometry().inverseFrequencies();
+        int half = frequencies.length;
+        double[] angles =
+                positions
+                        .boxed()
+                        .flatMapToDouble(p -> Arrays.stream(frequencies).map(f -> p * f))
+                        .toArray();
+        float[] cos = new float[angles.length];
+        float[] sin = new float[angles.length];
+        for (int i = 0; i < angles.length; ++i) {
+            cos[i] = (float) Math.cos(angles[i]);
+            sin[i] = (float) Math.sin(angles[i]);
         }
-        Shape shape = new Shape(tokens, 1, half);
-        return LayerSamples.of(geometry, qkv, scope.create(cos, shape), scope.create(sin, shape));
+        Shape shape = new Shape(angles.length / half, 1, half);
+        return LayerSamples.of(
+                model.geometry(), qkv, scope.create(cos, shape), scope.create(sin, shape));
     }
 }

@@ -29,7 +29,9 @@ record CodebookKeyFit(int bits, double outliers) implements KeyFit {
         float[] keys = samples.keys().toFloatArray();
         float[] steps = steps(keys, channels);
         out.put(layer, "keys.steps", steps, channels, 2);
-        double[] energy = flat(samples.queryEnergy());
+        double[] ofChannels = flat(samples.turnedWeights());
+        double[][] ofTokens = samples.tokenWeights();
+        int headDim = samples.geometry().headDim();
         double[] gradients = samples.squaredGradients(LayerSamples.Gradients::keys);
         Codebook codebook = new Codebook(keys.length);
         for (int i = 0; i < keys.length; ++i) {
@@ -37,7 +39,8 @@ record CodebookKeyFit(int bits, double outliers) implements KeyFit {
             float start = steps[2 * c];
             float step = steps[2 * c + 1];
             if (outliers == 0 || Math.abs(keys[i] - start) <= step) {
-                double importance = gradients == null ? energy[c] : gradients[i];
+                double forward = ofChannels[c] * ofTokens[c / headDim][i / channels];
+                double importance = gradients == null ? forward : gradients[i];
                 codebook.add(keys[i], start, step, importance);
             }
         }

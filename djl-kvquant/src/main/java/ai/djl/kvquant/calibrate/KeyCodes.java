@@ -3,6 +3,7 @@ package ai.djl.kvquant.calibrate;
 
 import ai.djl.kvquant.cache.Calibration;
 import java.util.Arrays;
+import java.util.List;
 import java.util.stream.IntStream;
 
 /**
@@ -17,27 +18,83 @@ record KeyCodes(int[] order, int[] widths, float[] steps, double[] errors) {
 
     static final int RUNS = 16;
 
-    /** Start and step of each channel for each width, and what they cost. */
-    private record Fits(UniformQuantizer[][][] quantizers, double[][][] distortions) {}
+    /**
+     * The best quantizer of each channel for each width.
+     *
+     * @param quantizers {@code [heads][headDim][widths]}
+     * @param errors their weighted mean squared errors, in the same shape
+     * @param weights how much a squared error of each channel matters, {@code [heads][headDim]}
+     */
+    record Fits(UniformQuantizer[][][] quantizers, double[][][] errors, double[][] weights) {
+
+        private double[][][] distortions() {
+            double[][][] distortions = new double[errors.length][errors[0].length][];
+            for (int h = 0; h < errors.length; ++h) {
+                for (int c = 0; c < errors[h].length; ++c) {
+                    double weight = weights[h][c];
+                    distortions[h][c] =
+                            Arrays.stream(errors[h][c]).map(error -> weight * error).toArray();
+                }
+            }
+            return distortions;
+        }
+
+        private double[][] variances() {
+            return Arrays.stream(distortions())
+                    .map(head -> Arrays.stream(head).mapToDouble(widths -> widths[0]).toArray())
+                    .toArray(double[][]::new);
+        }
+    }
 
     /**
-     * Chooses codes.
+     * Chooses the codes of all layers, which share a budget.
      *
-     * @param samples of each channel, {@code [heads][headDim][tokens]}
-     * @param weights how much a squared error of each channel matters, {@code [heads][headDim]}
+     * @param layers the fits of each layer
      * @param bits bits per channel on average
      */
-    static KeyCodes choose(float[][][] samples, double[][] weights, double bits) {
-        Fits fits = fit(samples, weights);
-        double[][] variances = new double[weights.length][weights[0].length];
-        for (int h = 0; h < variances.length; ++h) {
-            for (int c = 0; c < variances[h].length; ++c) {
-                variances[h][c] = fits.distortions[h][c][0];
-            }
-        }
-        BitAllocator.Allocation allocation =
-                BitAllocator.allocate(fits.distortions, variances, RUNS, bits);
-        return of(allocation, fits, weights);
+    static List<KeyCodes> choose(List<Fits> layers, double bits) {
+        List<BitAllocator.Allocation> allocations =
+                BitAllocator.allocateLayers(
+                        layers.stream().map(Fits::distortions).toList(),
+                        layers.stream().map(Fits::variances).toList(),
+                        RUNS,
+                        bits);
+        return IntStream.range(0, layers.size())
+                .mapToObj(i -> of(allocations.get(i), layers.get(i)))
+                .toList();
+    }
+
+    /**
+     * Fits quantizers of all widths.
+     *
+     * @param samples of each channel, {@code [heads][headDim][tokens]}
+     * @param tokenWeights how much errors of each token matter, {@code [heads][tokens]}
+     * @param weights how much a squared error of each channel matters, {@code [heads][headDim]}
+     */
+    static Fits fit(float[][][] samples, double[][] tokenWeights, double[][] weights) {
+        int heads = samples.length;
+        int channels = samples[0].length;
+        int[] widths = BitAllocator.widths();
+        Fits fits =
+                new Fits(
+                        new UniformQuantizer[heads][channels][widths.length],
+                        new double[heads][channels][widths.length],
+                        weights);
+        IntStream.range(0, heads * channels)
+                .parallel()
+                .forEach(
+                        i -> {
+                            int h = i / channels;
+                            int c = i % channels;
+                            SortedSamples sorted =
+                                    new SortedSamples(samples[h][c], tokenWeights[h]);
+                            for (int w = 0; w < widths.length; ++w) {
+                                UniformQuantizer.Fit fit = sorted.fit(widths[w]);
+                                fits.quantizers[h][c][w] = fit.quantizer();
+                                fits.errors[h][c][w] = fit.meanSquaredError();
+                            }
+                        });
+        return fits;
     }
 
     /** Writes keys.widths and keys.steps. */
@@ -52,31 +109,7 @@ record KeyCodes(int[] order, int[] widths, float[] steps, double[] errors) {
         out.put(layer, "keys.order", order);
     }
 
-    private static Fits fit(float[][][] samples, double[][] weights) {
-        int heads = samples.length;
-        int channels = samples[0].length;
-        int[] widths = BitAllocator.widths();
-        Fits fits =
-                new Fits(
-                        new UniformQuantizer[heads][channels][widths.length],
-                        new double[heads][channels][widths.length]);
-        IntStream.range(0, heads * channels)
-                .parallel()
-                .forEach(
-                        i -> {
-                            int h = i / channels;
-                            int c = i % channels;
-                            SortedSamples sorted = new SortedSamples(samples[h][c]);
-                            for (int w = 0; w < widths.length; ++w) {
-                                UniformQuantizer.Fit fit = sorted.fit(widths[w]);
-                                fits.quantizers[h][c][w] = fit.quantizer();
-                                fits.distortions[h][c][w] = weights[h][c] * fit.meanSquaredError();
-                            }
-                        });
-        return fits;
-    }
-
-    private static KeyCodes of(BitAllocator.Allocation allocation, Fits fits, double[][] weights) {
+    private static KeyCodes of(BitAllocator.Allocation allocation, Fits fits) {
         int[] order = allocation.order();
         int headDim = fits.quantizers[0].length;
         float[] steps = new float[2 * order.length];
@@ -89,7 +122,7 @@ record KeyCodes(int[] order, int[] widths, float[] steps, double[] errors) {
             UniformQuantizer quantizer = fits.quantizers[head][c][index];
             steps[2 * place] = quantizer.start();
             steps[2 * place + 1] = quantizer.step();
-            errors[place] = fits.distortions[head][c][index] / Math.max(weights[head][c], 1e-30);
+            errors[place] = fits.errors[head][c][index];
         }
         return new KeyCodes(order, allocation.widths(), steps, errors);
     }

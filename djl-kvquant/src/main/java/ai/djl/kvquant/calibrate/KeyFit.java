@@ -14,8 +14,11 @@ import java.util.stream.Stream;
 /** Chooses a layer's parameters of one way to store keys, or values. */
 interface KeyFit {
 
-    /** Adds the layer's arrays. */
+    /** Adds a layer's arrays, or keeps what {@link #finish} needs for them. */
     void write(Calibration.Builder out, int layer, LayerSamples samples);
+
+    /** Adds the arrays that depend on all layers. */
+    default void finish(Calibration.Builder out) {}
 
     /** Whether gradients make a difference. */
     default boolean usesGradients() {
@@ -75,6 +78,11 @@ interface KeyFit {
         @Override
         public void write(Calibration.Builder out, int layer, LayerSamples samples) {
             fits.forEach(fit -> fit.write(out, layer, samples));
+        }
+
+        @Override
+        public void finish(Calibration.Builder out) {
+            fits.forEach(fit -> fit.finish(out));
         }
 
         @Override

@@ -6,7 +6,9 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import java.util.Arrays;
 import java.util.function.Function;
+import java.util.stream.IntStream;
 
 /**
  * What a layer's projections made of the calibration text.
@@ -18,6 +20,7 @@ import java.util.function.Function;
  * @param cos of RoPE's angles, FLOAT32 {@code [tokens, 1, headDim / 2]}
  * @param sin of RoPE's angles, FLOAT32 {@code [tokens, 1, headDim / 2]}
  * @param gradients of the loss; null if they were not taken
+ * @param importance how much errors of keys matter; null with gradients
  */
 record LayerSamples(
         CacheGeometry geometry,
@@ -26,7 +29,11 @@ record LayerSamples(
         NDArray values,
         NDArray cos,
         NDArray sin,
-        Gradients gradients) {
+        Gradients gradients,
+        KeyImportance importance) {
+
+    /** Tokens that nobody attends to matter this much of the mean. */
+    private static final double LEAST_WEIGHT = 0.1;
 
     /**
      * Gradients of the loss.
@@ -48,12 +55,63 @@ record LayerSamples(
                 qkv.get(":, " + (heads + kvHeads) + ":"),
                 cos,
                 sin,
+                null,
                 null);
     }
 
     /** These samples with the gradients at them. */
     LayerSamples with(Gradients found) {
-        return new LayerSamples(geometry, queries, keys, values, cos, sin, found);
+        return new LayerSamples(geometry, queries, keys, values, cos, sin, found, importance);
+    }
+
+    /** These samples with what is known of the importance of their keys. */
+    LayerSamples with(KeyImportance known) {
+        return new LayerSamples(geometry, queries, keys, values, cos, sin, gradients, known);
+    }
+
+    /**
+     * How much errors of each token's key matter, {@code [kv heads][tokens]}: all alike if there is
+     * neither gradient nor importance.
+     */
+    double[][] tokenWeights() {
+        double[][] weights = new double[geometry.numKvHeads()][];
+        for (int head = 0; head < weights.length; ++head) {
+            weights[head] = tokenWeights(head);
+        }
+        return weights;
+    }
+
+    private double[] tokenWeights(int head) {
+        double[] weights;
+        if (gradients != null) {
+            NDArray ofHead = gradients.keys().get(":, " + head).toType(DataType.FLOAT64, false);
+            weights = ofHead.square().sum(new int[] {1}).toDoubleArray();
+        } else if (importance != null) {
+            weights = importance.tokens()[head].clone();
+        } else {
+            weights = new double[Math.toIntExact(keys.getShape().get(0))];
+        }
+        double mean = Arrays.stream(weights).average().orElse(0);
+        double least = mean > 0 ? LEAST_WEIGHT * mean : 1;
+        return Arrays.stream(weights).map(weight -> weight + least).toArray();
+    }
+
+    /** The mean of keys over tokens by their weights, {@code [kv heads, headDim]}. */
+    NDArray weightedKeyMean() {
+        NDArray weights = column(tokenWeights());
+        return keys.toType(DataType.FLOAT64, false)
+                .mul(weights)
+                .sum(new int[] {0})
+                .div(weights.sum(new int[] {0}))
+                .toType(DataType.FLOAT32, false);
+    }
+
+    /** Weights {@code [kv heads][tokens]} as FLOAT64 {@code [tokens, kv heads, 1]}. */
+    NDArray column(double[][] weights) {
+        double[] flat = Arrays.stream(weights).flatMapToDouble(Arrays::stream).toArray();
+        NDArray matrix =
+                keys.getManager().create(flat, new Shape(weights.length, weights[0].length));
+        return matrix.transpose().expandDims(2);
     }
 
     /**
@@ -76,7 +134,12 @@ record LayerSamples(
 
     /** Turns {@code [tokens, heads, headDim]} to the tokens' positions. */
     NDArray rope(NDArray x) {
-        int half = geometry.headDim() / 2;
+        return rope(x, cos, sin);
+    }
+
+    /** Turns {@code [tokens, n, headDim]} by angles {@code [tokens, 1, headDim / 2]}. */
+    static NDArray rope(NDArray x, NDArray cos, NDArray sin) {
+        long half = cos.getShape().get(2);
         NDList parts = x.split(2, 2);
         NDArray a = parts.get(0);
         NDArray b = parts.get(1);
@@ -93,8 +156,58 @@ record LayerSamples(
         return rope(queries.reshape(new Shape(-1, geometry.numHeads(), geometry.headDim())));
     }
 
+    /**
+     * How much squared errors of each channel of keys after RoPE matter, {@code [kv
+     * heads][headDim]}.
+     */
+    double[][] turnedWeights() {
+        if (gradients != null) {
+            return rows(rope(gradients.keys()).square().mean(new int[] {0}));
+        }
+        return importance == null ? queryEnergy() : diagonals(importance.turned());
+    }
+
+    private static double[][] diagonals(double[][][] matrices) {
+        return Arrays.stream(matrices)
+                .map(m -> IntStream.range(0, m.length).mapToDouble(i -> m[i][i]).toArray())
+                .toArray(double[][]::new);
+    }
+
+    /**
+     * How much errors of keys before RoPE matter: a metric of each kv head, FLOAT64 {@code [kv
+     * heads, headDim, headDim]}.
+     */
+    NDArray metric() {
+        if (gradients != null) {
+            return moments(gradients.keys().transpose(1, 0, 2));
+        }
+        if (importance == null) {
+            Shape shape = new Shape(geometry.numKvHeads(), -1, geometry.headDim());
+            NDArray turned = turnedQueries().reshape(queries.getShape());
+            return moments(turned.transpose(1, 0, 2, 3).reshape(shape));
+        }
+        // What a few keys see is noisy; all of them would see what is after RoPE at least.
+        return matrices(importance.seen()).add(matrices(importance.turned())).div(2);
+    }
+
+    private NDArray matrices(double[][][] matrices) {
+        double[] flat =
+                Arrays.stream(matrices)
+                        .flatMap(Arrays::stream)
+                        .flatMapToDouble(Arrays::stream)
+                        .toArray();
+        int n = geometry.headDim();
+        return keys.getManager().create(flat, new Shape(matrices.length, n, n));
+    }
+
+    /** E[x x'] of {@code [groups, tokens, n]}, FLOAT64 {@code [groups, n, n]}. */
+    static NDArray moments(NDArray x) {
+        NDArray wide = x.toType(DataType.FLOAT64, false);
+        return wide.transpose(0, 2, 1).matMul(wide).div(x.getShape().get(1));
+    }
+
     /** Mean square of queries after RoPE, over tokens and the queries of a kv head. */
-    double[][] queryEnergy() {
+    private double[][] queryEnergy() {
         int perHead = geometry.numHeads() / geometry.numKvHeads();
         NDArray square = turnedQueries().square().mean(new int[] {0});
         NDArray mean =

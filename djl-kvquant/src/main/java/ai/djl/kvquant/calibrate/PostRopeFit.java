@@ -3,26 +3,54 @@ package ai.djl.kvquant.calibrate;
 
 import ai.djl.kvquant.cache.Calibration;
 import ai.djl.ndarray.NDArray;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.SortedMap;
+import java.util.TreeMap;
 
-/**
- * Keys after RoPE, minus the mean turned to each position, channel by channel.
- *
- * @param bits bits per channel on average
- */
-record PostRopeFit(double bits) implements KeyFit {
+/** Keys after RoPE, minus the mean turned to each position, channel by channel. */
+final class PostRopeFit implements KeyFit {
+
+    private final double bits;
+    private final SortedMap<Integer, KeyCodes.Fits> layers = new TreeMap<>();
+
+    /**
+     * Prepares a fit.
+     *
+     * @param bits bits per channel on average
+     */
+    PostRopeFit(double bits) {
+        this.bits = bits;
+    }
+
+    @Override
+    public boolean usesGradients() {
+        return true;
+    }
 
     @Override
     public void write(Calibration.Builder out, int layer, LayerSamples samples) {
-        NDArray mean = samples.keyMean();
+        NDArray mean = samples.weightedKeyMean();
         out.put(layer, "keys.mean", mean.toFloatArray());
         NDArray centred = samples.rope(samples.keys().sub(mean));
-        KeyCodes codes = KeyCodes.choose(byChannel(centred), samples.queryEnergy(), bits);
-        codes.writeOrdered(out, layer);
-        float[] noise = new float[codes.order().length];
-        for (int place = 0; place < noise.length; ++place) {
-            noise[codes.order()[place]] = (float) codes.errors()[place];
+        layers.put(
+                layer,
+                KeyCodes.fit(byChannel(centred), samples.tokenWeights(), samples.turnedWeights()));
+    }
+
+    @Override
+    public void finish(Calibration.Builder out) {
+        List<Integer> numbers = new ArrayList<>(layers.keySet());
+        List<KeyCodes> all = KeyCodes.choose(new ArrayList<>(layers.values()), bits);
+        for (int i = 0; i < all.size(); ++i) {
+            KeyCodes codes = all.get(i);
+            codes.writeOrdered(out, numbers.get(i));
+            float[] noise = new float[codes.order().length];
+            for (int place = 0; place < noise.length; ++place) {
+                noise[codes.order()[place]] = (float) codes.errors()[place];
+            }
+            out.put(numbers.get(i), "keys.noise", noise);
         }
-        out.put(layer, "keys.noise", noise);
     }
 
     /** The tokens of each channel of {@code [tokens, heads, headDim]}. */

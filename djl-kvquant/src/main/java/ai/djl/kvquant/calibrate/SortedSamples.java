@@ -32,29 +32,53 @@ final class SortedSamples {
     private final float[] sorted;
     private final double mean;
 
-    /** Sums of the first n samples and of their squares, about the mean so that nothing cancels. */
+    /**
+     * Sums of the weights of the first n samples, of the samples and of their squares, about the
+     * mean so that nothing cancels.
+     */
+    private final double[] weights;
+
     private final double[] sums;
 
     private final double[] squares;
 
+    /** Samples that matter alike. */
     SortedSamples(float[] samples) {
-        sorted = RadixSort.sorted(samples);
-        if (sorted.length == 0) {
+        this(samples, null);
+    }
+
+    /**
+     * Samples with weights.
+     *
+     * @param samples the samples
+     * @param weight how much the squared error of each matters, not negative, some positive; null:
+     *     all alike
+     */
+    SortedSamples(float[] samples, double[] weight) {
+        int n = samples.length;
+        if (n == 0) {
             throw new IllegalArgumentException(
                     "There are no samples to fit a quantizer to; give at least one.");
         }
-        checkFinite(samples);
+        int[] order = RadixSort.order(samples);
+        sorted = new float[n];
+        weights = new double[n + 1];
         double total = 0;
-        for (float y : sorted) {
-            total += y;
+        for (int i = 0; i < n; ++i) {
+            sorted[i] = samples[order[i]];
+            double w = weight == null ? 1 : weight[order[i]];
+            weights[i + 1] = weights[i] + w;
+            total += w * sorted[i];
         }
-        mean = total / sorted.length;
-        sums = new double[sorted.length + 1];
-        squares = new double[sorted.length + 1];
-        for (int i = 0; i < sorted.length; ++i) {
+        checkFinite(samples);
+        mean = total / weights[n];
+        sums = new double[n + 1];
+        squares = new double[n + 1];
+        for (int i = 0; i < n; ++i) {
             double y = sorted[i] - mean;
-            sums[i + 1] = sums[i] + y;
-            squares[i + 1] = squares[i] + y * y;
+            double w = weights[i + 1] - weights[i];
+            sums[i + 1] = sums[i] + w * y;
+            squares[i + 1] = squares[i] + w * y * y;
         }
     }
 
@@ -81,7 +105,8 @@ final class SortedSamples {
         UniformQuantizer.checkBits(bits);
         int n = sorted.length;
         if (bits == 0) {
-            return new UniformQuantizer.Fit(UniformQuantizer.DROPPED, squares[n] / n + mean * mean);
+            return new UniformQuantizer.Fit(
+                    UniformQuantizer.DROPPED, squares[n] / weights[n] + mean * mean);
         }
         if (sorted[0] == sorted[n - 1]) {
             return new UniformQuantizer.Fit(new UniformQuantizer(sorted[0], 1f, bits), 0);
@@ -184,20 +209,21 @@ final class SortedSamples {
         for (int code = 0; code < levels && from < n; ++code) {
             int to = code == levels - 1 ? n : firstAbove(from, low + (code + 0.5) * step);
             error += error(from, to, low + code * step);
-            codes += (double) code * (to - from);
-            codeSquares += (double) code * code * (to - from);
+            double weight = weights[to] - weights[from];
+            codes += code * weight;
+            codeSquares += code * code * weight;
             products += code * (sums[to] - sums[from]);
             from = to;
         }
         return new Candidate(low, step, error, codes, codeSquares, products);
     }
 
-    /** The squared error of a run of samples that share a level (about the mean). */
+    /** The weighted squared error of a run of samples that share a level (about the mean). */
     private double error(int from, int to, double level) {
         return squares[to]
                 - squares[from]
                 - 2 * level * (sums[to] - sums[from])
-                + level * level * (to - from);
+                + level * level * (weights[to] - weights[from]);
     }
 
     /** Index of the first sample above a bound (about the mean), from an index on. */
@@ -238,7 +264,7 @@ final class SortedSamples {
             error += error(from, low, quantizer.decode(code) - mean);
             from = low;
         }
-        return Math.max(0, error) / sorted.length;
+        return Math.max(0, error) / weights[sorted.length];
     }
 
     /**
@@ -262,13 +288,14 @@ final class SortedSamples {
         /** The best levels for these codes, or null where only one level is in use. */
         Candidate regressed(SortedSamples samples, int levels) {
             int n = samples.sorted.length;
-            double spread = codeSquares - codes * codes / n;
+            double weight = samples.weights[n];
+            double spread = codeSquares - codes * codes / weight;
             // the samples' sum about their mean is 0 up to rounding
-            double newStep = (products - codes * samples.sums[n] / n) / spread;
+            double newStep = (products - codes * samples.sums[n] / weight) / spread;
             if (!(spread > 0 && newStep > 0)) {
                 return null;
             }
-            double newLow = (samples.sums[n] - newStep * codes) / n;
+            double newLow = (samples.sums[n] - newStep * codes) / weight;
             return samples.candidate(newLow, newStep, levels);
         }
     }

@@ -252,6 +252,10 @@ final class LlamaCode {
             qkv = torch.reshape(heads, [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
             ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
             return none
+          def output_gram(self: __torch__.M, l: int) -> Tensor:
+            w = torch.reshape(self.wide(l * LAYER_WEIGHTS + SHARED_WEIGHTS + 7), [-1, HEADS, HEAD_DIM])
+            columns = torch.permute(w, [1, 2, 0])
+            return torch.matmul(columns, torch.transpose(columns, 1, 2))
         """);
     }
 

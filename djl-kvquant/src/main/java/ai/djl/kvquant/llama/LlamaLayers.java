@@ -138,6 +138,17 @@ public final class LlamaLayers implements AutoCloseable {
         }
     }
 
+    /**
+     * Multiplies the columns of a layer's output projection that belong to the same head.
+     *
+     * @param manager the manager that the result is attached to
+     * @param layer the number of the layer
+     * @return W'W of each head's columns W, FLOAT32 {@code [heads, headDim, headDim]}
+     */
+    public NDArray outputGram(NDManager manager, int layer) {
+        return model.module().run(manager, "output_gram", layer).get(0);
+    }
+
     /** Frees the tables; the weights stay. */
     @Override
     public void close() {

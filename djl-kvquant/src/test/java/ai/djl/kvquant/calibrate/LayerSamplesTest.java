@@ -87,7 +87,7 @@ class LayerSamplesTest {
     }
 
     @Test
-    void queryEnergyIsTheMeanSquareAfterRopeOverAKvHeadsQueries() {
+    void channelsMatterByTheMeanSquareOfAKvHeadsQueriesAfterRope() {
         double[][] expected = new double[KV_HEADS][HEAD_DIM];
         for (int t = 0; t < TOKENS; ++t) {
             double[] turned = tiny.turned(TinySamples.doubles(tiny.queries()[t]), t);
@@ -96,7 +96,7 @@ class LayerSamplesTest {
                 expected[kvHead][i % HEAD_DIM] += turned[i] * turned[i] / TOKENS / PER_KV_HEAD;
             }
         }
-        double[][] energy = samples.queryEnergy();
+        double[][] energy = samples.turnedWeights();
         assertEquals(KV_HEADS, energy.length);
         for (int h = 0; h < KV_HEADS; ++h) {
             assertArrayEquals(expected[h], energy[h], 1e-3);

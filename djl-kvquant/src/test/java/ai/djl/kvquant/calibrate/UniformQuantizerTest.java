@@ -118,7 +118,12 @@ class UniformQuantizerTest {
         samples[10] = -Float.MIN_VALUE;
         float[] expected = samples.clone();
         Arrays.sort(expected);
-        assertArrayEquals(expected, RadixSort.sorted(samples));
+        float[] sorted = new float[samples.length];
+        int[] order = RadixSort.order(samples);
+        for (int i = 0; i < sorted.length; ++i) {
+            sorted[i] = samples[order[i]];
+        }
+        assertArrayEquals(expected, sorted);
     }
 
     @Test
