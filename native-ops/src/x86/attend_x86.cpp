@@ -36,27 +36,30 @@ struct HeadGroup {
 
 /// Online softmax of a task, per query: maximum, sum of weights, weighted sum of values [head_dim].
 struct Partial {
-  AlignedFloats maximum, sum, output;
+  float *maximum, *sum, *output;
 };
 
 /// One task in progress.
 template <int head_dim>
 class Worker {
  public:
-  Worker(const LayerCache& cache, const HeadGroup& group, const float* roped_q)
+  /// exact: the task is about exact pages.
+  Worker(const LayerCache& cache, const HeadGroup& group, const float* roped_q, bool exact)
       : cache_(cache),
         group_(group),
         roped_q_(roped_q),
-        affine_(2 * std::max(1, cache.page_layout.keys.groups()) * kLanes),
-        keys_(group.heads * head_dim * kLanes),
-        q_(group.queries * head_dim),
-        weights_(group.queries * kPageTokens),
-        maximum_(group.queries, kMinusInfinity),
-        weight_sums_(group.queries * kLanes),
-        sums_(group.queries * head_dim * kLanes),
-        zero_sums_(group.queries * kMaxValueGroups * kLanes) {
+        sum_width_(!exact && sums_are_reduced(cache.params->values) ? 1 : kLanes) {
+    memory_ = carve({{&affine_, 2 * std::max(1, cache.page_layout.keys.groups()) * kLanes},
+                     {&keys_, kReadVectors * group.heads * head_dim * kLanes},
+                     {&q_, group.queries * head_dim},
+                     {&weights_, group.queries * kPageTokens},
+                     {&maximum_, group.queries},
+                     {&weight_sums_, group.queries * kLanes},
+                     {&sums_, group.queries * head_dim * sum_width_},
+                     {&zero_sums_, group.queries * kMaxValueGroups * kLanes}});
+    std::fill_n(maximum_, group.queries, kMinusInfinity);
     const LayerParams& params = *cache.params;
-    if (params.keys.format != Format::kStatic) return;
+    if (params.keys.format != Format::kStatic || exact) return;
     if (params.keys_pre_rope == 0 && params.keys.basis_heads == 0) {
       static_scorer_.emplace(cache, group.first, group.queries, roped_q);
     } else {
@@ -71,7 +74,7 @@ class Worker {
     const uint8_t* page = cache_.page(b, page_index * kPageTokens);
     const int64_t ahead = cache_.page(b, next_page * kPageTokens) - page;
     if (static_scorer_) {
-      (*static_scorer_)(page, page_index, weights_.data());
+      (*static_scorer_)(page, page_index, weights_);
     } else {
       score_keys(page, page_index, ahead);
     }
@@ -80,8 +83,8 @@ class Worker {
     const AddValues add_values = codebook ? codebook_value_adder(params.values) : value_adder(params.values);
     for (int h = 0; h < group_.heads; ++h) {
       const int first = h * group_.per_head;
-      add_values(cache_, page, ahead, group_.first + h, weights_.data() + first * kPageTokens, group_.per_head, valid,
-                 sums_.data() + first * head_dim * kLanes, zero_sums_.data() + first * kMaxValueGroups * kLanes);
+      add_values(cache_, page, ahead, group_.first + h, weights_ + first * kPageTokens, group_.per_head, valid,
+                 sums_ + first * head_dim * sum_width_, zero_sums_ + first * kMaxValueGroups * kLanes);
     }
   }
 
@@ -93,7 +96,7 @@ class Worker {
     for (int v = 0; v < kParts; ++v) {
       for (int c = 0; c < group_.heads * head_dim; ++c) {
         const uint8_t* field = page + cache_.exact_layout.keys(group_.first, c) + v * kLanes * 2;
-        store(keys_.data() + c * kLanes, load_halves(field));
+        store(keys_ + c * kLanes, load_halves(field));
       }
       score(cos + v * kLanes, sin + v * kLanes, stride, v);
     }
@@ -101,25 +104,25 @@ class Worker {
     for (int h = 0; h < group_.heads; ++h) add_exact_values(page, h, valid);
   }
 
-  Partial finish() const {
-    Partial partial{maximum_, AlignedFloats(group_.queries), AlignedFloats(group_.queries * head_dim)};
+  void finish(const Partial& partial) const {
+    std::copy_n(maximum_, group_.queries, partial.maximum);
     const int group_size = cache_.params->values.group_size;
     const bool affine = cache_.params->values.format == Format::kAffine;
     const bool has_zeros = affine || cache_.params->values.format == Format::kCodebook ||
                            (cache_.params->values.format == Format::kNorm && cache_.params->values.bits == 8);
     for (int g = 0; g < group_.queries; ++g) {
-      partial.sum[g] = sum(load(weight_sums_.data() + g * kLanes));
+      partial.sum[g] = sum(load(weight_sums_ + g * kLanes));
       const int first = (group_.first + g / group_.per_head) * head_dim;
       for (int c = 0; c < head_dim; ++c) {
-        float value = sum(load(sums_.data() + (g * head_dim + c) * kLanes));
+        const float* lanes = sums_ + (g * head_dim + c) * sum_width_;
+        float value = sum_width_ == 1 ? *lanes : sum(load(lanes));
         if (has_zeros) {
           const int slot = affine ? (first + c) / group_size - first / group_size : 0;
-          value -= sum(load(zero_sums_.data() + (g * kMaxValueGroups + slot) * kLanes));
+          value -= sum(load(zero_sums_ + (g * kMaxValueGroups + slot) * kLanes));
         }
         partial.output[g * head_dim + c] = value;
       }
     }
-    return partial;
   }
 
  private:
@@ -132,10 +135,10 @@ class Worker {
     const LoadSide load_keys = side_loader<head_dim>(params.keys);
     for (int v = 0; v < kPageTokens / kLanes; ++v) {
       if (static_reader_) {
-        (*static_reader_)(page, v / kParts, v % kParts, keys_.data());
+        (*static_reader_)(page, v / kParts, v % kParts, keys_);
       } else {
-        load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_.data(), keys_.data());
-        finish_rotation<head_dim>(params.keys, group_.heads, keys_.data());
+        load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_, keys_);
+        finish_rotation<head_dim>(params.keys, group_.heads, keys_);
       }
       score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
             rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr, kPageTokens, v);
@@ -147,7 +150,7 @@ class Worker {
     for (int g = 0; g < group_.queries; ++g) {
       const int head = group_.first + g / group_.per_head;
       const Vec bias = broadcast(score_bias(*cache_.params, head, roped_q_ + g * head_dim, 1.0f));
-      float* scores = weights_.data() + g * kPageTokens;
+      float* scores = weights_ + g * kPageTokens;
       for (int j = 0; j < kPageTokens; j += kLanes) store(scores + j, add(load(scores + j), bias));
     }
   }
@@ -158,7 +161,7 @@ class Worker {
     const float *cos = cache_.rope.base_cos(base_page), *sin = cache_.rope.base_sin(base_page);
     for (int g = 0; g < group_.queries; ++g) {
       const float* from = roped_q_ + g * head_dim;
-      float* to = q_.data() + g * head_dim;
+      float* to = q_ + g * head_dim;
       for (int i = 0; i < half; ++i) {
         const float a = from[i], b = from[i + half];
         to[i] = (a * cos[i] + b * sin[i]) * scale;
@@ -169,9 +172,9 @@ class Worker {
 
   void score(const float* cos, const float* sin, int stride, int vector) {
     for (int h = 0; h < group_.heads; ++h) {
-      const float* q = q_.data() + h * group_.per_head * head_dim;
-      const float* keys = keys_.data() + h * head_dim * kLanes;
-      float* out = weights_.data() + h * group_.per_head * kPageTokens + vector * kLanes;
+      const float* q = q_ + h * group_.per_head * head_dim;
+      const float* keys = keys_ + h * head_dim * kLanes;
+      float* out = weights_ + h * group_.per_head * kPageTokens + vector * kLanes;
       if (cos != nullptr) {
         dot_all<head_dim, true>(q, group_.per_head, keys, cos, sin, stride, out, kPageTokens);
       } else {
@@ -183,21 +186,21 @@ class Worker {
   /// Turns scores into weights relative to the running maximum, which earlier sums are scaled to.
   void softmax(int vectors, uint64_t valid) {
     for (int g = 0; g < group_.queries; ++g) {
-      float* weights = weights_.data() + g * kPageTokens;
+      float* weights = weights_ + g * kPageTokens;
       Vec highest = broadcast(kMinusInfinity);
       for (int v = 0; v < vectors; ++v) {
         highest = max(highest, select(bits_of(valid, v), load(weights + v * kLanes), broadcast(kMinusInfinity)));
       }
       raise_maximum(g, maximum(highest));
       const Vec reference = broadcast(maximum_[g]);
-      Vec total = load(weight_sums_.data() + g * kLanes);
+      Vec total = load(weight_sums_ + g * kLanes);
       for (int v = 0; v < vectors; ++v) {
         const Vec weight = exp_negative(sub(load(weights + v * kLanes), reference));
         const Vec counted = select(bits_of(valid, v), weight, zero());
         store(weights + v * kLanes, counted);
         total = add(total, counted);
       }
-      store(weight_sums_.data() + g * kLanes, total);
+      store(weight_sums_ + g * kLanes, total);
     }
   }
 
@@ -207,9 +210,9 @@ class Worker {
     if (!(highest > maximum_[g])) return;
     if (maximum_[g] != kMinusInfinity) {
       const Vec factor = broadcast(std::exp(maximum_[g] - highest));
-      rescale(weight_sums_.data() + g * kLanes, 1, factor);
-      rescale(sums_.data() + g * head_dim * kLanes, head_dim, factor);
-      rescale(zero_sums_.data() + g * kMaxValueGroups * kLanes, kMaxValueGroups, factor);
+      rescale(weight_sums_ + g * kLanes, 1, factor);
+      rescale(sums_ + g * head_dim * sum_width_, head_dim * sum_width_ / kLanes, factor);
+      rescale(zero_sums_ + g * kMaxValueGroups * kLanes, kMaxValueGroups, factor);
     }
     maximum_[g] = highest;
   }
@@ -224,8 +227,8 @@ class Worker {
       for (int v = 0; v < kParts; ++v) {
         const Vec value = select(bits_of(valid, v), load_halves(field + v * kLanes * 2), zero());
         for (int g = head * group_.per_head; g < (head + 1) * group_.per_head; ++g) {
-          float* total = sums_.data() + (g * head_dim + c) * kLanes;
-          store(total, fma(load(weights_.data() + g * kPageTokens + v * kLanes), value, load(total)));
+          float* total = sums_ + (g * head_dim + c) * kLanes;
+          store(total, fma(load(weights_ + g * kPageTokens + v * kLanes), value, load(total)));
         }
       }
     }
@@ -234,7 +237,10 @@ class Worker {
   const LayerCache& cache_;
   const HeadGroup group_;
   const float* roped_q_;
-  AlignedFloats affine_, keys_, q_, weights_, maximum_, weight_sums_, sums_, zero_sums_;
+  /// Lanes of a sum of values: kLanes, whose sum it is, or 1.
+  const int sum_width_;
+  AlignedFloats memory_;
+  float *affine_, *keys_, *q_, *weights_, *maximum_, *weight_sums_, *sums_, *zero_sums_;
   std::optional<StaticScorer<head_dim>> static_scorer_;
   std::optional<StaticReader<head_dim>> static_reader_;
 };
@@ -257,13 +263,13 @@ class GroupAttention {
       for (int i = 0; i < head_dim; ++i) q[i] *= cache.params->score_scale;
     }
     pages_ = select_pages(cache, b, group_.first, group_.heads, q_.data(), 1.0f, quantized_);
-    partials_.resize(page_tasks() + (cache.params->has_exact_pages() ? 1 : 0));
+    partials_.resize(tasks() * group_.queries * (head_dim + 2));
   }
 
-  int64_t tasks() const { return static_cast<int64_t>(partials_.size()); }
+  int64_t tasks() const { return page_tasks() + (cache_.params->has_exact_pages() ? 1 : 0); }
 
   void run(int64_t task) {
-    Worker<head_dim> worker(cache_, group_, q_.data());
+    Worker<head_dim> worker(cache_, group_, q_.data(), task >= page_tasks());
     if (task < page_tasks()) {
       const int64_t count = static_cast<int64_t>(pages_.size()), end = std::min(count, (task + 1) * kTaskPages);
       for (int64_t i = task * kTaskPages; i < end; ++i) {
@@ -273,26 +279,31 @@ class GroupAttention {
       add_window(worker);
       add_sinks(worker);
     }
-    partials_[task] = worker.finish();
+    worker.finish(partial(task));
   }
 
   /// Merges the partials in order and writes out [queries, head_dim].
-  void merge(float* out) const {
+  void merge(float* out) {
     for (int g = 0; g < group_.queries; ++g) {
       float maximum = kMinusInfinity, total = 0;
-      for (const Partial& partial : partials_) maximum = std::max(maximum, partial.maximum[g]);
+      for (int64_t i = 0; i < tasks(); ++i) maximum = std::max(maximum, partial(i).maximum[g]);
       float* result = out + g * head_dim;
       std::fill_n(result, head_dim, 0.0f);
-      for (int64_t i = 0; i < page_tasks(); ++i) total += add_partial(partials_[i], g, maximum, result);
+      for (int64_t i = 0; i < page_tasks(); ++i) total += add_partial(partial(i), g, maximum, result);
       // What comes from pages is in the stored basis, what is exact in the natural one.
       if (cache_.params->values.rotation_heads != 0) kvquant::walsh_hadamard(result, head_dim);
-      for (int64_t i = page_tasks(); i < tasks(); ++i) total += add_partial(partials_[i], g, maximum, result);
+      for (int64_t i = page_tasks(); i < tasks(); ++i) total += add_partial(partial(i), g, maximum, result);
       for (int c = 0; c < head_dim; ++c) result[c] /= total;
     }
   }
 
  private:
   int64_t page_tasks() const { return (static_cast<int64_t>(pages_.size()) + kTaskPages - 1) / kTaskPages; }
+
+  Partial partial(int64_t task) {
+    float* first = partials_.data() + task * group_.queries * (head_dim + 2);
+    return {first, first + group_.queries, first + 2 * group_.queries};
+  }
 
   static float add_partial(const Partial& partial, int g, float maximum, float* result) {
     if (partial.maximum[g] == kMinusInfinity) return 0;
@@ -354,7 +365,7 @@ class GroupAttention {
   std::vector<int64_t> pages_;
   std::vector<float> q_;
   std::vector<Sink> sinks_;
-  std::vector<Partial> partials_;
+  std::vector<float> partials_;  // [tasks, {maximum, sum, output}]
 };
 
 template <int head_dim>

@@ -13,6 +13,9 @@
 namespace kvquant {
 namespace KVQUANT_ISA {
 
+/// Vectors of tokens whose keys are read at once.
+constexpr int kReadVectors = 1;
+
 /// Calls visit(width, begin, end) for the places of a head, run by run, where codes are 1 to 8 bits wide; width is a
 /// std::integral_constant.
 template <int head_dim, typename Visit>

@@ -1,10 +1,11 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Weighted sums of the values of a run of tokens. Lanes are tokens: sums [queries, head_dim, kLanes] stay in vectors
-// and are reduced once at the end of a task. Scales go into the weights and zeros into one sum per group, so that codes
-// are multiplied as they are.
+// and are reduced once at the end of a task (but see level_pairs.h). Scales go into the weights and zeros into one sum
+// per group, so that codes are multiplied as they are.
 #pragma once
 #include "../core/cache.h"
 #include "elements.h"
+#include "level_pairs.h"
 
 namespace kvquant {
 namespace KVQUANT_ISA {
@@ -13,6 +14,11 @@ constexpr int kValueQueries = 4;
 
 /// Most groups that the values of one head can have.
 constexpr int kMaxValueGroups = kMaxHeadDim / 16;
+
+/// Whether the sums of a side's pages are [queries, head_dim].
+inline bool sums_are_reduced(const SideParams& side) {
+  return kHasLevelPairs && side.format == Format::kNorm && side.bits == 2;
+}
 
 /// sums[g, c] += weights[g] * value[c] over the vectors of a page for channels [begin, end) of one head, which share a
 /// group; weights [queries, kPageTokens] include the scales. valid: a bit per token; tokens outside are read as zero.
@@ -133,6 +139,8 @@ void add_values(const LayerCache& cache, const uint8_t* page, int64_t ahead, int
     const float* levels = packed_array<float>(*cache.params, cache.params->values.levels_offset);
     if constexpr (bits == 8) {
       add_uniform_levels<queries>(codes, tile_bytes, head_dim, levels, scaled, sums, zero_sums);
+    } else if constexpr (kHasLevelPairs && bits == 2) {
+      add_level_pairs<queries>(codes, tile_bytes, head_dim, levels, scaled, sums);
     } else {
       add_levels<bits, queries>(codes, tile_bytes, head_dim, CodeTable<bits>(levels), scaled, sums);
     }
@@ -147,10 +155,11 @@ template <Format format, int bits>
 void add_values_all(const LayerCache& cache, const uint8_t* page, int64_t ahead, int head, const float* weights,
                     int queries, uint64_t valid, float* sums, float* zero_sums) {
   const int head_dim = cache.params->head_dim;
+  const int width = sums_are_reduced(cache.params->values) ? 1 : kLanes;
   while (queries >= kValueQueries) {
     add_values<format, bits, kValueQueries>(cache, page, ahead, head, weights, valid, sums, zero_sums);
     weights += kValueQueries * kPageTokens;
-    sums += kValueQueries * head_dim * kLanes;
+    sums += kValueQueries * head_dim * width;
     zero_sums += kValueQueries * kMaxValueGroups * kLanes;
     queries -= kValueQueries;
   }
