@@ -43,11 +43,13 @@ struct Partial {
 template <int head_dim>
 class Worker {
  public:
-  /// exact: the task is about exact pages.
-  Worker(const LayerCache& cache, const HeadGroup& group, const float* roped_q, bool exact)
+  /// scorer: of keys that need not be read back, or nullptr; exact: the task is about exact pages.
+  Worker(const LayerCache& cache, const HeadGroup& group, const float* roped_q, const StaticScorer<head_dim>* scorer,
+         bool exact)
       : cache_(cache),
         group_(group),
         roped_q_(roped_q),
+        static_scorer_(scorer),
         sum_width_(!exact && sums_are_reduced(cache.params->values) ? 1 : kLanes) {
     memory_ = carve({{&affine_, 2 * std::max(1, cache.page_layout.keys.groups()) * kLanes},
                      {&keys_, kReadVectors * group.heads * head_dim * kLanes},
@@ -59,10 +61,7 @@ class Worker {
                      {&zero_sums_, group.queries * kMaxValueGroups * kLanes}});
     std::fill_n(maximum_, group.queries, kMinusInfinity);
     const LayerParams& params = *cache.params;
-    if (params.keys.format != Format::kStatic || exact) return;
-    if (params.keys_pre_rope == 0 && params.keys.basis_heads == 0) {
-      static_scorer_.emplace(cache, group.first, group.queries, roped_q);
-    } else {
+    if (params.keys.format == Format::kStatic && scorer == nullptr && !exact) {
       static_reader_.emplace(cache, group.first, group.heads);
     }
   }
@@ -73,8 +72,8 @@ class Worker {
     const LayerParams& params = *cache_.params;
     const uint8_t* page = cache_.page(b, page_index * kPageTokens);
     const int64_t ahead = cache_.page(b, next_page * kPageTokens) - page;
-    if (static_scorer_) {
-      (*static_scorer_)(page, page_index, weights_);
+    if (static_scorer_ != nullptr) {
+      (*static_scorer_)(page, page_index, ahead, weights_);
     } else {
       score_keys(page, page_index, ahead);
     }
@@ -237,11 +236,11 @@ class Worker {
   const LayerCache& cache_;
   const HeadGroup group_;
   const float* roped_q_;
+  const StaticScorer<head_dim>* const static_scorer_;
   /// Lanes of a sum of values: kLanes, whose sum it is, or 1.
   const int sum_width_;
   AlignedFloats memory_;
   float *affine_, *keys_, *q_, *weights_, *maximum_, *weight_sums_, *sums_, *zero_sums_;
-  std::optional<StaticScorer<head_dim>> static_scorer_;
   std::optional<StaticReader<head_dim>> static_reader_;
 };
 
@@ -263,13 +262,17 @@ class GroupAttention {
       for (int i = 0; i < head_dim; ++i) q[i] *= cache.params->score_scale;
     }
     pages_ = select_pages(cache, b, group_.first, group_.heads, q_.data(), 1.0f, quantized_);
+    const LayerParams& params = *cache.params;
+    if (params.keys.format == Format::kStatic && params.keys_pre_rope == 0 && params.keys.basis_heads == 0) {
+      static_scorer_.emplace(cache, group_.first, group_.queries, q_.data());
+    }
     partials_.resize(tasks() * group_.queries * (head_dim + 2));
   }
 
   int64_t tasks() const { return page_tasks() + (cache_.params->has_exact_pages() ? 1 : 0); }
 
   void run(int64_t task) {
-    Worker<head_dim> worker(cache_, group_, q_.data(), task >= page_tasks());
+    Worker<head_dim> worker(cache_, group_, q_.data(), static_scorer_ ? &*static_scorer_ : nullptr, task >= page_tasks());
     if (task < page_tasks()) {
       const int64_t count = static_cast<int64_t>(pages_.size()), end = std::min(count, (task + 1) * kTaskPages);
       for (int64_t i = task * kTaskPages; i < end; ++i) {
@@ -365,6 +368,7 @@ class GroupAttention {
   std::vector<int64_t> pages_;
   std::vector<float> q_;
   std::vector<Sink> sinks_;
+  std::optional<StaticScorer<head_dim>> static_scorer_;
   std::vector<float> partials_;  // [tasks, {maximum, sum, output}]
 };
 

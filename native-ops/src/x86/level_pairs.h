@@ -13,10 +13,11 @@ namespace KVQUANT_ISA {
 
 constexpr bool kHasLevelPairs = true;
 
-/// sums [queries, head_dim] += weights[g] * level[code] over the tokens of a page.
+/// sums [queries, head_dim] += weights[g] * level[code] over the tokens of a page. The next page, ahead bytes away,
+/// is asked for meanwhile.
 template <int queries>
-inline void add_level_pairs(const uint8_t* codes, int64_t tile_bytes, int head_dim, const float* levels,
-                            const float* weights, float* sums) {
+inline void add_level_pairs(const uint8_t* codes, int64_t ahead, int64_t tile_bytes, int head_dim,
+                            const float* levels, const float* weights, float* sums) {
   constexpr int vectors = 4;
   const __m512i index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(levels));
@@ -30,7 +31,10 @@ inline void add_level_pairs(const uint8_t* codes, int64_t tile_bytes, int head_d
     for (int tile = 0; tile < kPageTiles; ++tile) {
       const uint8_t* field = codes + tile * tile_bytes + c * 4;
       __m512i fields[vectors];
-      for (int v = 0; v < vectors; ++v) fields[v] = _mm512_loadu_si512(field + v * 64);
+      for (int v = 0; v < vectors; ++v) {
+        fields[v] = _mm512_loadu_si512(field + v * 64);
+        prefetch(field + v * 64 + ahead);
+      }
       for (int j = 0; j < kTileTokens; j += 2) {
         for (int g = 0; g < queries; ++g) {
           const float* pair = weights + g * kPageTokens + tile * kTileTokens + j;
@@ -52,7 +56,7 @@ inline void add_level_pairs(const uint8_t* codes, int64_t tile_bytes, int head_d
 constexpr bool kHasLevelPairs = false;
 
 template <int queries>
-inline void add_level_pairs(const uint8_t*, int64_t, int, const float*, const float*, float*) {}
+inline void add_level_pairs(const uint8_t*, int64_t, int64_t, int, const float*, const float*, float*) {}
 
 #endif
 

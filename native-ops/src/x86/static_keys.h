@@ -2,12 +2,14 @@
 // Keys in static codes (Format::kStatic), tokens in vector lanes: read back into the natural basis, or scored without
 // being read back.
 #pragma once
+#include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "../core/aligned.h"
 #include "../core/cache.h"
 #include "../core/score_bias.h"
+#include "code_tables.h"
 #include "simd.h"
 
 namespace kvquant {
@@ -155,7 +157,6 @@ class StaticScorer {
         q_(roped_q),
         folded_(queries * head_dim),
         constant_(queries),
-        waves_(queries * 2 * half),
         table_(*cache.params, half),
         weights_(2 * (half - table_.fast) * WaveTable::kMaxTerms) {
     // Terms in lanes.
@@ -175,16 +176,19 @@ class StaticScorer {
       }
       if (has_score_bias(*cache.params)) constant_[g] += score_bias(*cache.params, head, roped_q + g * head_dim, 1.0f);
     }
+    tables_.emplace(cache.page_layout.keys, head, queries, folded_.data());
   }
 
-  /// Scores of all tokens of a page: out [queries, kPageTokens].
-  void operator()(const uint8_t* page, int64_t page_index, float* out) {
-    add_mean(page_index, out);
+  /// Scores of all tokens of a page: out [queries, kPageTokens]. The next page, ahead bytes away, is asked for
+  /// meanwhile.
+  void operator()(const uint8_t* page, int64_t page_index, int64_t ahead, float* out) const {
+    const SideLayout& layout = cache_.page_layout.keys;
+    for (int64_t i = layout.tile(head_, 0); i < layout.tile(head_ + 1, 0); i += 64) prefetch(page + ahead + i);
     int g = 0;
-    for (; g + 4 <= queries_; g += 4) add_codes<4>(page, g, out);
-    if (queries_ - g == 3) add_codes<3>(page, g, out);
-    if (queries_ - g == 2) add_codes<2>(page, g, out);
-    if (queries_ - g == 1) add_codes<1>(page, g, out);
+    for (; g + 4 <= queries_; g += 4) score<4>(page, page_index, g, out + g * kPageTokens);
+    if (queries_ - g == 3) score<3>(page, page_index, g, out + g * kPageTokens);
+    if (queries_ - g == 2) score<2>(page, page_index, g, out + g * kPageTokens);
+    if (queries_ - g == 1) score<1>(page, page_index, g, out + g * kPageTokens);
   }
 
  private:
@@ -192,16 +196,34 @@ class StaticScorer {
   /// Vectors of tokens whose sums stay in registers.
   static constexpr int kBlock = kLanes == 16 ? 4 : 2;
 
+  /// Amplitudes of the cosines and sines of queries, and of the polynomials that stand for the slow ones.
+  template <int queries>
+  struct Waves {
+    alignas(64) float cosines[queries][half], sines[queries][half], slow[queries][WaveTable::kMaxTerms];
+  };
+
+  template <int queries>
+  void score(const uint8_t* page, int64_t page_index, int first, float* out) const {
+    Waves<queries> waves;
+    find_waves(page_index, first, waves);
+    find_slow_terms(waves);
+    for (int j = 0; j < kPageTokens; j += kBlock * kLanes) add_mean(waves, j, constant_.data() + first, out + j);
+    add_codes<queries>(page, first, out);
+    (*tables_).template operator()<queries>(page, first, out);
+  }
+
+  /// The codes that are not looked up.
   template <int queries>
   void add_codes(const uint8_t* page, int first, float* out) const {
     const SideLayout& layout = cache_.page_layout.keys;
     const int64_t tile_bytes = layout.tile(head_, 1) - layout.tile(head_, 0);
     const float* folded = folded_.data() + first * head_dim;
     for (int v0 = 0; v0 < kPageTokens / kLanes; v0 += kBlock) {
-      float* scores = out + first * kPageTokens + v0 * kLanes;
       for_each_width<head_dim>(side_, [&](auto width, int begin, int end) {
-        const uint8_t* field = page + layout.place(head_, v0 / kParts, begin);
-        add_run<queries, width>(field, tile_bytes, folded + begin, end - begin, scores);
+        if constexpr (!has_code_tables(width)) {
+          const uint8_t* field = page + layout.place(head_, v0 / kParts, begin);
+          add_run<queries, width>(field, tile_bytes, folded + begin, end - begin, out + v0 * kLanes);
+        }
       });
     }
   }
@@ -226,64 +248,65 @@ class StaticScorer {
     }
   }
 
-  /// out = constant + q . R_t mean for the tokens t of a page. Seen from the page's first position it is a sum of
-  /// waves, a cosine and a sine for each pair of channels; the slow ones are few polynomials of the position in the
-  /// page.
-  void add_mean(int64_t page_index, float* out) {
-    for (int g = 0; g < queries_; ++g) {
-      find_waves(page_index, g);
-      const float *a = waves_.data() + g * 2 * half, *b = a + half;
-      alignas(64) float slow[WaveTable::kMaxTerms];
-      find_slow_terms(a, b, slow);
-      for (int j = 0; j < kPageTokens; j += 4 * kLanes) {
-        constexpr int vectors = kPageTokens / kLanes < 4 ? kPageTokens / kLanes : 4;
-        Vec sum[vectors];
-        for (int v = 0; v < vectors; ++v) sum[v] = broadcast(constant_[g]);
-        for (int i = 0; i < table_.fast; ++i) {
-          const float *cos = cache_.rope.step_cos(i) + j, *sin = cache_.rope.step_sin(i) + j;
-          for (int v = 0; v < vectors; ++v) {
-            sum[v] = fma(broadcast(a[i]), load(cos + v * kLanes), sum[v]);
-            sum[v] = fma(broadcast(b[i]), load(sin + v * kLanes), sum[v]);
-          }
-        }
-        for (int t = 0; t < table_.terms; ++t) {
-          const float* term = table_.polynomials + t * kPageTokens + j;
-          for (int v = 0; v < vectors; ++v) sum[v] = fma(broadcast(slow[t]), load(term + v * kLanes), sum[v]);
-        }
-        for (int v = 0; v < vectors; ++v) store(out + g * kPageTokens + j + v * kLanes, sum[v]);
+  /// out = constant + q . R_t mean for kBlock vectors of tokens of a page, from its token j on. Seen from the page's
+  /// first position it is a sum of waves, a cosine and a sine for each pair of channels; the slow ones are few
+  /// polynomials of the position in the page.
+  template <int queries>
+  void add_mean(const Waves<queries>& waves, int j, const float* constant, float* out) const {
+    Vec sum[queries][kBlock];
+    const auto add_wave = [&sum](const float* shape, const float* amplitudes, int stride) {
+      for (int v = 0; v < kBlock; ++v) {
+        const Vec x = load(shape + v * kLanes);
+        for (int g = 0; g < queries; ++g) sum[g][v] = fma(broadcast(amplitudes[g * stride]), x, sum[g][v]);
       }
+    };
+    for (int g = 0; g < queries; ++g) {
+      for (int v = 0; v < kBlock; ++v) sum[g][v] = broadcast(constant[g]);
+    }
+    for (int i = 0; i < table_.fast; ++i) {
+      add_wave(cache_.rope.step_cos(i) + j, waves.cosines[0] + i, half);
+      add_wave(cache_.rope.step_sin(i) + j, waves.sines[0] + i, half);
+    }
+    for (int t = 0; t < table_.terms; ++t) {
+      add_wave(table_.polynomials + t * kPageTokens + j, waves.slow[0] + t, WaveTable::kMaxTerms);
+    }
+    for (int g = 0; g < queries; ++g) {
+      for (int v = 0; v < kBlock; ++v) store(out + g * kPageTokens + v * kLanes, sum[g][v]);
     }
   }
 
-  /// slow [kMaxTerms] = the factors of the polynomials, for amplitudes a and b of all waves.
-  void find_slow_terms(const float* a, const float* b, float* slow) const {
-    constexpr int vectors = WaveTable::kMaxTerms / kLanes;
+  template <int queries>
+  void find_slow_terms(Waves<queries>& waves) const {
     const int pairs = half - table_.fast;
-    Vec cosines[vectors], sines[vectors];
-    for (int v = 0; v < vectors; ++v) cosines[v] = sines[v] = zero();
-    for (int i = 0; i < pairs; ++i) {
-      const float* weights = weights_.data() + i * WaveTable::kMaxTerms;
-      for (int v = 0; v < vectors; ++v) {
-        cosines[v] = fma(broadcast(a[table_.fast + i]), load(weights + v * kLanes), cosines[v]);
-        sines[v] =
-            fma(broadcast(b[table_.fast + i]), load(weights + pairs * WaveTable::kMaxTerms + v * kLanes), sines[v]);
+    for (int t = 0; t < WaveTable::kMaxTerms; t += kLanes) {
+      Vec cosines[queries], sines[queries];
+      for (int g = 0; g < queries; ++g) cosines[g] = sines[g] = zero();
+      const float* weights = weights_.data() + t;
+      for (int i = table_.fast; i < half; ++i, weights += WaveTable::kMaxTerms) {
+        const Vec cosine = load(weights), sine = load(weights + pairs * WaveTable::kMaxTerms);
+        for (int g = 0; g < queries; ++g) {
+          cosines[g] = fma(broadcast(waves.cosines[g][i]), cosine, cosines[g]);
+          sines[g] = fma(broadcast(waves.sines[g][i]), sine, sines[g]);
+        }
       }
+      for (int g = 0; g < queries; ++g) store(waves.slow[g] + t, add(cosines[g], sines[g]));
     }
-    for (int v = 0; v < vectors; ++v) store(slow + v * kLanes, add(cosines[v], sines[v]));
   }
 
-  /// waves_[g] = amplitudes [{cosine, sine}, half] of q . R_(64 page + j) mean as a function of j.
-  void find_waves(int64_t page_index, int g) {
+  /// The amplitudes of q . R_(64 page + j) mean as a function of j.
+  template <int queries>
+  void find_waves(int64_t page_index, int first, Waves<queries>& waves) const {
     const float* mean = side_mean(*cache_.params, side_) + head_ * head_dim;
     const float *cos = cache_.rope.base_cos(page_index), *sin = cache_.rope.base_sin(page_index);
-    const float* q = q_ + g * head_dim;
-    float *a = waves_.data() + g * 2 * half, *b = a + half;
+    const float* q = q_ + first * head_dim;
     for (int i = 0; i < half; i += kLanes) {
-      const Vec x = load(q + i), y = load(q + half + i), c = load(cos + i), s = load(sin + i);
-      const Vec m = load(mean + i), n = load(mean + half + i);
-      const Vec p = fma(x, c, mul(y, s)), r = fnma(x, s, mul(y, c));
-      store(a + i, fma(p, m, mul(r, n)));
-      store(b + i, fnma(p, n, mul(r, m)));
+      const Vec c = load(cos + i), s = load(sin + i), m = load(mean + i), n = load(mean + half + i);
+      for (int g = 0; g < queries; ++g) {
+        const Vec x = load(q + g * head_dim + i), y = load(q + g * head_dim + half + i);
+        const Vec p = fma(x, c, mul(y, s)), r = fnma(x, s, mul(y, c));
+        store(waves.cosines[g] + i, fma(p, m, mul(r, n)));
+        store(waves.sines[g] + i, fnma(p, n, mul(r, m)));
+      }
     }
   }
 
@@ -291,9 +314,10 @@ class StaticScorer {
   const SideParams& side_;
   const int head_, queries_;
   const float* const q_;
-  AlignedFloats folded_, constant_, waves_;
+  AlignedFloats folded_, constant_;
   const WaveTable table_;
   AlignedFloats weights_;
+  std::optional<CodeTables<head_dim>> tables_;
 };
 
 }  // namespace KVQUANT_ISA

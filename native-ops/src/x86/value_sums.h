@@ -140,7 +140,7 @@ void add_values(const LayerCache& cache, const uint8_t* page, int64_t ahead, int
     if constexpr (bits == 8) {
       add_uniform_levels<queries>(codes, tile_bytes, head_dim, levels, scaled, sums, zero_sums);
     } else if constexpr (kHasLevelPairs && bits == 2) {
-      add_level_pairs<queries>(codes, tile_bytes, head_dim, levels, scaled, sums);
+      add_level_pairs<queries>(codes, ahead, tile_bytes, head_dim, levels, scaled, sums);
     } else {
       add_levels<bits, queries>(codes, tile_bytes, head_dim, CodeTable<bits>(levels), scaled, sums);
     }
