@@ -97,7 +97,7 @@ class Worker {
         const uint8_t* field = page + cache_.exact_layout.keys(group_.first, c) + v * kLanes * 2;
         store(keys_ + c * kLanes, load_halves(field));
       }
-      score(cos + v * kLanes, sin + v * kLanes, stride, v);
+      score(keys_, cos + v * kLanes, sin + v * kLanes, stride, v);
     }
     softmax(kParts, valid);
     for (int h = 0; h < group_.heads; ++h) add_exact_values(page, h, valid);
@@ -132,14 +132,16 @@ class Worker {
     turn_queries(rope ? page_index : 0, rotation_scale(head_dim, params.keys.rotation_heads));
     const StoredSide keys = stored_keys(cache_);
     const LoadSide load_keys = side_loader<head_dim>(params.keys);
+    const int size = group_.heads * head_dim * kLanes;
     for (int v = 0; v < kPageTokens / kLanes; ++v) {
+      float* x = keys_ + v % kReadVectors * size;
       if (static_reader_) {
-        (*static_reader_)(page, v / kParts, v % kParts, keys_);
+        if (v % kReadVectors == 0) static_reader_->template read<kReadVectors>(page, v, x);
       } else {
-        load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_, keys_);
-        finish_rotation<head_dim>(params.keys, group_.heads, keys_);
+        load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_, x);
+        finish_rotation<head_dim>(params.keys, group_.heads, x);
       }
-      score(rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
+      score(x, rope ? cache_.rope.step_cos(0) + v * kLanes : nullptr,
             rope ? cache_.rope.step_sin(0) + v * kLanes : nullptr, kPageTokens, v);
     }
     if (has_score_bias(params)) add_bias();
@@ -169,10 +171,10 @@ class Worker {
     }
   }
 
-  void score(const float* cos, const float* sin, int stride, int vector) {
+  void score(const float* x, const float* cos, const float* sin, int stride, int vector) {
     for (int h = 0; h < group_.heads; ++h) {
       const float* q = q_ + h * group_.per_head * head_dim;
-      const float* keys = keys_ + h * head_dim * kLanes;
+      const float* keys = x + h * head_dim * kLanes;
       float* out = weights_ + h * group_.per_head * kPageTokens + vector * kLanes;
       if (cos != nullptr) {
         dot_all<head_dim, true>(q, group_.per_head, keys, cos, sin, stride, out, kPageTokens);

@@ -16,7 +16,7 @@ namespace kvquant {
 namespace KVQUANT_ISA {
 
 /// Vectors of tokens whose keys are read at once.
-constexpr int kReadVectors = 1;
+constexpr int kReadVectors = 2;
 
 /// Calls visit(width, begin, end) for the places of a head, run by run, where codes are 1 to 8 bits wide; width is a
 /// std::integral_constant.
@@ -55,58 +55,62 @@ template <int head_dim>
 class StaticReader {
  public:
   StaticReader(const LayerCache& cache, int first_head, int heads)
-      : params_(*cache.params),
-        side_(params_.keys),
+      : side_(cache.params->keys),
         layout_(cache.page_layout.keys),
         first_(first_head),
         heads_(heads),
-        steps_(packed_array<float>(params_, side_.steps_offset) + 2 * first_head * head_dim),
-        order_(channel_order(params_, side_)),
+        steps_(packed_array<float>(*cache.params, side_.steps_offset) + 2 * first_head * head_dim),
+        order_(channel_order(*cache.params, side_)),
         offset_(heads * head_dim, 0.0f) {
-    const float* mean = side_mean(params_, side_);
-    if (params_.keys_pre_rope != 0 && mean != nullptr) {
+    const float* mean = side_mean(*cache.params, side_);
+    if (cache.params->keys_pre_rope != 0 && mean != nullptr) {
       std::copy_n(mean + first_head * head_dim, offset_.size(), offset_.begin());
     }
-    if (side_.basis_heads == 0) return;
-    places_.resize(heads * head_dim * kLanes);
-    for (int place = 0; place < heads * head_dim; ++place) {
-      if (layout_.width(place % head_dim) != 0) used_.push_back(place);
+    if (side_.basis_heads != 0) fold_steps(packed_array<float>(*cache.params, side_.inverse_offset));
+  }
+
+  /// The keys of as many vectors of tokens of a page: x [vectors, heads, head_dim, kLanes].
+  template <int vectors>
+  void read(const uint8_t* page, int vector, float* x) {
+    if (side_.basis_heads != 0) {
+      for (int v = 0; v < vectors; ++v) read_places(page, vector + v, places_.data() + v * kLanes, vectors * kLanes);
+      multiply<vectors>(x);
+    } else {
+      for (int v = 0; v < vectors; ++v) read_channels(page, vector + v, x + v * heads_ * head_dim * kLanes);
     }
   }
 
   /// x [heads, head_dim, kLanes].
-  void operator()(const uint8_t* page, int tile, int part, float* x) {
-    if (side_.basis_heads == 0) {
-      read_channels(page, tile, part, x);
-    } else {
-      read_places(page, tile, part);
-      multiply(x);
-    }
-  }
+  void operator()(const uint8_t* page, int tile, int part, float* x) { read<1>(page, tile * kParts + part, x); }
 
  private:
-  void read_channels(const uint8_t* page, int tile, int part, float* x) const {
+  /// Rows of the product that are computed at once: with kReadVectors vectors of tokens each the sums fill the
+  /// registers.
+  static constexpr int kRows = kLanes == 16 ? 8 : 4;
+
+  void read_channels(const uint8_t* page, int vector, float* x) const {
     for (int c = 0; c < heads_ * head_dim; ++c) store(x + c * kLanes, broadcast(offset_[c]));
-    for_each_code(page, tile, part, [&](int place, Vec code) {
+    for_each_code(page, vector, [&](int place, Vec code) {
       const int c = channel(place);
       store(x + c * kLanes, fma(code, broadcast(steps_[2 * place + 1]), broadcast(steps_[2 * place] + offset_[c])));
     });
   }
 
-  void read_places(const uint8_t* page, int tile, int part) {
-    for_each_code(page, tile, part, [&](int place, Vec code) {
-      const Vec value = fma(code, broadcast(steps_[2 * place + 1]), broadcast(steps_[2 * place]));
-      store(places_.data() + place * kLanes, value);
+  /// The codes of the places that have any.
+  void read_places(const uint8_t* page, int vector, float* x, int stride) const {
+    for_each_code(page, vector, [&](int, Vec code) {
+      store(x, code);
+      x += stride;
     });
   }
 
   template <typename Use>
-  void for_each_code(const uint8_t* page, int tile, int part, Use&& use) const {
+  void for_each_code(const uint8_t* page, int vector, Use&& use) const {
     for (int h = 0; h < heads_; ++h) {
       for_each_width<head_dim>(side_, [&](auto width, int begin, int end) {
-        const uint8_t* field = page + layout_.place(first_ + h, tile, begin);
+        const uint8_t* field = page + layout_.place(first_ + h, vector / kParts, begin);
         for (int place = begin; place < end; ++place, field += 2 * width) {
-          use(h * head_dim + place, load_codes<width>(field, part));
+          use(h * head_dim + place, load_codes<width>(field, vector % kParts));
         }
       });
     }
@@ -116,31 +120,60 @@ class StaticReader {
     return order_ == nullptr ? place : order_[first_ * head_dim + place] - first_ * head_dim;
   }
 
-  /// x = inverse places + mean.
-  void multiply(float* x) const {
-    constexpr int block = 8;
+  /// matrix_ = inverse with each place's step, places without codes left out; offset_ takes the starts.
+  void fold_steps(const float* inverses) {
     const int n = heads_ * head_dim;
-    const float* row = packed_array<float>(params_, side_.inverse_offset) + static_cast<int64_t>(first_) * head_dim * n;
-    for (int c = 0; c < n; c += block, row += block * n) {
-      Vec sum[block];
-      for (int i = 0; i < block; ++i) sum[i] = broadcast(offset_[c + i]);
-      for (const int place : used_) {
-        const Vec y = load(places_.data() + place * kLanes);
-        for (int i = 0; i < block; ++i) sum[i] = fma(broadcast(row[i * n + place]), y, sum[i]);
+    std::vector<int> used;
+    for (int place = 0; place < n; ++place) {
+      if (layout_.width(place % head_dim) != 0) used.push_back(place);
+    }
+    used_ = static_cast<int>(used.size());
+    places_.resize(used_ * kReadVectors * kLanes);
+    matrix_.resize(static_cast<size_t>(n) * used_);
+    const float* row = inverses + static_cast<int64_t>(first_) * head_dim * n;
+    for (int c = 0; c < n; ++c, row += n) {
+      float* to = matrix_.data() + c / kRows * kRows * used_ + c % kRows;
+      for (int i = 0; i < used_; ++i) {
+        to[i * kRows] = row[used[i]] * steps_[2 * used[i] + 1];
+        offset_[c] += row[used[i]] * steps_[2 * used[i]];
       }
-      for (int i = 0; i < block; ++i) store(x + (c + i) * kLanes, sum[i]);
     }
   }
 
-  const LayerParams& params_;
+  /// x = matrix codes + offset.
+  template <int vectors>
+  void multiply(float* x) const {
+    const int n = heads_ * head_dim;
+    const float* factors = matrix_.data();
+    for (int c = 0; c < n; c += kRows) {
+      Vec sum[kRows][vectors];
+      for (int i = 0; i < kRows; ++i) {
+        for (int v = 0; v < vectors; ++v) sum[i][v] = broadcast(offset_[c + i]);
+      }
+      const float* codes = places_.data();
+      for (int place = 0; place < used_; ++place, factors += kRows, codes += vectors * kLanes) {
+        Vec code[vectors];
+        for (int v = 0; v < vectors; ++v) code[v] = load(codes + v * kLanes);
+        for (int i = 0; i < kRows; ++i) {
+          const Vec factor = broadcast(factors[i]);
+          for (int v = 0; v < vectors; ++v) sum[i][v] = fma(factor, code[v], sum[i][v]);
+        }
+      }
+      for (int v = 0; v < vectors; ++v) {
+        for (int i = 0; i < kRows; ++i) store(x + (v * n + c + i) * kLanes, sum[i][v]);
+      }
+    }
+  }
+
   const SideParams& side_;
   const SideLayout& layout_;
   const int first_, heads_;
   const float* const steps_;
   const int16_t* const order_;
-  std::vector<float> offset_;
-  std::vector<int> used_;
-  AlignedFloats places_;
+  AlignedFloats offset_;
+  int used_ = 0;
+  AlignedFloats matrix_;  // [channels / kRows, used_, kRows]
+  AlignedFloats places_;  // [used_, vectors, kLanes]
 };
 
 /// Scores of keys stored after RoPE in the natural basis. A score is the sum of codes, with steps folded into the
