@@ -39,20 +39,28 @@ struct Partial {
   float *maximum, *sum, *output;
 };
 
+/// What tasks share that read keys in static codes; nullptr: not needed.
+template <int head_dim>
+struct StaticKeys {
+  const StaticReader<head_dim>* reader;
+  const StaticScorer<head_dim>* scorer;
+};
+
 /// One task in progress.
 template <int head_dim>
 class Worker {
  public:
-  /// scorer: of keys that need not be read back, or nullptr; exact: the task is about exact pages.
-  Worker(const LayerCache& cache, const HeadGroup& group, const float* roped_q, const StaticScorer<head_dim>* scorer,
+  /// exact: the task is about exact pages.
+  Worker(const LayerCache& cache, const HeadGroup& group, const float* roped_q, const StaticKeys<head_dim>& static_keys,
          bool exact)
       : cache_(cache),
         group_(group),
         roped_q_(roped_q),
-        static_scorer_(scorer),
+        static_keys_(static_keys),
         sum_width_(!exact && sums_are_reduced(cache.params->values) ? 1 : kLanes) {
     memory_ = carve({{&affine_, 2 * std::max(1, cache.page_layout.keys.groups()) * kLanes},
                      {&keys_, kReadVectors * group.heads * head_dim * kLanes},
+                     {&codes_, kReadVectors * group.heads * head_dim * kLanes},
                      {&q_, group.queries * head_dim},
                      {&weights_, group.queries * kPageTokens},
                      {&maximum_, group.queries},
@@ -60,10 +68,6 @@ class Worker {
                      {&sums_, group.queries * head_dim * sum_width_},
                      {&zero_sums_, group.queries * kMaxValueGroups * kLanes}});
     std::fill_n(maximum_, group.queries, kMinusInfinity);
-    const LayerParams& params = *cache.params;
-    if (params.keys.format == Format::kStatic && scorer == nullptr && !exact) {
-      static_reader_.emplace(cache, group.first, group.heads);
-    }
   }
 
   /// next_page is asked for meanwhile.
@@ -72,8 +76,9 @@ class Worker {
     const LayerParams& params = *cache_.params;
     const uint8_t* page = cache_.page(b, page_index * kPageTokens);
     const int64_t ahead = cache_.page(b, next_page * kPageTokens) - page;
-    if (static_scorer_ != nullptr) {
-      (*static_scorer_)(page, page_index, ahead, weights_);
+    if (params.keys.format == Format::kStatic) prefetch_keys(page + ahead);
+    if (static_keys_.scorer != nullptr) {
+      (*static_keys_.scorer)(page, page_index, weights_);
     } else {
       score_keys(page, page_index, ahead);
     }
@@ -125,6 +130,12 @@ class Worker {
   }
 
  private:
+  void prefetch_keys(const uint8_t* page) const {
+    const SideLayout& layout = cache_.page_layout.keys;
+    const int64_t end = layout.tile(group_.first + group_.heads, 0);
+    for (int64_t i = layout.tile(group_.first, 0); i < end; i += 64) prefetch(page + i);
+  }
+
   /// Reads a page's keys back and scores them.
   void score_keys(const uint8_t* page, int64_t page_index, int64_t ahead) {
     const LayerParams& params = *cache_.params;
@@ -135,8 +146,8 @@ class Worker {
     const int size = group_.heads * head_dim * kLanes;
     for (int v = 0; v < kPageTokens / kLanes; ++v) {
       float* x = keys_ + v % kReadVectors * size;
-      if (static_reader_) {
-        if (v % kReadVectors == 0) static_reader_->template read<kReadVectors>(page, v, x);
+      if (static_keys_.reader != nullptr) {
+        if (v % kReadVectors == 0) static_keys_.reader->template read<kReadVectors>(page, v, codes_, x);
       } else {
         load_keys(keys, page, ahead, v / kParts, v % kParts, group_.first, group_.heads, affine_, x);
         finish_rotation<head_dim>(params.keys, group_.heads, x);
@@ -238,25 +249,26 @@ class Worker {
   const LayerCache& cache_;
   const HeadGroup group_;
   const float* roped_q_;
-  const StaticScorer<head_dim>* const static_scorer_;
+  const StaticKeys<head_dim> static_keys_;
   /// Lanes of a sum of values: kLanes, whose sum it is, or 1.
   const int sum_width_;
   AlignedFloats memory_;
-  float *affine_, *keys_, *q_, *weights_, *maximum_, *weight_sums_, *sums_, *zero_sums_;
-  std::optional<StaticReader<head_dim>> static_reader_;
+  float *affine_, *keys_, *codes_, *q_, *weights_, *maximum_, *weight_sums_, *sums_, *zero_sums_;
 };
 
 /// Attention of one sequence and one group of kv heads, cut into tasks.
 template <int head_dim>
 class GroupAttention {
  public:
-  GroupAttention(const LayerCache& cache, int64_t b, int group, const float* qkv)
+  GroupAttention(const LayerCache& cache, int64_t b, int group, const float* qkv,
+                 const StaticReader<head_dim>* reader)
       : cache_(cache),
         b_(b),
         group_(*cache.params, group),
         length_(cache.length(b) + 1),
         quantized_(cache.quantized(b, length_)),
-        q_(group_.queries * head_dim) {
+        q_(group_.queries * head_dim),
+        reader_(reader) {
     if (cache.params->has_exact_pages()) sinks_ = find_sinks(cache, b, length_);
     for (int g = 0; g < group_.queries; ++g) {
       float* q = q_.data() + g * head_dim;
@@ -266,7 +278,7 @@ class GroupAttention {
     pages_ = select_pages(cache, b, group_.first, group_.heads, q_.data(), 1.0f, quantized_);
     const LayerParams& params = *cache.params;
     if (params.keys.format == Format::kStatic && params.keys_pre_rope == 0 && params.keys.basis_heads == 0) {
-      static_scorer_.emplace(cache, group_.first, group_.queries, q_.data());
+      scorer_.emplace(cache, group_.first, group_.queries, q_.data());
     }
     partials_.resize(tasks() * group_.queries * (head_dim + 2));
   }
@@ -274,7 +286,7 @@ class GroupAttention {
   int64_t tasks() const { return page_tasks() + (cache_.params->has_exact_pages() ? 1 : 0); }
 
   void run(int64_t task) {
-    Worker<head_dim> worker(cache_, group_, q_.data(), static_scorer_ ? &*static_scorer_ : nullptr, task >= page_tasks());
+    Worker<head_dim> worker(cache_, group_, q_.data(), {reader_, scorer_ ? &*scorer_ : nullptr}, task >= page_tasks());
     if (task < page_tasks()) {
       const int64_t count = static_cast<int64_t>(pages_.size()), end = std::min(count, (task + 1) * kTaskPages);
       for (int64_t i = task * kTaskPages; i < end; ++i) {
@@ -370,7 +382,8 @@ class GroupAttention {
   std::vector<int64_t> pages_;
   std::vector<float> q_;
   std::vector<Sink> sinks_;
-  std::optional<StaticScorer<head_dim>> static_scorer_;
+  const StaticReader<head_dim>* const reader_;
+  std::optional<StaticScorer<head_dim>> scorer_;
   std::vector<float> partials_;  // [tasks, {maximum, sum, output}]
 };
 
@@ -382,9 +395,10 @@ void attend_all(const LayerCache& cache, const float* qkv, float* out) {
   std::vector<GroupAttention<head_dim>> attentions;
   std::vector<std::pair<int64_t, int64_t>> tasks;
   attentions.reserve(cache.batch * groups);
+  const std::vector<StaticReader<head_dim>> readers = static_readers<head_dim>(cache);
   for (int64_t b = 0; b < cache.batch; ++b) {
     for (int g = 0; g < groups; ++g) {
-      attentions.emplace_back(cache, b, g, qkv + b * row);
+      attentions.emplace_back(cache, b, g, qkv + b * row, readers.empty() ? nullptr : &readers[g]);
       for (int64_t t = 0; t < attentions.back().tasks(); ++t) tasks.emplace_back(attentions.size() - 1, t);
     }
   }

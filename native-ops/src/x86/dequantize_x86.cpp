@@ -17,16 +17,15 @@ namespace {
 template <int head_dim>
 class RowReader {
  public:
-  RowReader(const LayerCache& cache, int64_t b, const TokenRows& rows)
+  RowReader(const LayerCache& cache, int64_t b, const TokenRows& rows,
+            const std::vector<StaticReader<head_dim>>& static_readers)
       : cache_(cache),
         b_(b),
         rows_(rows),
         affine_(2 * std::max({1, cache.page_layout.keys.groups(), cache.page_layout.values.groups()}) * kLanes),
-        x_(cache.params->heads_at_once() * head_dim * kLanes) {
-    if (cache.params->keys.format != Format::kStatic) return;
-    const int heads = cache.params->heads_at_once();
-    for (int h = 0; h < cache.params->num_kv_heads; h += heads) static_readers_.emplace_back(cache, h, heads);
-  }
+        x_(cache.params->heads_at_once() * head_dim * kLanes),
+        codes_(x_.size()),
+        static_readers_(static_readers) {}
 
   /// Tokens [begin, end) of one page.
   void read_stored(int64_t begin, int64_t end) {
@@ -92,8 +91,8 @@ class RowReader {
   void read_static_keys(const uint8_t* page, const Run& run, bool pre_rope) {
     const int heads = cache_.params->heads_at_once(), tile = tile_of(run), part = part_of(run);
     int first = 0;
-    for (StaticReader<head_dim>& reader : static_readers_) {
-      reader(page, tile, part, x_.data());
+    for (const StaticReader<head_dim>& reader : static_readers_) {
+      reader.template read<1>(page, tile * kParts + part, codes_.data(), x_.data());
       if (pre_rope) {
         angles_.turn(x_.data(), heads);
       } else {
@@ -162,9 +161,9 @@ class RowReader {
   const LayerCache& cache_;
   const int64_t b_;
   const TokenRows& rows_;
-  AlignedFloats affine_, x_;
+  AlignedFloats affine_, x_, codes_;
   RunAngles<head_dim> angles_;
-  std::vector<StaticReader<head_dim>> static_readers_;
+  const std::vector<StaticReader<head_dim>>& static_readers_;
 };
 
 /// Sinks lie anywhere and are few: they are read one by one.
@@ -181,8 +180,9 @@ template <int head_dim>
 void dequantize_rows(const LayerCache& cache, int64_t b, const TokenRows& rows) {
   const int64_t quantized = cache.quantized(b, cache.length(b));
   const int64_t first = rows.begin / kPageTokens, last = (rows.end - 1) / kPageTokens;
+  const std::vector<StaticReader<head_dim>> readers = static_readers<head_dim>(cache);
   parallel_for(last - first + 1, [&](int64_t i) {
-    RowReader<head_dim> reader(cache, b, rows);
+    RowReader<head_dim> reader(cache, b, rows, readers);
     const int64_t begin = std::max(rows.begin, (first + i) * kPageTokens);
     const int64_t end = std::min(rows.end, (first + i + 1) * kPageTokens);
     const int64_t split = std::clamp(quantized, begin, end);

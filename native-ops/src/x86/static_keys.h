@@ -50,7 +50,7 @@ inline void for_each_width(const SideParams& side, Visit&& visit) {
 }
 
 /// Reads keys of a group of heads into the natural basis; keys that are stored before RoPE get their mean back, others
-/// are left relative to it.
+/// are left relative to it. Tasks share a reader: folding the steps into the basis costs as much as reading a page.
 template <int head_dim>
 class StaticReader {
  public:
@@ -69,19 +69,17 @@ class StaticReader {
     if (side_.basis_heads != 0) fold_steps(packed_array<float>(*cache.params, side_.inverse_offset));
   }
 
-  /// The keys of as many vectors of tokens of a page: x [vectors, heads, head_dim, kLanes].
+  /// The keys of as many vectors of tokens of a page, at most kReadVectors: x [vectors, heads, head_dim, kLanes];
+  /// scratch as large.
   template <int vectors>
-  void read(const uint8_t* page, int vector, float* x) {
+  void read(const uint8_t* page, int vector, float* scratch, float* x) const {
     if (side_.basis_heads != 0) {
-      for (int v = 0; v < vectors; ++v) read_places(page, vector + v, places_.data() + v * kLanes, vectors * kLanes);
-      multiply<vectors>(x);
+      for (int v = 0; v < vectors; ++v) read_places(page, vector + v, scratch + v * kLanes, vectors * kLanes);
+      multiply<vectors>(scratch, x);
     } else {
       for (int v = 0; v < vectors; ++v) read_channels(page, vector + v, x + v * heads_ * head_dim * kLanes);
     }
   }
-
-  /// x [heads, head_dim, kLanes].
-  void operator()(const uint8_t* page, int tile, int part, float* x) { read<1>(page, tile * kParts + part, x); }
 
  private:
   /// Rows of the product that are computed at once: with kReadVectors vectors of tokens each the sums fill the
@@ -128,7 +126,6 @@ class StaticReader {
       if (layout_.width(place % head_dim) != 0) used.push_back(place);
     }
     used_ = static_cast<int>(used.size());
-    places_.resize(used_ * kReadVectors * kLanes);
     matrix_.resize(static_cast<size_t>(n) * used_);
     const float* row = inverses + static_cast<int64_t>(first_) * head_dim * n;
     for (int c = 0; c < n; ++c, row += n) {
@@ -142,7 +139,7 @@ class StaticReader {
 
   /// x = matrix codes + offset.
   template <int vectors>
-  void multiply(float* x) const {
+  void multiply(const float* places, float* x) const {
     const int n = heads_ * head_dim;
     const float* factors = matrix_.data();
     for (int c = 0; c < n; c += kRows) {
@@ -150,7 +147,7 @@ class StaticReader {
       for (int i = 0; i < kRows; ++i) {
         for (int v = 0; v < vectors; ++v) sum[i][v] = broadcast(offset_[c + i]);
       }
-      const float* codes = places_.data();
+      const float* codes = places;
       for (int place = 0; place < used_; ++place, factors += kRows, codes += vectors * kLanes) {
         Vec code[vectors];
         for (int v = 0; v < vectors; ++v) code[v] = load(codes + v * kLanes);
@@ -173,8 +170,17 @@ class StaticReader {
   AlignedFloats offset_;
   int used_ = 0;
   AlignedFloats matrix_;  // [channels / kRows, used_, kRows]
-  AlignedFloats places_;  // [used_, vectors, kLanes]
 };
+
+/// A reader for each group of heads; none if keys are not in static codes.
+template <int head_dim>
+std::vector<StaticReader<head_dim>> static_readers(const LayerCache& cache) {
+  std::vector<StaticReader<head_dim>> readers;
+  if (cache.params->keys.format != Format::kStatic) return readers;
+  const int heads = cache.params->heads_at_once();
+  for (int h = 0; h < cache.params->num_kv_heads; h += heads) readers.emplace_back(cache, h, heads);
+  return readers;
+}
 
 /// Scores of keys stored after RoPE in the natural basis. A score is the sum of codes, with steps folded into the
 /// query, of a constant of the query, and of the query's product with the mean as it is turned at the token's position.
@@ -212,11 +218,8 @@ class StaticScorer {
     tables_.emplace(cache.page_layout.keys, head, queries, folded_.data());
   }
 
-  /// Scores of all tokens of a page: out [queries, kPageTokens]. The next page, ahead bytes away, is asked for
-  /// meanwhile.
-  void operator()(const uint8_t* page, int64_t page_index, int64_t ahead, float* out) const {
-    const SideLayout& layout = cache_.page_layout.keys;
-    for (int64_t i = layout.tile(head_, 0); i < layout.tile(head_ + 1, 0); i += 64) prefetch(page + ahead + i);
+  /// Scores of all tokens of a page: out [queries, kPageTokens].
+  void operator()(const uint8_t* page, int64_t page_index, float* out) const {
     int g = 0;
     for (; g + 4 <= queries_; g += 4) score<4>(page, page_index, g, out + g * kPageTokens);
     if (queries_ - g == 3) score<3>(page, page_index, g, out + g * kPageTokens);
