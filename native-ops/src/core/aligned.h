@@ -27,18 +27,16 @@ struct CacheLineAllocator {
 
 using AlignedFloats = std::vector<float, CacheLineAllocator<float>>;
 
-/// Points at arrays of so many zeros each, which begin at cache lines, in one allocation: a task that allocated each of
-/// its arrays spent a tenth of its time on that.
-inline AlignedFloats carve(std::initializer_list<std::pair<float**, int64_t>> arrays) {
+/// Points at arrays of so many zeros each, which begin at cache lines, in memory, which grows as needed.
+inline void carve(AlignedFloats& memory, std::initializer_list<std::pair<float**, int64_t>> arrays) {
   int64_t total = 0;
   for (const auto& [pointer, size] : arrays) total += (size + 15) / 16 * 16;
-  AlignedFloats memory(static_cast<size_t>(total));
+  memory.assign(static_cast<size_t>(total), 0.0f);
   float* next = memory.data();
   for (const auto& [pointer, size] : arrays) {
     *pointer = next;
     next += (size + 15) / 16 * 16;
   }
-  return memory;
 }
 
 }  // namespace kvquant

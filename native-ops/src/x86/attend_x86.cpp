@@ -58,15 +58,17 @@ class Worker {
         roped_q_(roped_q),
         static_keys_(static_keys),
         sum_width_(!exact && sums_are_reduced(cache.params->values) ? 1 : kLanes) {
-    memory_ = carve({{&affine_, 2 * std::max(1, cache.page_layout.keys.groups()) * kLanes},
-                     {&keys_, kReadVectors * group.heads * head_dim * kLanes},
-                     {&codes_, kReadVectors * group.heads * head_dim * kLanes},
-                     {&q_, group.queries * head_dim},
-                     {&weights_, group.queries * kPageTokens},
-                     {&maximum_, group.queries},
-                     {&weight_sums_, group.queries * kLanes},
-                     {&sums_, group.queries * head_dim * sum_width_},
-                     {&zero_sums_, group.queries * kMaxValueGroups * kLanes}});
+    // A thread has one worker at a time. Allocating each array for each task took a tenth of the time.
+    static thread_local AlignedFloats memory;
+    carve(memory, {{&affine_, 2 * std::max(1, cache.page_layout.keys.groups()) * kLanes},
+                   {&keys_, kReadVectors * group.heads * head_dim * kLanes},
+                   {&codes_, kReadVectors * group.heads * head_dim * kLanes},
+                   {&q_, group.queries * head_dim},
+                   {&weights_, group.queries * kPageTokens},
+                   {&maximum_, group.queries},
+                   {&weight_sums_, group.queries * kLanes},
+                   {&sums_, group.queries * head_dim * sum_width_},
+                   {&zero_sums_, group.queries * kMaxValueGroups * kLanes}});
     std::fill_n(maximum_, group.queries, kMinusInfinity);
   }
 
@@ -252,7 +254,6 @@ class Worker {
   const StaticKeys<head_dim> static_keys_;
   /// Lanes of a sum of values: kLanes, whose sum it is, or 1.
   const int sum_width_;
-  AlignedFloats memory_;
   float *affine_, *keys_, *codes_, *q_, *weights_, *maximum_, *weight_sums_, *sums_, *zero_sums_;
 };
 

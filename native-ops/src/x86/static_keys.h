@@ -88,28 +88,32 @@ class StaticReader {
 
   void read_channels(const uint8_t* page, int vector, float* x) const {
     for (int c = 0; c < heads_ * head_dim; ++c) store(x + c * kLanes, broadcast(offset_[c]));
-    for_each_code(page, vector, [&](int place, Vec code) {
-      const int c = channel(place);
-      store(x + c * kLanes, fma(code, broadcast(steps_[2 * place + 1]), broadcast(steps_[2 * place] + offset_[c])));
+    for_each_run(page, vector, [&](auto width, int first, int places, const uint8_t* field) {
+      for (int place = first; place < first + places; ++place, field += 2 * width) {
+        const int c = channel(place);
+        const Vec code = load_codes<width>(field, vector % kParts);
+        store(x + c * kLanes, fma(code, broadcast(steps_[2 * place + 1]), broadcast(steps_[2 * place] + offset_[c])));
+      }
     });
   }
 
   /// The codes of the places that have any.
   void read_places(const uint8_t* page, int vector, float* x, int stride) const {
-    for_each_code(page, vector, [&](int, Vec code) {
-      store(x, code);
-      x += stride;
+    for_each_run(page, vector, [&](auto width, int, int places, const uint8_t* field) {
+      float* to = x;
+      for (int i = 0; i < places; ++i, to += stride) {
+        store(to, load_codes<width>(field + i * 2 * width, vector % kParts));
+      }
+      x = to;
     });
   }
 
-  template <typename Use>
-  void for_each_code(const uint8_t* page, int vector, Use&& use) const {
+  /// Calls visit(width, first place, places, codes) for runs of places of one width.
+  template <typename Visit>
+  void for_each_run(const uint8_t* page, int vector, Visit&& visit) const {
     for (int h = 0; h < heads_; ++h) {
       for_each_width<head_dim>(side_, [&](auto width, int begin, int end) {
-        const uint8_t* field = page + layout_.place(first_ + h, vector / kParts, begin);
-        for (int place = begin; place < end; ++place, field += 2 * width) {
-          use(h * head_dim + place, load_codes<width>(field, vector % kParts));
-        }
+        visit(width, h * head_dim + begin, end - begin, page + layout_.place(first_ + h, vector / kParts, begin));
       });
     }
   }
