@@ -261,8 +261,7 @@ class Worker {
 template <int head_dim>
 class GroupAttention {
  public:
-  GroupAttention(const LayerCache& cache, int64_t b, int group, const float* qkv,
-                 const StaticReader<head_dim>* reader)
+  GroupAttention(const LayerCache& cache, int64_t b, int group, const float* qkv, const StaticReader<head_dim>* reader)
       : cache_(cache),
         b_(b),
         group_(*cache.params, group),

@@ -1,7 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Weighted sums of values of 2-bit codes, channels in lanes: a lane holds the codes of 16 tokens of its channel as they
 // lie in the page. Two tokens at a time: their weighted levels add up to one of 16 numbers, which is a lookup where
-// AVX-512 has one of 16 floats. 1.5 times as fast as a multiplication per code with tokens in lanes.
+// AVX-512 has one of 16 floats. int2 at 8000 tokens takes 15 % less than with a multiplication per code and tokens in
+// lanes.
 #pragma once
 #include "../core/layout.h"
 #include "simd.h"
@@ -16,8 +17,8 @@ constexpr bool kHasLevelPairs = true;
 /// sums [queries, head_dim] += weights[g] * level[code] over the tokens of a page. The next page, ahead bytes away,
 /// is asked for meanwhile.
 template <int queries>
-inline void add_level_pairs(const uint8_t* codes, int64_t ahead, int64_t tile_bytes, int head_dim,
-                            const float* levels, const float* weights, float* sums) {
+inline void add_level_pairs(const uint8_t* codes, int64_t ahead, int64_t tile_bytes, int head_dim, const float* levels,
+                            const float* weights, float* sums) {
   constexpr int vectors = 4;
   const __m512i index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(levels));
