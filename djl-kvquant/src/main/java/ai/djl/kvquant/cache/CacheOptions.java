@@ -232,8 +232,7 @@ public final class CacheOptions {
      * @return the method of keys and what else decides its parameters
      */
     public String calibrationName() {
-        boolean usual =
-                dtype.keyMethod() != CacheMethod.LATENT || "head".equals(basis());
+        boolean usual = dtype.keyMethod() != CacheMethod.LATENT || "head".equals(basis());
         String name = dtype.keyName() + (usual ? "" : "-" + basis());
         if (dtype.valueMethod() == CacheMethod.KVQUANT
                 && !dtype.valueName().equals(dtype.keyName())) {

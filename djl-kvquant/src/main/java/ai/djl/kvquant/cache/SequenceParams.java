@@ -4,7 +4,6 @@ package ai.djl.kvquant.cache;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-
 import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;

@@ -65,7 +65,9 @@ final class BasisFit implements KeyFit {
         NDArray centred = samples.keys().sub(mean);
         try (LinearAlgebra algebra = new LinearAlgebra(centred.getManager())) {
             NDArray covariance = blocks(floor(covariance(samples, centred), COVARIANCE_FLOOR));
-            NDArray metric = blocks(floor(metric(samples), METRIC_FLOOR));
+            NDArray whole = metric(samples);
+            double scale = meanEigenvalue(whole);
+            NDArray metric = blocks(floor(whole.div(scale), METRIC_FLOOR));
             NDList spectrum = algebra.eigh(metric);
             NDArray root = power(spectrum, 0.5);
             NDArray inverseRoot = power(spectrum, -0.5);
@@ -74,7 +76,7 @@ final class BasisFit implements KeyFit {
             NDArray axes = principal.get(1).flip(2);
             NDArray forward = whole(axes.transpose(0, 2, 1).matMul(root), samples);
             NDArray inverse = whole(inverseRoot.matMul(axes), samples).transpose(0, 2, 1);
-            layers.put(layer, fitted(samples, groups(samples, centred), forward, inverse));
+            layers.put(layer, fitted(samples, groups(samples, centred), scale, forward, inverse));
         }
     }
 
@@ -86,15 +88,30 @@ final class BasisFit implements KeyFit {
         return band == 0 ? blocks : Bands.join(blocks, samples.geometry().headDim());
     }
 
+    /** Of all groups together; layers differ in it, and share their bits by it. */
+    private static double meanEigenvalue(NDArray metric) {
+        long n = metric.getShape().get(2);
+        NDArray identity = metric.getManager().eye((int) n).toType(DataType.FLOAT64, false);
+        double mean = metric.mul(identity).sum().getDouble() / (metric.getShape().get(0) * n);
+        if (!(mean > 0)) {
+            throw new IllegalStateException(
+                    "Errors of a layer's keys seem not to matter (mean eigenvalue "
+                            + mean
+                            + "); calibrate without gradients, or on another text.");
+        }
+        return mean;
+    }
+
     /** Fits codes; forward and inverse [groups, latents, channels]. */
-    private Fitted fitted(LayerSamples samples, NDArray centred, NDArray forward, NDArray inverse) {
+    private Fitted fitted(
+            LayerSamples samples, NDArray centred, double scale, NDArray forward, NDArray inverse) {
         int heads = samples.geometry().numKvHeads();
         int headDim = samples.geometry().headDim();
         NDArray forward32 = forward.toType(DataType.FLOAT32, false);
         NDArray latents = centred.matMul(forward32.transpose(0, 2, 1));
         double[][] weights = new double[heads][headDim];
         for (double[] row : weights) {
-            Arrays.fill(row, 1);
+            Arrays.fill(row, scale);
         }
         KeyCodes.Fits codes =
                 KeyCodes.fit(channels(latents, heads, headDim), tokenWeights(samples), weights);

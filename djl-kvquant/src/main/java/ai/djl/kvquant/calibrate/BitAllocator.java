@@ -37,38 +37,18 @@ final class BitAllocator {
     }
 
     /**
-     * Returns the schedule of least total distortion under a budget. It is exact: the best total
-     * for every number of bits is carried from run to run.
-     *
-     * @param distortions weighted distortions {@code [head][channel][width]}, in the order of
-     *     {@link #widths}
-     * @param variances weighted variances {@code [head][channel]}
-     * @param runs the runs of each head; they must divide its channels
-     * @param bits the bits per channel on average, 0 to 8; the sum of the runs' widths is at most
-     *     {@code bits * runs}
-     */
-    static Allocation allocate(
-            double[][][] distortions, double[][] variances, int runs, double bits) {
-        checkVariances(variances, runs);
-        checkDistortions(distortions, variances);
-        int[] order = order(variances);
-        int budget = budget(runs, bits);
-        Schedules schedules = new Schedules(runDistortions(distortions, order, runs), budget);
-        return new Allocation(order, schedules.widths(schedules.cheapest()));
-    }
-
-    /**
      * Returns the schedules of least total distortion of several layers, which share a budget. Each
-     * layer gets between half and twice its share of the bits.
+     * layer gets between half and twice its share of the bits. It is exact: the best total for
+     * every number of bits is carried from run to run, and from layer to layer.
      *
-     * @param distortions weighted distortions {@code [layer][head][channel][width]}, comparable
-     *     between layers
+     * @param distortions weighted distortions {@code [layer][head][channel][width]}, in the order
+     *     of {@link #widths}, comparable between layers
      * @param variances weighted variances {@code [layer][head][channel]}
      * @param runs the runs of each head; they must divide its channels
-     * @param bits the bits per channel on average, over all layers
+     * @param bits the bits per channel on average over all layers, 0 to 8
      * @return an allocation for each layer
      */
-    static List<Allocation> allocateLayers(
+    static List<Allocation> allocate(
             List<double[][][]> distortions, List<double[][]> variances, int runs, double bits) {
         List<int[]> orders = new ArrayList<>();
         List<Schedules> layers = new ArrayList<>();
@@ -131,20 +111,6 @@ final class BitAllocator {
             smallest = values[i] < values[smallest] ? i : smallest;
         }
         return smallest;
-    }
-
-    /**
-     * Returns a fixed schedule over the sorted channels, which a paper's method prescribes.
-     *
-     * @param variances variances {@code [head][channel]}
-     * @param widths the width of each run; their number must divide the channels
-     */
-    static Allocation allocate(double[][] variances, int[] widths) {
-        checkVariances(variances, widths.length);
-        for (int width : widths) {
-            UniformQuantizer.checkBits(width);
-        }
-        return new Allocation(order(variances), widths.clone());
     }
 
     /** Sorts the channels of each head by descending variance; equal ones keep their order. */
@@ -214,11 +180,6 @@ final class BitAllocator {
                 best = next;
             }
             totals = best;
-        }
-
-        /** The bits of least distortion; among equal ones the fewest. */
-        int cheapest() {
-            return smallest(totals);
         }
 
         /** The width of each run, so many bits in all. */

@@ -146,7 +146,7 @@ public final class Calibrator {
         return new IllegalArgumentException(
                 "Gradients were asked for, of which kv_cache_dtype "
                         + names
-                        + " makes no use; allowed: latent and kvquant caches. Calibrate without"
+                        + " makes no use; allowed: int, latent and kvquant caches. Calibrate without"
                         + " gradients.");
     }
 

@@ -54,7 +54,7 @@ record KeyCodes(int[] order, int[] widths, float[] steps, double[] errors) {
      */
     static List<KeyCodes> choose(List<Fits> layers, double bits) {
         List<BitAllocator.Allocation> allocations =
-                BitAllocator.allocateLayers(
+                BitAllocator.allocate(
                         layers.stream().map(Fits::distortions).toList(),
                         layers.stream().map(Fits::variances).toList(),
                         RUNS,

@@ -44,7 +44,7 @@ interface KeyFit {
         CacheDtype dtype = options.dtype();
         return switch (dtype.keyMethod()) {
             case INT -> Optional.of(new PostRopeFit(dtype.keyBits()));
-            case LATENT -> 
+            case LATENT ->
                     Optional.of(
                             new BasisFit(
                                     dtype.keyBits(),

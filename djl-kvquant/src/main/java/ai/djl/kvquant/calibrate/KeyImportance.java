@@ -3,12 +3,14 @@ package ai.djl.kvquant.calibrate;
 
 import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.index.NDIndex;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.Map;
 
 /**
  * How much errors of a layer's keys matter, told from a forward pass: by what they do to the
@@ -39,6 +41,7 @@ final class KeyImportance {
     private final double[][] tokens;
     private final double[][][] turned;
     private final double[][][] seen;
+    private final Map<Integer, Masks> masks = new HashMap<>();
     private int done;
 
     /**
@@ -87,9 +90,12 @@ final class KeyImportance {
      * @param residual mean square of the residual stream after the layer, {@code [tokens]}
      */
     void add(LayerSamples samples, NDArray outputGram, NDArray residual) {
+        int length = Math.toIntExact(residual.getShape().get(0));
+        Masks ofText = masks.computeIfAbsent(length, n -> Masks.of(outputGram.getManager(), n));
         NDArray keys = samples.rope(samples.keys());
         NDArray queries = samples.turnedQueries().reshape(samples.queries().getShape());
         NDIndex every = new NDIndex("::" + STRIDE);
+        NDArray relative = ofText.far().div(residual.get(every).expandDims(1));
         for (int head = 0; head < geometry.numKvHeads(); ++head) {
             try (NDManager scope = keys.getManager().newSubManager()) {
                 NDList parts =
@@ -98,9 +104,9 @@ final class KeyImportance {
                                 keys.get(":, " + head),
                                 samples.values().get(":, " + head),
                                 gram(outputGram, head),
-                                residual.get(every));
+                                relative.duplicate());
                 parts.attach(scope);
-                addHead(head, parts, samples);
+                addHead(head, parts, ofText, samples);
             }
         }
         done += Math.toIntExact(keys.getShape().get(0)) - Calibrator.SKIPPED;
@@ -111,9 +117,9 @@ final class KeyImportance {
         return outputGram.get(head * perHead + ":" + (head + 1) * perHead);
     }
 
-    private void addHead(int head, NDList parts, LayerSamples samples) {
+    private void addHead(int head, NDList parts, Masks ofText, LayerSamples samples) {
         NDArray queries = parts.get(0).transpose(1, 0, 2);
-        NDArray cost = cost(queries, parts);
+        NDArray cost = cost(queries, parts, ofText, geometry.scoreScale());
         double[] ofTokens = doubles(cost.sum(new int[] {0, 1}));
         for (int t = Calibrator.SKIPPED; t < ofTokens.length; ++t) {
             tokens[head][done + t - Calibrator.SKIPPED] += ofTokens[t];
@@ -129,52 +135,47 @@ final class KeyImportance {
         add(seen(flat, ofSome, samples, some), step, seen[head]);
     }
 
-    /** Cost of a squared error of each score, {@code [queries per kv head, queries, tokens]}. */
-    private NDArray cost(NDArray queries, NDList parts) {
+    /**
+     * Cost of a squared error of each score, {@code [queries per kv head, queries, tokens]}. In
+     * place, for memory is what it takes.
+     */
+    private static NDArray cost(NDArray queries, NDList parts, Masks masks, double scale) {
         NDArray values = parts.get(2).expandDims(0);
         NDArray gram = parts.get(3);
-        int tokens = Math.toIntExact(values.getShape().get(1));
-        Shape shape = new Shape(queries.getShape().get(1), tokens);
-        NDArray far = queries.getManager().create(far(tokens), shape);
-        NDArray future = queries.getManager().create(future(tokens), shape);
-        NDArray scores =
-                queries.matMul(parts.get(1).transpose().expandDims(0))
-                        .mul(geometry.scoreScale())
-                        .add(future);
-        NDArray probabilities = scores.softmax(2);
+        NDArray scores = queries.mul(scale).matMul(parts.get(1).transpose().expandDims(0));
+        NDArray probabilities = scores.addi(masks.future()).softmax(2);
         NDArray outputs = probabilities.matMul(values);
         NDArray projected = outputs.matMul(gram);
         NDArray ofValues = values.matMul(gram).mul(values).sum(new int[] {2}).expandDims(1);
         NDArray ofOutputs = projected.mul(outputs).sum(new int[] {2}).expandDims(2);
-        NDArray both = projected.matMul(values.transpose(0, 2, 1)).mul(2);
-        NDArray distance = NDArrays.maximum(ofValues.sub(both).add(ofOutputs), 0);
-        NDArray relative = distance.div(parts.get(4).reshape(new Shape(1, -1, 1)));
-        return probabilities.square().mul(relative).mul(far);
+        NDArray distance = projected.mul(-2).matMul(values.transpose(0, 2, 1));
+        distance.addi(ofValues).addi(ofOutputs).muli(probabilities).muli(probabilities);
+        // rounding may leave less than nothing
+        return distance.muli(parts.get(4)).maximum(0);
     }
 
-    /** 1 where a query reads a token from its code, [queries, tokens]. */
-    private static float[] far(int tokens) {
-        int recent = Math.min(RECENT, tokens / RECENT_PART);
-        int queries = (tokens + STRIDE - 1) / STRIDE;
-        float[] far = new float[queries * tokens];
-        for (int q = 0; q < queries; ++q) {
-            for (int t = Calibrator.SKIPPED; t <= q * STRIDE - recent; ++t) {
-                far[q * tokens + t] = 1;
-            }
-        }
-        return far;
-    }
+    /**
+     * What queries see of a text's tokens, [queries, tokens].
+     *
+     * @param far 1 where a query reads a token from its code
+     * @param future what keeps queries from tokens after them
+     */
+    private record Masks(NDArray far, NDArray future) {
 
-    /** What keeps queries from tokens after them, [queries, tokens]. */
-    private static float[] future(int tokens) {
-        int queries = (tokens + STRIDE - 1) / STRIDE;
-        float[] future = new float[queries * tokens];
-        for (int q = 0; q < queries; ++q) {
-            for (int t = q * STRIDE + 1; t < tokens; ++t) {
-                future[q * tokens + t] = -1e30f;
+        static Masks of(NDManager manager, int tokens) {
+            int recent = Math.min(RECENT, tokens / RECENT_PART);
+            int queries = (tokens + STRIDE - 1) / STRIDE;
+            float[] far = new float[queries * tokens];
+            float[] future = new float[queries * tokens];
+            for (int q = 0; q < queries; ++q) {
+                int first = q * tokens;
+                int seen = Math.max(Calibrator.SKIPPED, q * STRIDE - recent + 1);
+                Arrays.fill(far, first + Calibrator.SKIPPED, first + seen, 1);
+                Arrays.fill(future, first + q * STRIDE + 1, first + tokens, -1e30f);
             }
+            Shape shape = new Shape(queries, tokens);
+            return new Masks(manager.create(far, shape), manager.create(future, shape));
         }
-        return future;
     }
 
     /** Sum over some keys of their queries' second moments, turned back to the key's position. */

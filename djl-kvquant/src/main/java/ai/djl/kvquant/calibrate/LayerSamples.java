@@ -43,6 +43,9 @@ record LayerSamples(
      */
     record Gradients(NDArray keys, NDArray values) {}
 
+    /** A head that nobody attends to matters this much of the mean. */
+    private static final double LEAST_HEAD = 1e-4;
+
     /** Splits the projections of a layer. */
     static LayerSamples of(CacheGeometry geometry, NDArray qkv, NDArray cos, NDArray sin) {
         int heads = geometry.numHeads();
@@ -187,7 +190,12 @@ record LayerSamples(
             return moments(turned.transpose(1, 0, 2, 3).reshape(shape));
         }
         // What a few keys see is noisy; all of them would see what is after RoPE at least.
-        return matrices(importance.seen()).add(matrices(importance.turned())).div(2);
+        NDArray metric = matrices(importance.seen()).add(matrices(importance.turned())).div(2);
+        NDArray identity =
+                keys.getManager().eye(geometry.headDim()).toType(DataType.FLOAT64, false);
+        NDArray mean =
+                metric.mul(identity).sum().div(metric.getShape().get(0) * geometry.headDim());
+        return metric.add(identity.mul(mean.mul(LEAST_HEAD)));
     }
 
     private NDArray matrices(double[][][] matrices) {

@@ -6,7 +6,6 @@ import ai.djl.kvquant.cache.PrincipalBasis;
 import ai.djl.kvquant.cache.SvdqSchedule;
 import ai.djl.kvquant.torch.LinearAlgebra;
 import ai.djl.ndarray.NDArray;
-
 import java.util.stream.IntStream;
 
 /**

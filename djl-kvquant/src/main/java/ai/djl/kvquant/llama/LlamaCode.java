@@ -260,12 +260,12 @@ final class LlamaCode {
     }
 
     /**
-     * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than
-     * the layer's window, else as it is read back from the cache. params describe layers without a window,
-     * lengths is 0 and after is the text's length. Scores of stored tokens from biased_from on have
-     * a bias if biased. layer_errors compares one layer, given its exact input, with what {@link
-     * #layer} made of it: sums of squares of keys, their error, values, theirs, attention's output,
-     * its error.
+     * Evaluation of one text: query i sees token j exactly if j is a sink or i - j is less than the
+     * layer's window, else as it is read back from the cache. params describe layers without a
+     * window, lengths is 0 and after is the text's length. Scores of stored tokens from biased_from
+     * on have a bias if biased. layer_errors compares one layer, given its exact input, with what
+     * {@link #layer} made of it: sums of squares of keys, their error, values, theirs, attention's
+     * output, its error.
      */
     private String streaming() {
         return fill(

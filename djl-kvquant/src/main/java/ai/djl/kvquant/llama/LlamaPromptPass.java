@@ -8,7 +8,6 @@ import ai.djl.kvquant.cache.PromptBasis;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-
 import java.util.Arrays;
 import java.util.List;
 

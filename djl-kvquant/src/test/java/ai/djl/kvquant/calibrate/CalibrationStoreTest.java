@@ -155,6 +155,7 @@ class CalibrationStoreTest {
         assertEquals(
                 List.of(
                         "kvquant-latent1.5.safetensors",
+                        "kvquant-latent2-band16.safetensors",
                         "kvquant-rotatekv4_rotatekv2.safetensors",
                         "kvquant-svdq2.25_fp16.safetensors"),
                 files(model).stream().map(file -> file.getFileName().toString()).toList());

@@ -8,13 +8,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.kvquant.cache.Calibration;
 import ai.djl.kvquant.cache.SvdqSchedule;
-
+import java.util.Arrays;
+import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
-
-import java.util.Arrays;
-import java.util.Random;
 
 /** Against eigenvalues that Jacobi rotations find in double precision. */
 class SvdqFitTest {

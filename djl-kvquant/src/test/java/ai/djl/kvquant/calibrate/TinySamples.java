@@ -92,6 +92,7 @@ record TinySamples(
                 samples = samples.with(new LayerSamples.Gradients(array, array));
             }
             fit.write(out, 0, samples);
+            fit.finish(out);
         }
         return out.build();
     }
