@@ -34,7 +34,10 @@ final class KeyImportance {
     private static final int STRIDE = 4;
 
     /** Keys of all texts together whose queries are seen from where the key is. */
-    private static final int PLACES = 1024;
+    private static final int PLACES = 512;
+
+    /** Queries of a text that see these keys. */
+    private static final int VIEWERS = 384;
 
     private final CacheGeometry geometry;
     private final int windows;
@@ -129,10 +132,22 @@ final class KeyImportance {
         NDArray ofQueries = cost.sum(new int[] {2}).reshape(new Shape(-1, 1));
         add(flat.mul(ofQueries).transpose().matMul(flat), 1, turned[head]);
         int keys = Math.toIntExact(cost.getShape().get(2));
-        int step = Math.max(1, (int) ((long) keys * windows / PLACES));
-        NDIndex some = new NDIndex(step / 2 + "::" + step);
-        NDArray ofSome = cost.reshape(new Shape(-1, keys)).transpose().get(some);
-        add(seen(flat, ofSome, samples, some), step, seen[head]);
+        NDArray rows = cost.reshape(new Shape(-1, keys));
+        int keyStep = step((long) keys * windows, PLACES);
+        int queryStep = step(rows.getShape().get(0), VIEWERS);
+        NDIndex some = every(keyStep);
+        NDArray ofSome = rows.get(every(queryStep)).transpose().get(some);
+        NDArray viewers = flat.get(every(queryStep));
+        add(seen(viewers, ofSome, samples, some), (double) keyStep * queryStep, seen[head]);
+    }
+
+    /** The step that leaves so many of a number at most. */
+    private static int step(long number, int most) {
+        return (int) Math.max(1, (number + most - 1) / most);
+    }
+
+    private static NDIndex every(int step) {
+        return new NDIndex(step / 2 + "::" + step);
     }
 
     /**
