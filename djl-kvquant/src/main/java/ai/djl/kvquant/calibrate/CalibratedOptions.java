@@ -31,6 +31,7 @@ public final class CalibratedOptions {
 
     private final LlamaModel model;
     private final Path directory;
+    private final IntConsumer progress;
 
     /**
      * Prepares to calibrate a model's options.
@@ -39,8 +40,20 @@ public final class CalibratedOptions {
      * @param directory where it was loaded from
      */
     public CalibratedOptions(LlamaModel model, Path directory) {
+        this(model, directory, layers -> {});
+    }
+
+    /**
+     * Prepares to calibrate a model's options.
+     *
+     * @param model the model
+     * @param directory where it was loaded from
+     * @param progress told the number of layers that are done when the model calibrates itself
+     */
+    public CalibratedOptions(LlamaModel model, Path directory, IntConsumer progress) {
         this.model = model;
         this.directory = directory;
+        this.progress = progress;
     }
 
     /**
@@ -95,7 +108,7 @@ public final class CalibratedOptions {
             List<CacheOptions> caches = List.of(options);
             List<int[]> windows = windows(text, tokenizer, SELF_TOKENS);
             Map<String, String> metadata = metadata(fingerprint, text, windows);
-            return new Calibrator(model, windows).run(caches, metadata, layers -> {}).get(0);
+            return new Calibrator(model, windows).run(caches, metadata, progress).get(0);
         }
     }
 

@@ -59,8 +59,7 @@ final class BenchCommand implements Callable<Integer> {
         requireAtLeast("--depth", depth, 0);
         requireAtLeast("--new-tokens", newTokens, 1);
         requireAtLeast("--batch", batch, 1);
-        List<CacheOptions> caches =
-                new CacheArguments(kvq, "fp16", "rotatekv4").several(sizeOfCache());
+        List<CacheOptions> caches = new CacheArguments(kvq, "fp16", "int2").several(sizeOfCache());
         List<Contestant> contestants = new ArrayList<>();
         try (Session session = Session.open(kvq)) {
             checkContext(session.model());

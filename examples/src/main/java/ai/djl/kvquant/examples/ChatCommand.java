@@ -46,7 +46,7 @@ final class ChatCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws Exception {
-        CacheOptions options = new CacheArguments(kvq, "rotatekv4").single();
+        CacheOptions options = new CacheArguments(kvq, "int2").single();
         try (Session session = Session.open(kvq);
                 LlamaLanguageModel model = session.model().withCache(session.complete(options))) {
             GenerationConfig config = sampling.config(session.directory());

@@ -57,7 +57,7 @@ final class GenerateCommand implements Callable<Integer> {
                     spec.commandLine(), "--system needs the chat template, which --raw turns off.");
         }
         String text = text();
-        CacheOptions options = new CacheArguments(kvq, "rotatekv4").single();
+        CacheOptions options = new CacheArguments(kvq, "int2").single();
         Console console =
                 new Console(spec.commandLine().getOut(), spec.commandLine().getErr(), kvq.json);
         try (Session session = Session.open(kvq);

@@ -50,8 +50,7 @@ final class PerplexityCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws Exception {
-        List<CacheArguments.Named> caches =
-                new CacheArguments(kvq, "auto", "rotatekv4").named(Map.of());
+        List<CacheArguments.Named> caches = new CacheArguments(kvq, "auto", "int2").named(Map.of());
         String content = Files.readString(text);
         try (Session session = Session.open(kvq)) {
             int[] tokens = Perplexity.tokenize(session.tokenizer(), content);

@@ -15,6 +15,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.function.IntConsumer;
 
 /** The model that a command works with, and its tokenizer. */
 final class Session implements AutoCloseable {
@@ -68,7 +69,21 @@ final class Session implements AutoCloseable {
 
     /** Options with the calibration that they need. */
     CacheOptions complete(CacheOptions options) throws IOException, MalformedModelException {
-        return new CalibratedOptions(model, directory).complete(options);
+        Progress[] bar = new Progress[1];
+        IntConsumer progress =
+                layers -> {
+                    if (bar[0] == null) {
+                        bar[0] = Progress.of("Calibrating", model.config().numLayers());
+                    }
+                    bar[0].step();
+                };
+        try {
+            return new CalibratedOptions(model, directory, progress).complete(options);
+        } finally {
+            if (bar[0] != null) {
+                bar[0].close();
+            }
+        }
     }
 
     List<CacheOptions> complete(List<CacheOptions> options)

@@ -53,7 +53,7 @@ class KvqEndToEndTest {
 
     private static final String GENERATION_KEYS =
             "text prompt_tokens new_tokens ttft_ms tokens_per_second kv_cache_dtype bits_per_key"
-                    + " bits_per_value kv_bytes kv_bytes_fp16";
+                    + " bits_per_value key_bits_read kv_bytes kv_bytes_fp16";
 
     @Test
     void generateAnswersOnStdoutAndTellsFiguresOnStderr() {
@@ -64,7 +64,7 @@ class KvqEndToEndTest {
                         .strip()
                         .matches(
                                 "\\d+ tokens.*, [0-9.]+ tok/s, first after \\d+ ms; KV cache"
-                                        + " rotatekv4 .* than fp16's .*"),
+                                        + " int2 .* than fp16's .*"),
                 run.err());
     }
 
