@@ -182,7 +182,8 @@ class EvaluationTest {
                                 manager, CHECKPOINTS.resolve("gqa3-tied"), WeightType.FP32)) {
             List<CacheOptions> caches = new ArrayList<>();
             caches.add(CacheOptions.of("fp16"));
-            for (String skipped : List.of("", " kv_skip_layers=0", " kv_skip_layers=0,1")) {
+            for (String layers : List.of("", "0", "0,1", "1")) {
+                String skipped = layers.isEmpty() ? "" : " kv_skip_layers=" + layers;
                 String window = dtype.startsWith("auto") ? "" : " kv_recent_tokens=16";
                 String settings = "kv_cache_dtype=" + dtype + window + skipped;
                 caches.add(calibrated(model, options(settings)));
@@ -193,12 +194,15 @@ class EvaluationTest {
             double half = results.get(2).meanKl();
             assertTrue(all > 1.2 * half && half > 1e-5, "KL " + all + ", one skipped " + half);
             assertEquals(results.get(0).meanKl(), results.get(3).meanKl());
+            PerplexityResult whole = results.get(1);
+            assertEquals(16, results.get(3).bitsPerKey());
+            // layers differ in bits: together, skipping either is skipping both and none
+            assertEquals(
+                    16 + whole.bitsPerKey(),
+                    results.get(2).bitsPerKey() + results.get(4).bitsPerKey(),
+                    1e-9);
             for (int i = 1; i < caches.size(); ++i) {
-                double skipped = (i - 1) / 2.0;
-                PerplexityResult whole = results.get(1);
-                assertEquals(
-                        16 * skipped + whole.bitsPerKey() * (1 - skipped),
-                        results.get(i).bitsPerKey());
+                double skipped = i == 1 ? 0 : i == 3 ? 1 : 0.5;
                 assertEquals(
                         16 * skipped + whole.bitsPerValue() * (1 - skipped),
                         results.get(i).bitsPerValue());
