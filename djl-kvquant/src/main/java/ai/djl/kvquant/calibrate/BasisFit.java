@@ -54,7 +54,7 @@ final class BasisFit implements KeyFit {
     private record Fitted(float[] forward, float[] inverse, KeyCodes.Fits codes) {}
 
     @Override
-    public boolean usesGradients() {
+    public boolean weighsErrors() {
         return true;
     }
 

@@ -14,9 +14,12 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BiConsumer;
 import java.util.function.IntConsumer;
@@ -113,24 +116,31 @@ public final class Calibrator {
         CacheGeometry geometry = model.geometry();
         List<KeyFit> fits = caches.stream().map(cache -> KeyFit.of(cache, geometry)).toList();
         boolean gradients = sensitivity == Sensitivity.GRADIENTS;
-        if (gradients && fits.stream().noneMatch(KeyFit::usesGradients)) {
+        if (gradients && fits.stream().noneMatch(KeyFit::weighsErrors)) {
             throw noUseOfGradients(caches);
         }
         List<Calibration.Builder> builders = new ArrayList<>();
         for (int i = 0; i < fits.size(); ++i) {
-            boolean used = gradients && fits.get(i).usesGradients();
+            boolean used = gradients && fits.get(i).weighsErrors();
             builders.add(builder(caches.get(i), used, metadata));
         }
         BiConsumer<Integer, LayerSamples> writer =
                 (layer, samples) -> {
                     for (int i = 0; i < fits.size(); ++i) {
-                        fits.get(i).write(builders.get(i), layer, samples);
+                        boolean recent = caches.get(i).window() > 0;
+                        fits.get(i).write(builders.get(i), layer, samples.readBy(recent));
                     }
                 };
         if (gradients) {
             runBack(writer, progress);
         } else {
-            runForward(writer, progress);
+            Set<Boolean> readers = new TreeSet<>();
+            for (int i = 0; i < fits.size(); ++i) {
+                if (fits.get(i).weighsErrors()) {
+                    readers.add(caches.get(i).window() > 0);
+                }
+            }
+            runForward(readers, writer, progress);
         }
         for (int i = 0; i < fits.size(); ++i) {
             fits.get(i).finish(builders.get(i));
@@ -150,7 +160,8 @@ public final class Calibrator {
                         + " gradients.");
     }
 
-    private void runForward(BiConsumer<Integer, LayerSamples> writer, IntConsumer progress) {
+    private void runForward(
+            Set<Boolean> readers, BiConsumer<Integer, LayerSamples> writer, IntConsumer progress) {
         int longest = windows.stream().mapToInt(window -> window.length).max().orElseThrow();
         try (LlamaLayers layers = new LlamaLayers(model, longest);
                 NDManager inputs = layers.newManager()) {
@@ -158,7 +169,7 @@ public final class Calibrator {
             windows.forEach(window -> hidden.add(layers.embed(inputs, window)));
             for (int layer = 0; layer < model.geometry().numLayers(); ++layer) {
                 try (NDManager scope = layers.newManager()) {
-                    writer.accept(layer, advance(layers, layer, hidden, scope));
+                    writer.accept(layer, advance(layers, layer, hidden, readers, scope));
                 }
                 progress.accept(layer + 1);
             }
@@ -205,29 +216,39 @@ public final class Calibrator {
 
     /** Runs a layer on all windows, whose hidden states it replaces. */
     private LayerSamples advance(
-            LlamaLayers layers, int layer, List<NDArray> hidden, NDManager scope) {
+            LlamaLayers layers,
+            int layer,
+            List<NDArray> hidden,
+            Set<Boolean> readers,
+            NDManager scope) {
         List<NDArray> projections = new ArrayList<>();
-        KeyImportance importance =
-                new KeyImportance(model.geometry(), windows.size(), usedTokens());
+        Map<Boolean, KeyImportance> importances = importances(readers);
         NDArray outputGram = layers.outputGram(scope, layer);
-        for (int i = 0; i < hidden.size(); ++i) {
-            NDArray input = hidden.get(i);
+        for (int w = 0; w < hidden.size(); ++w) {
+            NDArray input = hidden.get(w);
             LlamaLayers.Output output = layers.run(input.getManager(), layer, input);
             output.qkv().attach(scope);
             projections.add(output.qkv());
             try (NDManager text = scope.newSubManager()) {
                 NDArray residual = output.hidden().square().mean(new int[] {1});
                 residual.attach(text);
-                importance.add(whole(output.qkv(), text), outputGram, residual);
+                LayerSamples ofText = whole(output.qkv(), text);
+                importances.values().forEach(i -> i.add(ofText, outputGram, residual));
             }
-            hidden.set(i, output.hidden());
+            hidden.set(w, output.hidden());
             input.close();
         }
-        return samples(used(projections.stream()), scope).with(importance);
+        return samples(used(projections.stream()), scope).with(importances);
     }
 
-    private int usedTokens() {
-        return windows.stream().mapToInt(window -> window.length - SKIPPED).sum();
+    private Map<Boolean, KeyImportance> importances(Set<Boolean> readers) {
+        int tokens = windows.stream().mapToInt(window -> window.length - SKIPPED).sum();
+        Map<Boolean, KeyImportance> importances = new HashMap<>();
+        for (boolean recent : readers) {
+            importances.put(
+                    recent, new KeyImportance(model.geometry(), recent, windows.size(), tokens));
+        }
+        return importances;
     }
 
     /** The samples of a whole text. */

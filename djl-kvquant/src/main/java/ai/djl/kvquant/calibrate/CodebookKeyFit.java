@@ -19,7 +19,7 @@ record CodebookKeyFit(int bits, double outliers) implements KeyFit {
     private static final float NARROWEST = 1e-6f;
 
     @Override
-    public boolean usesGradients() {
+    public boolean weighsErrors() {
         return true;
     }
 

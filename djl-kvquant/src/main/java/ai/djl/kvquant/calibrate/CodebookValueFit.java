@@ -13,7 +13,7 @@ import java.util.Arrays;
 record CodebookValueFit(int bits, int apart) implements KeyFit {
 
     @Override
-    public boolean usesGradients() {
+    public boolean weighsErrors() {
         return true;
     }
 

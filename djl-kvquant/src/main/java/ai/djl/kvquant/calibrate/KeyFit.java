@@ -20,8 +20,8 @@ interface KeyFit {
     /** Adds the arrays that depend on all layers. */
     default void finish(Calibration.Builder out) {}
 
-    /** Whether gradients make a difference. */
-    default boolean usesGradients() {
+    /** Whether it makes a difference which errors matter, as gradients or importance tell. */
+    default boolean weighsErrors() {
         return false;
     }
 
@@ -86,8 +86,8 @@ interface KeyFit {
         }
 
         @Override
-        public boolean usesGradients() {
-            return fits.stream().anyMatch(KeyFit::usesGradients);
+        public boolean weighsErrors() {
+            return fits.stream().anyMatch(KeyFit::weighsErrors);
         }
     }
 }

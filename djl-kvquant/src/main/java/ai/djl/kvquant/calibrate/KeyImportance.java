@@ -24,7 +24,7 @@ import java.util.Map;
  */
 final class KeyImportance {
 
-    /** Tokens that most caches keep exact. */
+    /** Recent tokens that caches with a window keep exact by default. */
     private static final int RECENT = 128;
 
     /** Of a short text, only so large a part is recent. */
@@ -40,6 +40,7 @@ final class KeyImportance {
     private static final int VIEWERS = 384;
 
     private final CacheGeometry geometry;
+    private final boolean recent;
     private final int windows;
     private final double[][] tokens;
     private final double[][][] turned;
@@ -51,11 +52,13 @@ final class KeyImportance {
      * Prepares to look at texts.
      *
      * @param geometry the model's sizes
+     * @param recent whether recent tokens are read exactly
      * @param windows the number of texts
      * @param tokens tokens of all texts together, without the first ones of each
      */
-    KeyImportance(CacheGeometry geometry, int windows, int tokens) {
+    KeyImportance(CacheGeometry geometry, boolean recent, int windows, int tokens) {
         this.geometry = geometry;
+        this.recent = recent;
         this.windows = windows;
         int heads = geometry.numKvHeads();
         this.tokens = new double[heads][tokens];
@@ -94,7 +97,8 @@ final class KeyImportance {
      */
     void add(LayerSamples samples, NDArray outputGram, NDArray residual) {
         int length = Math.toIntExact(residual.getShape().get(0));
-        Masks ofText = masks.computeIfAbsent(length, n -> Masks.of(outputGram.getManager(), n));
+        Masks ofText =
+                masks.computeIfAbsent(length, n -> Masks.of(outputGram.getManager(), n, recent));
         NDArray keys = samples.rope(samples.keys());
         NDArray queries = samples.turnedQueries().reshape(samples.queries().getShape());
         NDIndex every = new NDIndex("::" + STRIDE);
@@ -177,14 +181,14 @@ final class KeyImportance {
      */
     private record Masks(NDArray far, NDArray future) {
 
-        static Masks of(NDManager manager, int tokens) {
-            int recent = Math.min(RECENT, tokens / RECENT_PART);
+        static Masks of(NDManager manager, int tokens, boolean recent) {
+            int exact = recent ? Math.min(RECENT, tokens / RECENT_PART) : 0;
             int queries = (tokens + STRIDE - 1) / STRIDE;
             float[] far = new float[queries * tokens];
             float[] future = new float[queries * tokens];
             for (int q = 0; q < queries; ++q) {
                 int first = q * tokens;
-                int seen = Math.max(Calibrator.SKIPPED, q * STRIDE - recent + 1);
+                int seen = Math.max(Calibrator.SKIPPED, q * STRIDE - exact + 1);
                 Arrays.fill(far, first + Calibrator.SKIPPED, first + seen, 1);
                 Arrays.fill(future, first + q * STRIDE + 1, first + tokens, -1e30f);
             }

@@ -7,6 +7,7 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import java.util.Arrays;
+import java.util.Map;
 import java.util.function.Function;
 import java.util.stream.IntStream;
 
@@ -20,7 +21,8 @@ import java.util.stream.IntStream;
  * @param cos of RoPE's angles, FLOAT32 {@code [tokens, 1, headDim / 2]}
  * @param sin of RoPE's angles, FLOAT32 {@code [tokens, 1, headDim / 2]}
  * @param gradients of the loss; null if they were not taken
- * @param importance how much errors of keys matter; null with gradients
+ * @param importances how much errors of keys matter where recent tokens are read exactly, and where
+ *     they are not, as far as somebody asks; empty with gradients
  */
 record LayerSamples(
         CacheGeometry geometry,
@@ -30,7 +32,7 @@ record LayerSamples(
         NDArray cos,
         NDArray sin,
         Gradients gradients,
-        KeyImportance importance) {
+        Map<Boolean, KeyImportance> importances) {
 
     /** Tokens that nobody attends to matter this much of the mean. */
     private static final double LEAST_WEIGHT = 0.1;
@@ -59,17 +61,30 @@ record LayerSamples(
                 cos,
                 sin,
                 null,
-                null);
+                Map.of());
     }
 
     /** These samples with the gradients at them. */
     LayerSamples with(Gradients found) {
-        return new LayerSamples(geometry, queries, keys, values, cos, sin, found, importance);
+        return new LayerSamples(geometry, queries, keys, values, cos, sin, found, importances);
     }
 
     /** These samples with what is known of the importance of their keys. */
-    LayerSamples with(KeyImportance known) {
+    LayerSamples with(Map<Boolean, KeyImportance> known) {
         return new LayerSamples(geometry, queries, keys, values, cos, sin, gradients, known);
+    }
+
+    /** These samples for a cache that reads its recent tokens exactly, or not. */
+    LayerSamples readBy(boolean recent) {
+        return with(
+                importances.containsKey(recent)
+                        ? Map.of(recent, importances.get(recent))
+                        : Map.of());
+    }
+
+    /** What is known; null: nothing. */
+    private KeyImportance importance() {
+        return importances.values().stream().findFirst().orElse(null);
     }
 
     /**
@@ -89,8 +104,8 @@ record LayerSamples(
         if (gradients != null) {
             NDArray ofHead = gradients.keys().get(":, " + head).toType(DataType.FLOAT64, false);
             weights = ofHead.square().sum(new int[] {1}).toDoubleArray();
-        } else if (importance != null) {
-            weights = importance.tokens()[head].clone();
+        } else if (importance() != null) {
+            weights = importance().tokens()[head].clone();
         } else {
             weights = new double[Math.toIntExact(keys.getShape().get(0))];
         }
@@ -167,7 +182,7 @@ record LayerSamples(
         if (gradients != null) {
             return rows(rope(gradients.keys()).square().mean(new int[] {0}));
         }
-        return importance == null ? queryEnergy() : diagonals(importance.turned());
+        return importance() == null ? queryEnergy() : diagonals(importance().turned());
     }
 
     private static double[][] diagonals(double[][][] matrices) {
@@ -184,13 +199,13 @@ record LayerSamples(
         if (gradients != null) {
             return moments(gradients.keys().transpose(1, 0, 2));
         }
-        if (importance == null) {
+        if (importance() == null) {
             Shape shape = new Shape(geometry.numKvHeads(), -1, geometry.headDim());
             NDArray turned = turnedQueries().reshape(queries.getShape());
             return moments(turned.transpose(1, 0, 2, 3).reshape(shape));
         }
         // What a few keys see is noisy; all of them would see what is after RoPE at least.
-        NDArray metric = matrices(importance.seen()).add(matrices(importance.turned())).div(2);
+        NDArray metric = matrices(importance().seen()).add(matrices(importance().turned())).div(2);
         NDArray identity =
                 keys.getManager().eye(geometry.headDim()).toType(DataType.FLOAT64, false);
         NDArray mean =

@@ -24,7 +24,7 @@ final class PostRopeFit implements KeyFit {
     }
 
     @Override
-    public boolean usesGradients() {
+    public boolean weighsErrors() {
         return true;
     }
 

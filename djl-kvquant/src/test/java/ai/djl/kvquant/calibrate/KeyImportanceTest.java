@@ -9,7 +9,8 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
 import java.util.Random;
 import org.junit.jupiter.api.AfterEach;
-import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Against what a small error of one score does to the residual stream. */
 class KeyImportanceTest {
@@ -104,7 +105,7 @@ class KeyImportanceTest {
         return square / residual[query];
     }
 
-    private KeyImportance importance() {
+    private KeyImportance importance(boolean recent) {
         CacheGeometry geometry =
                 new CacheGeometry(1, HEADS, KV_HEADS, D, SCALE, FREQUENCIES, TOKENS);
         float[] cos = new float[TOKENS * D / 2];
@@ -124,14 +125,16 @@ class KeyImportanceTest {
         for (int t = 0; t < TOKENS; ++t) {
             squares[t] = (float) residual[t];
         }
-        KeyImportance importance = new KeyImportance(geometry, 1, TOKENS - Calibrator.SKIPPED);
+        KeyImportance importance =
+                new KeyImportance(geometry, recent, 1, TOKENS - Calibrator.SKIPPED);
         importance.add(samples, gram, manager.create(squares));
         return importance;
     }
 
-    @Test
-    void costIsWhatASmallErrorDoesToTheResidualStream() {
-        KeyImportance importance = importance();
+    @ParameterizedTest
+    @ValueSource(booleans = {true, false})
+    void costIsWhatASmallErrorDoesToTheResidualStream(boolean recent) {
+        KeyImportance importance = importance(recent);
         for (int kv = 0; kv < KV_HEADS; ++kv) {
             double[] tokens = new double[TOKENS];
             double[][] turned = new double[D][D];
@@ -139,7 +142,7 @@ class KeyImportanceTest {
             for (int head = 2 * kv; head < 2 * kv + 2; ++head) {
                 for (int query = 0; query < TOKENS; query += STRIDE) {
                     double[] q = turned(query, head, 1);
-                    for (int t = Calibrator.SKIPPED; t <= query - RECENT; ++t) {
+                    for (int t = Calibrator.SKIPPED; t <= query - (recent ? RECENT : 0); ++t) {
                         double cost = cost(query, head, t);
                         tokens[t] += cost;
                         addOuter(turned, q, cost);
