@@ -130,11 +130,16 @@ public final class CalibrationFile {
     /**
      * Returns what a user can do to get a calibration file.
      *
-     * @param preset a value of kv_cache_dtype
+     * @param preset the name of a calibration, as CacheOptions gives it
      * @return a sentence for the end of an error
      */
     static String remedy(String preset) {
-        return "Run kvq calibrate --model DIR --text FILE --kv-cache-dtype " + preset + ".";
+        String cache =
+                preset.replaceFirst("-kvquant", "/kvquant")
+                        .replaceFirst("-(layer|band\\d+)$", ":kv_basis=$1")
+                        .replaceFirst("-dense$", ":kv_outliers=0")
+                        .replaceFirst("-outliers(.+)$", ":kv_outliers=$1");
+        return "Run kvq calibrate --model DIR --text FILE --kv-cache-dtype " + cache + ".";
     }
 
     private static SafetensorsFile open(Path file, String preset) throws IOException {

@@ -23,6 +23,8 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 class CalibrationFileTest {
 
@@ -257,5 +259,18 @@ class CalibrationFileTest {
         assertTrue(error.getMessage().contains(message), error.getMessage());
         assertTrue(error.getMessage().endsWith(REMEDY), error.getMessage());
         assertFalse(error.getMessage().contains("\n"), error.getMessage());
+    }
+
+    @ParameterizedTest
+    @CsvSource({
+        "int2,int2",
+        "latent2-layer,latent2:kv_basis=layer",
+        "latent1.5-band16,latent1.5:kv_basis=band16",
+        "kvquant3-kvquant2-dense,kvquant3/kvquant2:kv_outliers=0",
+        "int2-kvquant4-outliers0.02,int2/kvquant4:kv_outliers=0.02",
+    })
+    void theRemedyNamesTheCacheAsTheCommandLineTakesIt(String name, String cache) {
+        String remedy = CalibrationFile.remedy(name);
+        assertTrue(remedy.endsWith(" --kv-cache-dtype " + cache + "."), remedy);
     }
 }
