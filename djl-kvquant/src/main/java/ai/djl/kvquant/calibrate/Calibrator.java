@@ -14,6 +14,7 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -223,22 +224,32 @@ public final class Calibrator {
             NDManager scope) {
         List<NDArray> projections = new ArrayList<>();
         Map<Boolean, KeyImportance> importances = importances(readers);
-        NDArray outputGram = layers.outputGram(scope, layer);
+        NDArray outputGram = importances.isEmpty() ? null : layers.outputGram(scope, layer);
         for (int w = 0; w < hidden.size(); ++w) {
             NDArray input = hidden.get(w);
             LlamaLayers.Output output = layers.run(input.getManager(), layer, input);
             output.qkv().attach(scope);
             projections.add(output.qkv());
-            try (NDManager text = scope.newSubManager()) {
-                NDArray residual = output.hidden().square().mean(new int[] {1});
-                residual.attach(text);
-                LayerSamples ofText = whole(output.qkv(), text);
-                importances.values().forEach(i -> i.add(ofText, outputGram, residual));
+            if (!importances.isEmpty()) {
+                weigh(importances.values(), output, outputGram, scope);
             }
             hidden.set(w, output.hidden());
             input.close();
         }
         return samples(used(projections.stream()), scope).with(importances);
+    }
+
+    private void weigh(
+            Collection<KeyImportance> importances,
+            LlamaLayers.Output output,
+            NDArray outputGram,
+            NDManager scope) {
+        try (NDManager text = scope.newSubManager()) {
+            NDArray residual = output.hidden().square().mean(new int[] {1});
+            residual.attach(text);
+            LayerSamples ofText = whole(output.qkv(), text);
+            importances.forEach(each -> each.add(ofText, outputGram, residual));
+        }
     }
 
     private Map<Boolean, KeyImportance> importances(Set<Boolean> readers) {

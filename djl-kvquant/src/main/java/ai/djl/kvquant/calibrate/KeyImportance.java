@@ -110,10 +110,9 @@ final class KeyImportance {
                                 queries.get(every).get(":, " + head),
                                 keys.get(":, " + head),
                                 samples.values().get(":, " + head),
-                                gram(outputGram, head),
-                                relative.duplicate());
+                                gram(outputGram, head));
                 parts.attach(scope);
-                addHead(head, parts, ofText, samples);
+                addHead(head, parts, ofText.future(), relative, samples);
             }
         }
         done += Math.toIntExact(keys.getShape().get(0)) - Calibrator.SKIPPED;
@@ -124,9 +123,10 @@ final class KeyImportance {
         return outputGram.get(head * perHead + ":" + (head + 1) * perHead);
     }
 
-    private void addHead(int head, NDList parts, Masks ofText, LayerSamples samples) {
+    private void addHead(
+            int head, NDList parts, NDArray future, NDArray far, LayerSamples samples) {
         NDArray queries = parts.get(0).transpose(1, 0, 2);
-        NDArray cost = cost(queries, parts, ofText, geometry.scoreScale());
+        NDArray cost = cost(queries, parts, future, far, geometry.scoreScale());
         double[] ofTokens = doubles(cost.sum(new int[] {0, 1}));
         for (int t = Calibrator.SKIPPED; t < ofTokens.length; ++t) {
             tokens[head][done + t - Calibrator.SKIPPED] += ofTokens[t];
@@ -158,11 +158,12 @@ final class KeyImportance {
      * Cost of a squared error of each score, {@code [queries per kv head, queries, tokens]}. In
      * place, for memory is what it takes.
      */
-    private static NDArray cost(NDArray queries, NDList parts, Masks masks, double scale) {
+    private static NDArray cost(
+            NDArray queries, NDList parts, NDArray future, NDArray far, double scale) {
         NDArray values = parts.get(2).expandDims(0);
         NDArray gram = parts.get(3);
         NDArray scores = queries.mul(scale).matMul(parts.get(1).transpose().expandDims(0));
-        NDArray probabilities = scores.addi(masks.future()).softmax(2);
+        NDArray probabilities = scores.addi(future).softmax(2);
         NDArray outputs = probabilities.matMul(values);
         NDArray projected = outputs.matMul(gram);
         NDArray ofValues = values.matMul(gram).mul(values).sum(new int[] {2}).expandDims(1);
@@ -170,7 +171,7 @@ final class KeyImportance {
         NDArray distance = projected.mul(-2).matMul(values.transpose(0, 2, 1));
         distance.addi(ofValues).addi(ofOutputs).muli(probabilities).muli(probabilities);
         // rounding may leave less than nothing
-        return distance.muli(parts.get(4)).maximum(0);
+        return distance.muli(far).maximum(0);
     }
 
     /**
