@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 
 SOURCES_TREE = "93f19660dd6981cfd0eaecb8824817e5a47bf043"  # djl-kvquant/src/main/java
-SOURCES_CHARACTERS = 230_000
-PROBLEMS = 624
+SOURCES_CHARACTERS = 79_000
+PROBLEMS = 228
 SEED = 20260601
 
 PEOPLE = {

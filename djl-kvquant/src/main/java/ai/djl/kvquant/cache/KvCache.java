@@ -278,18 +278,20 @@ public final class KvCache implements AutoCloseable {
     }
 
     /**
-     * Returns the bits per key element of a sequence with all that is stored for it, sinks and
-     * window included; the mean over layers.
+     * Returns the bits per key element of a sequence with all that is stored for it: sinks, window,
+     * and a basis of its own; the mean over layers.
      *
      * @param tokens the sequence's length
      * @param recent recent tokens that are kept exactly
      * @return the effective bits
      */
     public double bitsPerKey(int tokens, int recent) {
-        return layers.stream()
-                .mapToDouble(l -> l.storedBits(l.keys(), tokens, recent))
-                .average()
-                .orElse(0);
+        double stored =
+                layers.stream()
+                        .mapToDouble(l -> l.storedBits(l.keys(), tokens, recent))
+                        .average()
+                        .orElse(0);
+        return wantsPromptBasis(tokens) ? stored + basisBits() / tokens : stored;
     }
 
     /**

@@ -113,6 +113,28 @@ public final class Needle implements AutoCloseable {
         return found;
     }
 
+    /**
+     * Adds the prompts that another measurement of the same model and caches has asked, so that
+     * several threads can share them.
+     *
+     * @param other the other measurement; it stays as it is
+     * @throws IllegalArgumentException if it compares other caches
+     */
+    public void addAll(Needle other) {
+        if (!options.equals(other.options)) {
+            throw new IllegalArgumentException(
+                    "Only measurements of the same caches, in the same order, can be added up.");
+        }
+        other.scores.forEach(
+                (cell, score) -> {
+                    Score sum = scores.computeIfAbsent(cell, c -> new Score(options.size()));
+                    sum.trials += score.trials;
+                    for (int i = 0; i < sum.hits.length; ++i) {
+                        sum.hits[i] += score.hits[i];
+                    }
+                });
+    }
+
     /** Decodes as long as the text can still become the key. */
     private boolean answers(DecodingBatch batch, int lastToken, NeedlePrompt prompt) {
         long[] answer = new long[prompt.answerTokens()];

@@ -32,6 +32,7 @@ import java.util.List;
 public final class Perplexity implements AutoCloseable {
 
     private final LlamaModel model;
+    private final List<CacheOptions> caches;
     private final List<LlamaEvaluator> evaluators = new ArrayList<>();
     private final double[][] sums;
     private int windows;
@@ -48,6 +49,7 @@ public final class Perplexity implements AutoCloseable {
      */
     public Perplexity(LlamaModel model, List<CacheOptions> caches, int context) {
         this.model = model;
+        this.caches = List.copyOf(caches);
         try {
             evaluators.add(model.evaluator(CacheOptions.of("auto"), context));
             for (CacheOptions cache : caches) {
@@ -140,6 +142,28 @@ public final class Perplexity implements AutoCloseable {
         ++windows;
         tokens += window.length - 1;
         longest = Math.max(longest, window.length);
+    }
+
+    /**
+     * Adds the windows that another measurement of the same model and caches has evaluated, so that
+     * several threads can share a text.
+     *
+     * @param other the other measurement; it stays as it is
+     * @throws IllegalArgumentException if it compares other caches
+     */
+    public void addAll(Perplexity other) {
+        if (!caches.equals(other.caches)) {
+            throw new IllegalArgumentException(
+                    "Only measurements of the same caches, in the same order, can be added up.");
+        }
+        for (int i = 0; i < sums.length; ++i) {
+            for (int j = 0; j < sums[i].length; ++j) {
+                sums[i][j] += other.sums[i][j];
+            }
+        }
+        windows += other.windows;
+        tokens += other.tokens;
+        longest = Math.max(longest, other.longest);
     }
 
     /**

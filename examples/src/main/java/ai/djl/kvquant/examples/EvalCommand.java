@@ -110,6 +110,15 @@ final class EvalCommand implements Callable<Integer> {
     private long seed;
 
     @Option(
+            names = "--jobs",
+            paramLabel = "N",
+            defaultValue = "1",
+            description =
+                    "windows or prompts that are computed at a time, in equal parts of the processors"
+                            + " (default: ${DEFAULT-VALUE})")
+    private int jobs;
+
+    @Option(
             names = "--output",
             paramLabel = "DIR",
             defaultValue = "accuracy",
@@ -164,6 +173,7 @@ final class EvalCommand implements Callable<Integer> {
                 "--text is missing: perplexity and layers need one (or give --measure needle).");
         require(context > 1, "--context is " + context + "; allowed: 2 or more.");
         require(windows > 0, "--windows is " + windows + "; allowed: 1 or more.");
+        require(jobs > 0, "--jobs is " + jobs + "; allowed: 1 or more.");
         require(needleTrials > 0, "--needle-trials is " + needleTrials + "; allowed: 1 or more.");
         require(
                 Arrays.stream(needleDepths).allMatch(d -> d >= 0 && d <= 100),
@@ -194,9 +204,10 @@ final class EvalCommand implements Callable<Integer> {
         if (kvq.model == null) {
             head.add(DefaultModel.NOTE);
         }
+        Jobs.shareProcessors(jobs);
         try (Session session = Session.open(kvq)) {
             EvalHeading heading = EvalHeading.of(session, run, head);
-            EvalMeasurer measurer = new EvalMeasurer(session, store, heading, caches);
+            EvalMeasurer measurer = new EvalMeasurer(session, store, heading, caches, jobs);
             if (parts.contains(EvalPart.PERPLEXITY)) {
                 measurer.perplexity(texts, context, windows);
             }

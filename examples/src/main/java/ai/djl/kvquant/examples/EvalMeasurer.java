@@ -2,12 +2,14 @@
 package ai.djl.kvquant.examples;
 
 import ai.djl.MalformedModelException;
+import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.calibrate.CalibrationFile;
 import ai.djl.kvquant.calibrate.CalibrationText;
 import ai.djl.kvquant.evaluate.LayerErrorResult;
 import ai.djl.kvquant.evaluate.LayerErrors;
 import ai.djl.kvquant.evaluate.Needle;
+import ai.djl.kvquant.evaluate.NeedlePrompt;
 import ai.djl.kvquant.evaluate.NeedlePrompts;
 import ai.djl.kvquant.evaluate.NeedleResult;
 import ai.djl.kvquant.evaluate.Perplexity;
@@ -35,18 +37,22 @@ final class EvalMeasurer {
     private final EvalStore store;
     private final EvalHeading heading;
     private final List<CacheArguments.Named> caches;
+    private final int jobs;
     private final Map<String, CacheOptions> completed = new HashMap<>();
 
     /**
      * Prepares to measure.
      *
      * @param caches what to compare; {@code auto} is measured as well, as their reference
+     * @param jobs how many windows or prompts are computed at a time
      */
     EvalMeasurer(
             Session session,
             EvalStore store,
             EvalHeading heading,
-            List<CacheArguments.Named> caches) {
+            List<CacheArguments.Named> caches,
+            int jobs) {
+        this.jobs = jobs;
         this.session = session;
         this.store = store;
         this.heading = heading;
@@ -125,13 +131,12 @@ final class EvalMeasurer {
             throws IOException, MalformedModelException {
         List<CacheOptions> options = complete(missing);
         List<PerplexityResult> results;
-        try (Perplexity perplexity = new Perplexity(session.model(), options, context);
+        int threads = Math.min(jobs, windows.size());
+        try (Jobs<Perplexity> each =
+                        Jobs.of(threads, () -> new Perplexity(session.model(), options, context));
                 Progress progress = Progress.of("Perplexity of " + text, windows.size())) {
-            for (int[] window : windows) {
-                perplexity.add(window);
-                progress.step();
-            }
-            results = perplexity.results();
+            each.run(windows, Perplexity::add, progress::step);
+            results = each.merge(Perplexity::addAll).results();
         }
         List<EvalPart.PerplexityRow> rows = new ArrayList<>();
         for (int i = 0; i < results.size(); ++i) {
@@ -249,16 +254,20 @@ final class EvalMeasurer {
             NeedlePlan plan, NeedlePrompts prompts, int length, List<CacheArguments.Named> missing)
             throws IOException, MalformedModelException {
         List<CacheOptions> options = complete(missing);
-        int count = plan.depths().length * plan.trials();
-        try (Needle needle = new Needle(session.model(), session.tokenizer(), options, length);
-                Progress progress = Progress.of("Needle at " + length, count)) {
-            for (double depth : plan.depths()) {
-                for (int trial = 0; trial < plan.trials(); ++trial) {
-                    needle.add(prompts.create(length, depth, trial));
-                    progress.step();
-                }
+        List<NeedlePrompt> asked = new ArrayList<>();
+        for (double depth : plan.depths()) {
+            for (int trial = 0; trial < plan.trials(); ++trial) {
+                asked.add(prompts.create(length, depth, trial));
             }
-            List<NeedleResult> results = needle.results();
+        }
+        HuggingFaceTokenizer tokenizer = session.tokenizer();
+        try (Jobs<Needle> each =
+                        Jobs.of(
+                                Math.min(jobs, asked.size()),
+                                () -> new Needle(session.model(), tokenizer, options, length));
+                Progress progress = Progress.of("Needle at " + length, asked.size())) {
+            each.run(asked, Needle::add, progress::step);
+            List<NeedleResult> results = each.merge(Needle::addAll).results();
             List<EvalPart.NeedleRow> rows = new ArrayList<>();
             for (int i = 0; i < results.size(); ++i) {
                 NeedleResult r = results.get(i);

@@ -103,6 +103,26 @@ class EvalCommandTest {
         assertTrue(Files.size(output.resolve("needle.png")) > 1000);
     }
 
+    /** Sums differ by rounding alone, pass keys not at all. */
+    @Test
+    void jobsShareWindowsAndPrompts() throws Exception {
+        String cache = "--kv-cache-dtype=rotatekv3";
+        String shared = run(0, "--measure", "perplexity,needle", cache, "--jobs", "3");
+        Files.delete(output.resolve("perplexity.json"));
+        Files.delete(output.resolve("needle.json"));
+        String alone = run(0, "--measure", "perplexity,needle", cache);
+        assertEquals(rows(alone, "needle"), rows(shared, "needle"));
+        for (int i = 0; i < 2; ++i) {
+            JsonObject one = rows(alone, "perplexity").get(i);
+            JsonObject three = rows(shared, "perplexity").get(i);
+            assertEquals(one.get("windows"), three.get("windows"));
+            for (String figure : List.of("perplexity", "mean_kl", "top1_agreement")) {
+                double expected = one.get(figure).getAsDouble();
+                assertEquals(expected, three.get(figure).getAsDouble(), 1e-6, figure);
+            }
+        }
+    }
+
     @Test
     void aLaterRunCompletesAnEarlierOne() throws Exception {
         run(0, "--measure", "perplexity", "--kv-cache-dtype", "rotatekv3");

@@ -221,6 +221,8 @@ class PromptBasisTest {
                 assertEquals(1.25, results.get(1).bitsPerKey());
                 double basis = 16.0 * 72 + 32 + 64.0 * 72 / 192;
                 assertEquals(1.25 + basis / TOKENS, results.get(0).bitsPerKey(), 1e-9);
+                double stored = results.get(1).storedBitsPerKey();
+                assertEquals(stored + basis / TOKENS, results.get(0).storedBitsPerKey(), 1e-9);
             }
         }
     }
