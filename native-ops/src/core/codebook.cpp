@@ -49,7 +49,8 @@ void CodebookEncoder::encode_by_channel(const float* x, uint8_t* page, int token
   for (int c = 0; c < params_.channels(); ++c, steps += 2) {
     const float relative = (x[c] - steps[0]) / steps[1];
     put_level(page, c, token, relative);
-    if (std::fabs(relative) > 1.0f) outliers_.push_back({std::fabs(relative), x[c], c});
+    const float distance = std::fabs(relative);
+    if (distance > 1.0f) outliers_.push_back({distance_beyond(distance, steps[1]), x[c], c});
   }
   keep_farthest(outliers_, layout_.outliers());
 }

@@ -8,6 +8,9 @@
 
 namespace kvquant {
 
+/// How far an element lies beyond a range, given how many steps it lies from the start: what a code would be wrong by.
+inline float distance_beyond(float steps, float step) { return (steps - 1.0f) * step; }
+
 /// What a token's codes stand for: start + step * level.
 struct TokenRange {
   float start, step;
@@ -18,7 +21,7 @@ TokenRange token_range(float low, float high);
 
 /// An element of a token that is kept as it is.
 struct Outlier {
-  float distance;  ///< from its channel's start, in steps (keys)
+  float distance;  ///< beyond its channel's range (keys)
   float value;
   int channel;
 };
@@ -38,7 +41,7 @@ class CodebookEncoder {
   void operator()(const float* x, uint8_t* page, int token);
 
  private:
-  /// Ranges of channels: outliers are what lies beyond them, the farthest in steps, then the lowest channels.
+  /// Ranges of channels: outliers are what lies beyond them, the farthest, then the lowest channels.
   void encode_by_channel(const float* x, uint8_t* page, int token);
   /// A range of the token: outliers are its smallest and largest elements, equally many, the range is that of the rest.
   void encode_by_token(const float* x, uint8_t* page, int token);

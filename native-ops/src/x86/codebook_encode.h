@@ -74,20 +74,20 @@ class CodebookRunEncoder {
           code = where_less(middle, relative, broadcast(static_cast<float>(i)), code);
         }
         store_codes<bits>(field, code);
-        if (steps != nullptr && layout_.outliers() > 0) collect(x + c * kLanes, c, absolute(relative));
+        if (steps != nullptr && layout_.outliers() > 0) collect(x + c * kLanes, c, absolute(relative), steps[2 * c + 1]);
       }
     }
   }
 
-  /// Elements of a channel that lie outside of its range.
-  void collect(const float* x, int channel, Vec distance) {
-    uint32_t left = bits_less(broadcast(1.0f), distance);
+  /// Elements of a channel that lie outside of its range, so many steps from its start.
+  void collect(const float* x, int channel, Vec from_start, float step) {
+    uint32_t left = bits_less(broadcast(1.0f), from_start);
     if (left == 0) return;
-    alignas(64) float distances[kLanes];
-    store(distances, distance);
+    alignas(64) float steps[kLanes];
+    store(steps, from_start);
     for (; left != 0; left &= left - 1) {
       const int lane = __builtin_ctz(left);
-      outliers_[lane].push_back({distances[lane], x[lane], channel});
+      outliers_[lane].push_back({distance_beyond(steps[lane], step), x[lane], channel});
     }
   }
 

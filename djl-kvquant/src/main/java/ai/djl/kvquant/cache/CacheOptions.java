@@ -268,6 +268,16 @@ public final class CacheOptions {
     }
 
     /**
+     * Returns the elements of a token's keys that kvquant can keep apart.
+     *
+     * @param geometry the model's sizes
+     * @return their largest number
+     */
+    public int keyOutliers(CacheGeometry geometry) {
+        return CodebookFormat.keyOutliers(geometry.channels(), outliers());
+    }
+
+    /**
      * Returns the elements of a token's values that kvquant keeps apart.
      *
      * @param geometry the model's sizes

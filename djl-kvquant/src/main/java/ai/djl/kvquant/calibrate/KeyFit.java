@@ -28,7 +28,7 @@ interface KeyFit {
     /** The fit of a data type. */
     static KeyFit of(CacheOptions options, CacheGeometry geometry) {
         List<KeyFit> fits =
-                Stream.of(keys(options), values(options, geometry))
+                Stream.of(keys(options, geometry), values(options, geometry))
                         .flatMap(Optional::stream)
                         .toList();
         if (fits.isEmpty()) {
@@ -40,7 +40,7 @@ interface KeyFit {
         return new All(fits);
     }
 
-    private static Optional<KeyFit> keys(CacheOptions options) {
+    private static Optional<KeyFit> keys(CacheOptions options, CacheGeometry geometry) {
         CacheDtype dtype = options.dtype();
         return switch (dtype.keyMethod()) {
             case INT -> Optional.of(new PostRopeFit(dtype.keyBits()));
@@ -52,8 +52,11 @@ interface KeyFit {
                                     options.basisBand()));
             case SVDQ -> Optional.of(new SvdqFit(SvdqSchedule.of(dtype.keyBits())));
             case ROTATEKV -> Optional.of(new KeyMeanFit());
-            case KVQUANT ->
-                    Optional.of(new CodebookKeyFit((int) dtype.keyBits(), options.outliers()));
+            case KVQUANT -> {
+                // As many elements lie outside of their ranges, on average, as can be kept.
+                double outside = (double) options.keyOutliers(geometry) / geometry.channels();
+                yield Optional.of(new CodebookKeyFit((int) dtype.keyBits(), outside));
+            }
             case AUTO, FP16 -> Optional.empty();
         };
     }

@@ -13,10 +13,10 @@ import java.util.stream.IntStream;
 
 /**
  * Codes of a codebook by their definition. Keys: outliers are elements outside [start - step, start
- * + step] of their channel, at most as many as there are slots, those that lie farthest from start
- * in steps. Values: outliers are the smallest and the largest elements, half of the slots each, one
- * more where its absence narrows the range more; start and step, halves, are the middle and half
- * the width of what is left. Of equal elements the lowest channels are chosen. All elements get the
+ * + step] of their channel, at most as many as there are slots, those that lie farthest outside.
+ * Values: outliers are the smallest and the largest elements, half of the slots each, one more
+ * where its absence narrows the range more; start and step, halves, are the middle and half the
+ * width of what is left. Of equal elements the lowest channels are chosen. All elements get the
  * code of the nearest level, the lower one of two.
  *
  * <p>A decision may differ where it lies within the error of fp32; nowhere else.
@@ -79,18 +79,19 @@ class CodebookQuantizer {
                 return "channel " + c + ": " + problem;
             }
         }
+        // Beyond the range; what fp32 makes of it may be off by this much of a step.
         double nearest = Double.POSITIVE_INFINITY;
         for (int c : chosen) {
-            nearest = Math.min(nearest, Math.abs(relative[c]));
-        }
-        if (nearest < 1 - FP32) {
-            return "an outlier is only " + nearest + " steps from its start";
+            double steps = Math.abs(relative[c]);
+            if (steps < 1 - FP32) {
+                return "an outlier is only " + steps + " steps from its start";
+            }
+            nearest = Math.min(nearest, (steps * (1 + FP32) - 1) * codebook.step(c));
         }
         boolean full = chosen.size() == format.outliers();
-        for (int c = 0; c < x.length; ++c) {
-            double limit = full && format.outliers() > 0 ? nearest : 1;
-            boolean beyond = Math.abs(relative[c]) > limit * (1 + FP32);
-            if (beyond && !chosen.contains(c) && format.outliers() > 0) {
+        for (int c = 0; c < x.length && format.outliers() > 0; ++c) {
+            double beyond = (Math.abs(relative[c]) * (1 - FP32) - 1) * codebook.step(c);
+            if (beyond > (full ? nearest : 0) * (1 + FP32) && !chosen.contains(c)) {
                 return "no outlier: " + relative[c] + " of channel " + c;
             }
         }
