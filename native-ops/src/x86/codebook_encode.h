@@ -74,7 +74,8 @@ class CodebookRunEncoder {
           code = where_less(middle, relative, broadcast(static_cast<float>(i)), code);
         }
         store_codes<bits>(field, code);
-        if (steps != nullptr && layout_.outliers() > 0) collect(x + c * kLanes, c, absolute(relative), steps[2 * c + 1]);
+        if (steps != nullptr && layout_.outliers() > 0)
+          collect(x + c * kLanes, c, absolute(relative), steps[2 * c + 1]);
       }
     }
   }
