@@ -28,7 +28,7 @@ class EvaluationTextsTest {
             "00897e7079f90da63ab4a80decb449a96aed7c6353a8228fd4b5d78d4d0db452";
 
     private static final String SOURCES_SHA256 =
-            "ad16499d784632562b6ce56294df544342985cf05a4a0a6dbbaa5981f50dcf95";
+            "3791734bc491afd155cfea501d0c7a9689cbcc4d982edd7d568d5e8867f82d1b";
 
     private static final Path PYTHON = Path.of("src/main/python");
     private static final Pattern EQUATION =
