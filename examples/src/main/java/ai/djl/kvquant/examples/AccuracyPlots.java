@@ -25,6 +25,7 @@ import org.knowm.xchart.XYChartBuilder;
 import org.knowm.xchart.XYSeries;
 import org.knowm.xchart.internal.chartpart.Chart;
 import org.knowm.xchart.style.Styler;
+import org.knowm.xchart.style.markers.Marker;
 import org.knowm.xchart.style.markers.SeriesMarkers;
 
 /** The plots of a report, as PNG files; drawn without a display. */
@@ -44,6 +45,10 @@ final class AccuracyPlots {
         new Color(0x56b4e9), new Color(0xe69f00), new Color(0x000000), new Color(0x999933),
     };
 
+    private static final Marker[] MARKERS = {
+        SeriesMarkers.CIRCLE, SeriesMarkers.SQUARE, SeriesMarkers.DIAMOND
+    };
+
     private final Path directory;
 
     AccuracyPlots(Path directory) {
@@ -61,7 +66,7 @@ final class AccuracyPlots {
         /** Caches of one method with the same options: int4 and int2. */
         String family() {
             String[] parts = cache.split("(?=:)", 2);
-            String method = parts[0].replaceAll("[0-9.]+(?=/|$)", "");
+            String method = parts[0].replaceAll("(?<![0-9.]|fp)[0-9.]+(?=/|$)", "");
             return shortened(parts.length == 1 ? method : method + parts[1]);
         }
     }
@@ -103,7 +108,9 @@ final class AccuracyPlots {
                     List<Double> bits = sorted.stream().map(Loss::bits).toList();
                     List<Double> shown = sorted.stream().map(Loss::shown).toList();
                     XYSeries series = chart.addSeries(family, bits, shown);
-                    series.setMarker(SeriesMarkers.CIRCLE);
+                    // Colours come again after eight families, with another mark.
+                    int round = (chart.getSeriesMap().size() - 1) / COLORS.length;
+                    series.setMarker(MARKERS[Math.min(round, MARKERS.length - 1)]);
                     series.setLineStyle(new BasicStroke(1f));
                     for (int i = 0; i < sorted.size(); ++i) {
                         String name = sorted.get(i).cache().replaceAll(":.*", "");

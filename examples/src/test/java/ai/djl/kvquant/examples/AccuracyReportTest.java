@@ -130,6 +130,7 @@ class AccuracyReportTest {
     void aLineJoinsCachesThatDifferInBitsAlone() {
         assertEquals("int", new AccuracyPlots.Loss("int2", 3, 1).family());
         assertEquals("latent", new AccuracyPlots.Loss("latent1.5", 3, 1).family());
+        assertEquals("svdq/fp16", new AccuracyPlots.Loss("svdq2.25/fp16", 3, 1).family());
         assertEquals("auto/int", new AccuracyPlots.Loss("auto/int4", 3, 1).family());
         assertEquals(
                 "rotatekv, recent_tokens=128, sink_tokens=4",
