@@ -2,121 +2,149 @@
 // The operators of namespace kvquant on CUDA, registered as operators.cpp does for the CPU, whose library defines the
 // schemas and is loaded first. Work goes to libtorch's current stream; contents of device tensors are not checked,
 // since reading them would stop the stream.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <dlfcn.h>
-
 #include <cstdio>
 
-#include "ops/layer_params.h"
-#include "ops/tensor.h"
+#include "arguments.h"
+#include "device_params.h"
+#include "launch.cuh"
 
-namespace kvquant {
+namespace kvquant::cuda {
 namespace {
 
-constexpr int kStepRows = 64;
-
-/// The current stream of libtorch on a device.
-cudaStream_t current_stream(int32_t device) {
-  using GetStream = AOTITorchError (*)(int32_t, void**);
-  static const auto get_stream = reinterpret_cast<GetStream>(
-      dlsym(dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY), "aoti_torch_get_current_cuda_stream"));
-  void* stream = nullptr;
-  if (get_stream == nullptr || get_stream(device, &stream) != 0) fail("cuda", "libtorch gives no CUDA stream");
-  return static_cast<cudaStream_t>(stream);
+/// Checks qkv and starts and describes the new tokens.
+NewTokens new_tokens(const char* op, const CacheView& view, const Tensor& qkv, const Tensor& starts) {
+  const ElementType type = element_type(op, "qkv", qkv);
+  qkv.expect(op, "qkv", qkv.dtype(), 2, DeviceType::kCuda);
+  expect_size(op, "qkv", qkv.size(1), static_cast<int64_t>(view.heads + 2 * view.kv_heads) * view.head_dim, "columns");
+  expect_range(op, "qkv's rows", qkv.size(0), 0, int64_t{1} << 30);
+  starts.expect(op, "starts", DType::kInt32, 1, DeviceType::kCuda);
+  expect_size(op, "starts", starts.size(0), view.batch + 1, "entries");
+  return {qkv.data<void>(), type, starts.data<int32_t>(), static_cast<int>(qkv.size(0))};
 }
 
-void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) fail(op, std::string("CUDA: ") + cudaGetErrorString(error));
+/// append as in operators.cpp; qkv is FLOAT32, FLOAT16 or BFLOAT16. Massive entries are not looked at: no format that
+/// has kernels chooses sinks by them.
+void append_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "append";
+  Tensor qkv(stack[0]), starts(stack[1]), massive_values(stack[2]), massive_positions(stack[3]);
+  CacheArguments arguments(op, stack + 4);
+  const NewTokens tokens = new_tokens(op, arguments.view(), qkv, starts);
+  const DeviceScope scope(op, arguments.device().index);
+  arguments.find_params(op);
+  append(arguments.view(), tokens, current_stream(arguments.device().index));
 }
 
-struct RopeHeads {
-  const void* qkv;         // [tokens, heads + 2 kv heads, head_dim]
-  const int32_t* starts;   // [batch + 1]
-  const int32_t* lengths;  // [batch, 2]
-  const float* rope;       // see core/rope.h
-  void *q, *k, *v;         // [heads or kv heads, tokens, head_dim]
-  int64_t tokens, batch;
-  int heads, kv_heads, head_dim;
-};
-
-/// One block a token and head; a thread turns one pair of channels.
-template <class Element>
-__global__ void rope_heads_kernel(RopeHeads p) {
-  const int64_t token = blockIdx.x;
-  const int head = blockIdx.y, half = p.head_dim / 2, pair = threadIdx.x;
-  int64_t b = 0;
-  while (b + 1 < p.batch && p.starts[b + 1] <= token) ++b;
-  const int64_t position = p.lengths[2 * b] + token - p.starts[b];
-  const auto* x = static_cast<const Element*>(p.qkv) +
-                  (token * (p.heads + 2 * p.kv_heads) + head) * static_cast<int64_t>(p.head_dim);
-  float first = static_cast<float>(x[pair]), second = static_cast<float>(x[pair + half]);
-  const bool turned = head < p.heads + p.kv_heads;
-  if (turned) {
-    const float* base = p.rope + (kStepRows + position / kStepRows) * p.head_dim;
-    const int64_t step = pair * kStepRows + position % kStepRows;
-    const float c1 = p.rope[step], s1 = p.rope[half * kStepRows + step];
-    const float cos = base[pair] * c1 - base[half + pair] * s1, sin = base[half + pair] * c1 + base[pair] * s1;
-    const float a = first, c = second;
-    first = a * cos - c * sin;
-    second = c * cos + a * sin;
-  }
-  void* side = head < p.heads ? p.q : turned ? p.k : p.v;
-  const int row = head < p.heads ? head : turned ? head - p.heads : head - p.heads - p.kv_heads;
-  auto* out = static_cast<Element*>(side) + (row * p.tokens + token) * p.head_dim;
-  out[pair] = static_cast<Element>(first);
-  out[pair + half] = static_cast<Element>(second);
+/// attend as in operators.cpp; the result has the dtype of qkv.
+void attend_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "attend";
+  Tensor qkv(stack[0]);
+  CacheArguments arguments(op, stack + 1);
+  const ElementType type = element_type(op, "qkv", qkv);
+  qkv.expect(op, "qkv", qkv.dtype(), 2, DeviceType::kCuda);
+  expect_size(op, "qkv", qkv.size(0), arguments.view().batch, "rows");
+  expect_size(op, "qkv", qkv.size(1), arguments.columns(), "columns");
+  const Device device = arguments.device();
+  const DeviceScope scope(op, device.index);
+  arguments.find_params(op);
+  const CacheView& view = arguments.view();
+  int multiprocessors = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.index));
+  const int parts = attend_parts(view, multiprocessors);
+  const int64_t rows = static_cast<int64_t>(view.batch) * view.heads;
+  Tensor out = Tensor::empty(qkv.dtype(), {view.batch, static_cast<int64_t>(view.heads) * view.head_dim}, device);
+  Tensor sums = Tensor::empty(DType::kFloat, {rows, parts, view.head_dim}, device);
+  Tensor ranges = Tensor::empty(DType::kFloat, {rows, parts, 2}, device);
+  const Attention attention{qkv.data<void>(), out.data<void>(),    type,
+                            parts,            sums.data<float>(), ranges.data<float2>()};
+  if (rows > 0) attend(view, attention, current_stream(device.index));
+  stack[0] = out.release();
 }
 
-/// rope_heads as in operators.cpp; qkv and the results are FLOAT32, FLOAT16 or BFLOAT16. Of the cache's arguments it
-/// uses lengths, rope and params, the last of which must be on the CPU.
+/// dequantize as in operators.cpp; k and v are FLOAT16, or FLOAT32 if that is how one of them is stored.
+void dequantize_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "dequantize";
+  const auto sequence = static_cast<int64_t>(stack[0]), begin = static_cast<int64_t>(stack[1]);
+  const auto end = static_cast<int64_t>(stack[2]);
+  CacheArguments arguments(op, stack + 3);
+  expect_range(op, "sequence", sequence, 0, arguments.view().batch - 1);
+  expect_range(op, "end", end, 0, int64_t{1} << 30);
+  expect_range(op, "begin", begin, 0, end);
+  const Device device = arguments.device();
+  const DeviceScope scope(op, device.index);
+  arguments.find_params(op);
+  const CacheView& view = arguments.view();
+  const bool wide = view.keys.format == Format::kFloat32 || view.values.format == Format::kFloat32;
+  const DType dtype = wide ? DType::kFloat : DType::kHalf;
+  Tensor k = Tensor::empty(dtype, {view.kv_heads, end - begin, view.head_dim}, device);
+  Tensor v = Tensor::empty(dtype, {view.kv_heads, end - begin, view.head_dim}, device);
+  const Rows rows{static_cast<int>(sequence), static_cast<int>(begin), static_cast<int>(end),
+                  wide ? ElementType::kFloat32 : ElementType::kFloat16, k.data<void>(), v.data<void>()};
+  dequantize(view, rows, current_stream(device.index));
+  stack[0] = k.release();
+  stack[1] = v.release();
+}
+
+/// rope_heads as in operators.cpp; the results have the dtype of qkv. Of the cache's arguments it uses lengths, rope
+/// and params.
 void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "rope_heads";
   Tensor qkv(stack[0]), starts(stack[1]), lengths(stack[2]), page_table(stack[3]), exact_table(stack[4]);
   Tensor pages(stack[5]), exact(stack[6]), rope(stack[7]), params_tensor(stack[8]);
-  const DType dtype = qkv.dtype();
-  qkv.expect(op, "qkv", dtype, 2, DeviceType::kCuda);
-  starts.expect(op, "starts", DType::kInt32, 1, DeviceType::kCuda);
-  lengths.expect(op, "lengths", DType::kInt32, 2, DeviceType::kCuda);
-  rope.expect(op, "rope", DType::kFloat, 3, DeviceType::kCuda);
+  element_type(op, "qkv", qkv);
   const LayerParams& params = *read_params(op, params_tensor);
-  const int64_t heads = params.num_heads + 2 * params.num_kv_heads;
-  expect_size(op, "qkv", qkv.size(1), heads * params.head_dim, "columns");
-  expect_size(op, "starts", starts.size(0), lengths.size(0) + 1, "entries");
-  expect_size(op, "rope", rope.size(2), params.head_dim / 2, "pairs of channels");
-  const int64_t tokens = qkv.size(0), head_dim = params.head_dim;
-  Tensor q = Tensor::empty(dtype, {params.num_heads, tokens, head_dim}, qkv.device());
-  Tensor k = Tensor::empty(dtype, {params.num_kv_heads, tokens, head_dim}, qkv.device());
-  Tensor v = Tensor::empty(dtype, {params.num_kv_heads, tokens, head_dim}, qkv.device());
-  const RopeHeads p{qkv.data<void>(), starts.data<int32_t>(), lengths.data<int32_t>(), rope.data<float>(),
-                    q.data<void>(),   k.data<void>(),         v.data<void>(),          tokens,
-                    lengths.size(0),  params.num_heads,       params.num_kv_heads,     params.head_dim};
-  const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(heads));
-  const cudaStream_t stream = current_stream(qkv.device().index);
-  if (tokens > 0 && dtype == DType::kFloat) {
-    rope_heads_kernel<float><<<grid, params.head_dim / 2, 0, stream>>>(p);
-  } else if (tokens > 0 && dtype == DType::kHalf) {
-    rope_heads_kernel<__half><<<grid, params.head_dim / 2, 0, stream>>>(p);
-  } else if (tokens > 0 && dtype == DType::kBFloat16) {
-    rope_heads_kernel<__nv_bfloat16><<<grid, params.head_dim / 2, 0, stream>>>(p);
-  } else if (tokens > 0) {
-    fail(op, std::string("qkv must be FLOAT32, FLOAT16 or BFLOAT16, not ") + dtype_name(dtype));
-  }
-  check_launch(op);
+  const CacheView view = position_view(op, params, lengths, rope);
+  const NewTokens tokens = new_tokens(op, view, qkv, starts);
+  const DeviceScope scope(op, qkv.device().index);
+  Tensor q = Tensor::empty(qkv.dtype(), {view.heads, tokens.count, view.head_dim}, qkv.device());
+  Tensor k = Tensor::empty(qkv.dtype(), {view.kv_heads, tokens.count, view.head_dim}, qkv.device());
+  Tensor v = Tensor::empty(qkv.dtype(), {view.kv_heads, tokens.count, view.head_dim}, qkv.device());
+  rope_heads(view, {tokens, q.data<void>(), k.data<void>(), v.data<void>()}, current_stream(qkv.device().index));
   stack[0] = q.release();
   stack[1] = k.release();
   stack[2] = v.release();
 }
 
+/// score_bias as in operators.cpp; the result is FLOAT32.
+void score_bias_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "score_bias";
+  Tensor q(stack[0]), packed(stack[1]);
+  const LayerParams& params = *read_params(op, packed);
+  const ElementType type = element_type(op, "q", q);
+  q.expect(op, "q", q.dtype(), 3, DeviceType::kCuda);
+  expect_size(op, "q", q.size(0), params.num_heads, "heads");
+  expect_size(op, "q", q.size(2), params.head_dim, "channels");
+  const DeviceScope scope(op, q.device().index);
+  CacheView view = {};
+  view.heads = params.num_heads;
+  view.kv_heads = params.num_kv_heads;
+  view.head_dim = params.head_dim;
+  view.score_scale = params.score_scale;
+  if (params.keys.noise_offset != 0) {
+    view.keys.noise = reinterpret_cast<const float*>(device_params(op, params) + params.keys.noise_offset);
+  }
+  Tensor out = Tensor::empty(DType::kFloat, {q.size(0), q.size(1)}, q.device());
+  score_bias(view, {q.data<void>(), type, q.size(1), out.data<float>()}, current_stream(q.device().index));
+  stack[0] = out.release();
+}
+
+struct Operator {
+  const char* name;
+  BoxedKernel kernel;
+};
+
+const Operator kOperators[] = {
+    {"append", append_op},         {"attend", attend_op},         {"dequantize", dequantize_op},
+    {"rope_heads", rope_heads_op}, {"score_bias", score_bias_op},
+};
+
 const bool registered = [] {
   if (!find_torch_functions()) return false;
   TorchLibraryHandle kernels = nullptr;
   AOTITorchError error = aoti_torch_library_init_impl("kvquant", "CUDA", __FILE__, __LINE__, &kernels);
-  error |= aoti_torch_library_impl(kernels, "rope_heads", rope_heads_op);
+  for (const Operator& op : kOperators) error |= aoti_torch_library_impl(kernels, op.name, op.kernel);
   if (error != 0) std::fprintf(stderr, "kvquant: libtorch refused to register the CUDA operators\n");
   return error == 0;
 }();
 
 }  // namespace
-}  // namespace kvquant
+}  // namespace kvquant::cuda

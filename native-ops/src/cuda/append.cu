@@ -1,0 +1,304 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Append: stores the tokens that leave the window in pages (all new ones without a window), keeps exact copies of the
+// recent ones and of sinks. The order of all additions is that of the portable operator, so that pages are the same to
+// the bit.
+//
+// A block works on one tile (16 tokens) of one kv head, which lies in shared memory as fp32: turned, rotated, then
+// coded with a thread for each channel, which owns all codes of that channel in the tile. Codes of other tokens of the
+// tile are kept as they are, so that tokens may come one by one.
+//
+// One token per sequence (decoding): one launch, a block per sequence and kv head. Prompts: first all tiles in
+// parallel, then the exact copies, since the window may hold tokens that have yet to be coded.
+#include "append.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+
+namespace kvquant::cuda {
+namespace {
+
+constexpr float kLargestHalf = 65504.0f;
+
+/// A tile of one kv head; the odd stride lets threads walk along channels and along tokens alike.
+template <int D>
+struct Tile {
+  float k[kTileTokens][D + 1], v[kTileTokens][D + 1];
+  float rms[kTileTokens], norm[kTileTokens];
+};
+
+/// Tokens [begin, end) of a sequence, all of one tile.
+struct TileRun {
+  int b, begin, end, kv_head;
+
+  __device__ int first() const { return begin % kTileTokens; }
+  __device__ int last() const { return first() + end - begin; }
+  __device__ int tile() const { return begin % kPageTokens / kTileTokens; }
+};
+
+template <int D, class Element>
+__device__ void load_tile(const CacheView& cache, const NewRows<Element>& rows, const TileRun& run, Tile<D>& tile) {
+  const int c = threadIdx.x, length = cache.length(run.b);
+  const float mean = cache.keys.mean != nullptr ? cache.keys.mean[run.kv_head * D + c] : 0.0f;
+  for (int token = run.begin; token < run.end; ++token) {
+    float k, v;
+    if (token >= length) {
+      const Element* row = rows.key(cache, run.b, token - length, run.kv_head) + c;
+      k = to_float(row[0]);
+      v = to_float(row[static_cast<int64_t>(cache.kv_heads) * D]);
+    } else {
+      const uint8_t* page = cache.window_page(run.b, token);
+      k = __half2float(reinterpret_cast<const __half*>(page + cache.exact_key(run.kv_head, c))[token % kExactTokens]);
+      v = __half2float(reinterpret_cast<const __half*>(page + cache.exact_value(run.kv_head, c))[token % kExactTokens]);
+    }
+    if (cache.keys.rounded) k = round_to_half(k);
+    if (cache.values.rounded) v = round_to_half(v);
+    if (cache.keys.mean != nullptr) k = __fsub_rn(k, mean);
+    tile.k[token % kTileTokens][c] = k;
+    tile.v[token % kTileTokens][c] = v;
+  }
+}
+
+/// RoPE of keys and the rotation of values.
+template <int D>
+__device__ void transform_tile(const CacheView& cache, const TileRun& run, Tile<D>& tile) {
+  constexpr int kHalf = D / 2, kLaneChannels = D / kWarp;
+  if (cache.keys_pre_rope == 0) {
+    for (int i = threadIdx.x; i < (run.end - run.begin) * kHalf; i += D) {
+      const int token = run.begin + i / kHalf, pair = i % kHalf;
+      float* x = tile.k[token % kTileTokens];
+      const float2 y = turn(x[pair], x[pair + kHalf], rope_angle(cache, token, pair));
+      x[pair] = y.x;
+      x[pair + kHalf] = y.y;
+    }
+  }
+  if (cache.values.rotated) {
+    const int lane = threadIdx.x % kWarp;
+    for (int j = run.first() + threadIdx.x / kWarp; j < run.last(); j += D / kWarp) {
+      float x[kLaneChannels];
+#pragma unroll
+      for (int i = 0; i < kLaneChannels; ++i) x[i] = tile.v[j][lane * kLaneChannels + i];
+      walsh_hadamard(x, lane);
+#pragma unroll
+      for (int i = 0; i < kLaneChannels; ++i) tile.v[j][lane * kLaneChannels + i] = x[i];
+    }
+  }
+}
+
+/// Writes the codes of tokens [first, last) of a channel, code(token), into its 2 * bits bytes.
+template <int bits, class Code>
+__device__ void put_codes(uint8_t* field, int first, int last, Code code) {
+  uint32_t words[bits] = {}, masks[bits] = {};  // 16 bits each
+#pragma unroll
+  for (int token = 0; token < kTileTokens; ++token) {
+    if (token < first || token >= last) continue;
+    const int bit = token * bits, word = bit / 16, shift = bit % 16;
+    const uint32_t value = static_cast<uint32_t>(code(token)) << shift, mask = ((1u << bits) - 1u) << shift;
+    words[word] |= value & 0xffffu;
+    masks[word] |= mask & 0xffffu;
+    if (shift + bits > 16) {
+      words[word + 1] |= value >> 16;
+      masks[word + 1] |= mask >> 16;
+    }
+  }
+  auto* to = reinterpret_cast<uint16_t*>(field);
+#pragma unroll
+  for (int word = 0; word < bits; ++word) {
+    if (masks[word] == 0) continue;
+    const uint32_t kept = masks[word] == 0xffffu ? 0u : to[word] & ~masks[word];
+    to[word] = static_cast<uint16_t>(kept | words[word]);
+  }
+}
+
+template <class Code>
+__device__ void put_codes(int bits, uint8_t* field, int first, int last, Code code) {
+  if (bits == 1) put_codes<1>(field, first, last, code);
+  if (bits == 2) put_codes<2>(field, first, last, code);
+  if (bits == 3) put_codes<3>(field, first, last, code);
+  if (bits == 4) put_codes<4>(field, first, last, code);
+  if (bits == 8) put_codes<8>(field, first, last, code);
+}
+
+/// kvquant::static_code.
+__device__ __forceinline__ int static_code(float x, float start, float step, int bits) {
+  const float code = rintf(__fdiv_rn(__fsub_rn(x, start), step));
+  return static_cast<int>(fminf(fmaxf(0.0f, code), static_cast<float>((1 << bits) - 1)));
+}
+
+template <int D>
+__device__ void encode_static(const CacheView& cache, const TileRun& run, const Tile<D>& tile, uint8_t* page) {
+  constexpr int kRun = D / kWidthRuns;
+  const int place = threadIdx.x, bits = cache.keys.width[place / kRun];
+  if (bits == 0) return;
+  const int head = run.kv_head * D, channel = cache.keys.order != nullptr ? cache.keys.order[head + place] - head : place;
+  const float start = cache.keys.steps[2 * (head + place)], step = cache.keys.steps[2 * (head + place) + 1];
+  const int offset = cache.keys.run_begin[place / kRun] + place % kRun * 2 * bits;
+  put_codes(bits, page + cache.keys.tile(run.kv_head, run.tile()) + offset, run.first(), run.last(),
+            [&](int token) { return static_code(tile.k[token][channel], start, step, bits); });
+}
+
+/// kvquant::SideEncoder's encode_norm; sums over channels are taken by one thread for each token, in channel order.
+template <int D>
+__device__ void encode_norm(const CacheView& cache, const TileRun& run, Tile<D>& tile, uint8_t* page) {
+  const int c = threadIdx.x, bits = cache.values.bits, token = run.first() + c;
+  float square = 0.0f;
+  if (token < run.last()) {
+    for (int i = 0; i < D; ++i) square = __fadd_rn(square, __fmul_rn(tile.v[token][i], tile.v[token][i]));
+    tile.rms[token] = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(D)));
+  }
+  __syncthreads();
+  float(&levels)[kTileTokens][D + 1] = tile.k;  // keys are coded already
+  put_codes(bits, page + cache.values.tile(run.kv_head, run.tile()) + c * 2 * bits, run.first(), run.last(),
+            [&](int t) {
+              const float x = tile.rms[t] > 0.0f ? __fdiv_rn(tile.v[t][c], tile.rms[t]) : 0.0f;
+              const float* level = cache.values.levels;
+              int code = 0;
+              while (code + 1 < 1 << bits && x > __fmul_rn(0.5f, __fadd_rn(level[code], level[code + 1]))) ++code;
+              levels[t][c] = level[code];
+              return code;
+            });
+  __syncthreads();
+  if (token < run.last()) {
+    float product = 0.0f;
+    for (int i = 0; i < D; ++i) product = __fadd_rn(product, __fmul_rn(tile.v[token][i], levels[token][i]));
+    // A NaN becomes the largest norm, as std::min has it there.
+    const float ratio = __fdiv_rn(square, product);
+    const float norm = product > 0.0f ? (ratio < kLargestHalf ? ratio : kLargestHalf) : 0.0f;
+    uint8_t* norms = page + cache.values.norms + run.tile() * cache.values.norm_tile_bytes + run.kv_head * kTileTokens * 2;
+    reinterpret_cast<__half*>(norms)[token] = __float2half_rn(norm);
+  }
+}
+
+template <int D>
+__device__ void store_plain(const SideView& side, const TileRun& run, const float (&x)[kTileTokens][D + 1],
+                            uint8_t* page) {
+  const int c = threadIdx.x;
+  uint8_t* field = page + side.tile(run.kv_head, run.tile()) + c * 2 * side.bits;
+  for (int token = run.first(); token < run.last(); ++token) {
+    if (side.format == Format::kFloat16) {
+      reinterpret_cast<__half*>(field)[token] = __float2half_rn(x[token][c]);
+    } else {
+      reinterpret_cast<float*>(field)[token] = x[token][c];
+    }
+  }
+}
+
+template <int D, class Element>
+__device__ void encode_tile(const CacheView& cache, const NewRows<Element>& rows, const TileRun& run, Tile<D>& tile) {
+  load_tile(cache, rows, run, tile);
+  __syncthreads();
+  transform_tile(cache, run, tile);
+  __syncthreads();
+  uint8_t* page = cache.page(run.b, run.begin / kPageTokens);
+  if (cache.keys.format == Format::kStatic) {
+    encode_static(cache, run, tile, page);
+  } else {
+    store_plain<D>(cache.keys, run, tile.k, page);
+  }
+  __syncthreads();
+  if (cache.values.format == Format::kNorm) {
+    encode_norm(cache, run, tile, page);
+  } else {
+    store_plain<D>(cache.values, run, tile.v, page);
+  }
+}
+
+/// Tokens of a sequence that leave the window, tile by tile.
+__device__ inline bool tile_run(const CacheView& cache, int b, int count, int kv_head, int index, TileRun* run) {
+  const int length = cache.length(b), begin = cache.quantized(b, length), end = cache.quantized(b, length + count);
+  const int tile = begin / kTileTokens + index;
+  *run = {b, max(begin, tile * kTileTokens), min(end, (tile + 1) * kTileTokens), kv_head};
+  return count > 0 && run->begin < run->end;
+}
+
+/// A block per kv head and sequence does everything, in order.
+template <int D, class Element>
+__global__ void __launch_bounds__(D) append_sequences(CacheView cache, NewRows<Element> rows) {
+  __shared__ Tile<D> tile;
+  const int kv_head = blockIdx.x, b = blockIdx.y, count = rows.count(b);
+  if (count == 0) return;
+  TileRun run;
+  for (int index = 0; tile_run(cache, b, count, kv_head, index, &run); ++index) {
+    encode_tile(cache, rows, run, tile);
+    __syncthreads();
+  }
+  for (int i = 0; i < count; ++i) store_exact(cache, rows, b, i, kv_head, threadIdx.x);
+  if (kv_head == 0 && cache.sink_policy != SinkPolicy::kNone) {
+    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, threadIdx.x);
+  }
+}
+
+/// The blocks of a sequence of n new tokens are n / 16 + 2 or one more, whatever its tiles' number: which sequence a
+/// block belongs to follows from starts alone.
+template <int D, class Element>
+__global__ void __launch_bounds__(D) append_tiles(CacheView cache, NewRows<Element> rows) {
+  __shared__ Tile<D> tile;
+  const auto first_block = [&](int b) { return rows.starts[b] / kTileTokens + 2 * b; };
+  int low = 0, high = cache.batch - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (first_block(middle) <= static_cast<int>(blockIdx.x)) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  TileRun run;
+  const int index = blockIdx.x - first_block(low);
+  if (tile_run(cache, low, rows.count(low), blockIdx.y, index, &run)) encode_tile(cache, rows, run, tile);
+}
+
+/// A block per new token and kv head keeps exact copies; behind those of tokens, one per sequence for its sinks' header.
+template <int D, class Element>
+__global__ void __launch_bounds__(D) append_exact(CacheView cache, NewRows<Element> rows) {
+  const int row = blockIdx.x;
+  if (row >= rows.tokens) {
+    const int b = row - rows.tokens, count = rows.count(b);
+    if (blockIdx.y > 0 || count == 0 || cache.sink_policy == SinkPolicy::kNone) return;
+    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, threadIdx.x);
+    return;
+  }
+  int low = 0, high = cache.batch - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (rows.starts[middle] <= row) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  store_exact(cache, rows, low, row - rows.starts[low], blockIdx.y, threadIdx.x);
+}
+
+template <int D, class Element>
+void append_elements(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  const NewRows<Element> rows{static_cast<const Element*>(tokens.qkv), tokens.starts, tokens.count};
+  const auto kv_heads = static_cast<unsigned>(cache.kv_heads), batch = static_cast<unsigned>(cache.batch);
+  if (tokens.count <= cache.batch) {
+    launch("append", append_sequences<D, Element>, {dim3(kv_heads, batch), D, 0, stream}, cache, rows);
+    return;
+  }
+  const auto n = static_cast<unsigned>(tokens.count);
+  launch("append", append_tiles<D, Element>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
+  if (cache.window > 0 || cache.sink_pages > 0) {
+    launch("append", append_exact<D, Element>, {dim3(n + batch, kv_heads), D, 0, stream}, cache, rows);
+  }
+}
+
+template <int D>
+void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  if (tokens.type == ElementType::kFloat32) append_elements<D, float>(cache, tokens, stream);
+  if (tokens.type == ElementType::kFloat16) append_elements<D, __half>(cache, tokens, stream);
+  if (tokens.type == ElementType::kBFloat16) append_elements<D, __nv_bfloat16>(cache, tokens, stream);
+}
+
+}  // namespace
+
+void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  if (tokens.count == 0) return;
+  if (cache.head_dim == 64) {
+    append_dim<64>(cache, tokens, stream);
+  } else {
+    append_dim<128>(cache, tokens, stream);
+  }
+}
+
+}  // namespace kvquant::cuda

@@ -1,0 +1,60 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Where the tokens of an append come from, and how one of them is copied exactly.
+#pragma once
+#include "cache_view.cuh"
+#include "elements.cuh"
+
+namespace kvquant::cuda {
+
+/// The fused projections of the new tokens.
+template <class Element>
+struct NewRows {
+  const Element* qkv;     // [tokens, heads + 2 kv heads, head_dim]
+  const int32_t* starts;  // [batch + 1]: rows of qkv that belong to each sequence
+  int tokens;
+
+  __device__ int count(int b) const { return starts[b + 1] - starts[b]; }
+
+  /// k of a kv head of row number i of a sequence; its v is kv_heads * head_dim elements ahead.
+  __device__ const Element* key(const CacheView& cache, int b, int i, int kv_head) const {
+    const int64_t row = static_cast<int64_t>(starts[b] + i) * (cache.heads + 2 * cache.kv_heads);
+    return qkv + (row + cache.heads + kv_head) * cache.head_dim;
+  }
+};
+
+/// Copies one head of new token number i of a sequence to where it is kept exactly: into the window, if it is among the
+/// tokens that the ring holds, and into the slot of a sink. Sinks are the first tokens: token t has slot t.
+template <class Element>
+__device__ void store_exact(const CacheView& cache, const NewRows<Element>& rows, int b, int i, int kv_head, int channel) {
+  const int before = cache.length(b), token = before + i, length = before + rows.count(b);
+  const bool recent = cache.window > 0 && token >= length - (cache.ring - 1) * kExactTokens;
+  const bool sink = cache.sink_policy == SinkPolicy::kFirst && token < cache.max_sinks;
+  if (!recent && !sink) return;
+  const Element* row = rows.key(cache, b, i, kv_head);
+  const __half k = __float2half_rn(to_float(row[channel]));
+  const __half v = __float2half_rn(to_float(row[channel + cache.kv_heads * cache.head_dim]));
+  const int slot = token % kExactTokens;
+  const auto store = [&](uint8_t* page) {
+    reinterpret_cast<__half*>(page + cache.exact_key(kv_head, channel))[slot] = k;
+    reinterpret_cast<__half*>(page + cache.exact_value(kv_head, channel))[slot] = v;
+  };
+  if (recent) store(cache.window_page(b, token));
+  if (sink) store(cache.sink_page(b, token / kExactTokens));
+}
+
+/// Brings the header of a sequence's sink page up to date, a thread a slot: what core/sinks.cpp does for sinks that are
+/// the first tokens. Tokens that were truncated are forgotten; massive entries have no part in this policy but are
+/// cleared and forgotten alike.
+__device__ inline void update_sink_header(const CacheView& cache, int b, int count, int page, int slot) {
+  const int before = cache.length(b), token = page * kExactTokens + slot;
+  auto* header = reinterpret_cast<ExactHeader*>(cache.sink_page(b, page));
+  if (slot < kExactTokens) {
+    const int held = header->tokens[slot];
+    int now = before == 0 || held >= before ? -1 : held;
+    if (before < cache.max_sinks && token >= before && token < min(before + count, cache.max_sinks)) now = token;
+    if (now != held) header->tokens[slot] = now;
+  }
+  if (slot < kMassiveEntries && before == 0) header->massive_tokens[slot] = -1;
+}
+
+}  // namespace kvquant::cuda

@@ -1,0 +1,159 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// From tensors to a CacheView.
+#include "arguments.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+
+#include "device_params.h"
+#include "launch.cuh"
+
+namespace kvquant::cuda {
+namespace {
+
+[[noreturn]] void no_kernel(const char* op, const std::string& what) {
+  fail(op, what + " has no CUDA kernel yet; use kv_cache_dtype=fp16 or int2, or run on the CPU");
+}
+
+void check_supported(const char* op, const LayerParams& params) {
+  const SideParams &keys = params.keys, &values = params.values;
+  if (params.head_dim != 64 && params.head_dim != 128) {
+    no_kernel(op, "head_dim " + std::to_string(params.head_dim));
+  }
+  const auto plain = [](const SideParams& side) { return !is_quantized(side) && side.rotation_heads == 0; };
+  const bool codes = keys.format == Format::kStatic && keys.basis_heads == 0;
+  if ((!plain(keys) && !codes) || params.keys_pre_rope != 0) no_kernel(op, "the format of keys");
+  if (!plain(values) && values.format != Format::kNorm) no_kernel(op, "the format of values");
+  if (params.sink_policy == SinkPolicy::kMassive) no_kernel(op, "the choice of sinks by massive entries");
+  if (params.sparse_tokens > 0) no_kernel(op, "key sparsity");
+}
+
+SideView side_view(const LayerParams& params, const SideParams& side, const SideLayout& layout) {
+  SideView view = {};
+  view.format = side.format;
+  view.bits = side.bits;
+  view.rotated = side.rotation_heads != 0;
+  view.rounded = is_quantized(side) || params.window > 0;
+  view.begin = layout.tile(0, 0);
+  view.tile_bytes = static_cast<int>(layout.tile(0, 1) - layout.tile(0, 0));
+  if (side.format == Format::kNorm) {
+    view.norms = layout.norms(0, 0);
+    view.norm_tile_bytes = layout.norms(1, 0) - layout.norms(0, 0);
+  }
+  for (int run = 0; run < kWidthRuns && side.format == Format::kStatic; ++run) {
+    const int place = run * (params.head_dim / kWidthRuns);
+    view.width[run] = layout.width(place);
+    view.run_begin[run] = static_cast<int>(layout.place(0, 0, place) - layout.tile(0, 0));
+  }
+  return view;
+}
+
+void find_arrays(const uint8_t* params, const SideParams& side, SideView* view) {
+  const auto array = [params](int32_t offset) {
+    return offset == 0 ? nullptr : reinterpret_cast<const float*>(params + offset);
+  };
+  view->mean = array(side.mean_offset);
+  view->steps = array(side.steps_offset);
+  view->levels = array(side.levels_offset);
+  view->noise = array(side.noise_offset);
+  view->order = reinterpret_cast<const int16_t*>(array(side.order_offset));
+}
+
+}  // namespace
+
+cudaStream_t current_stream(int32_t device) {
+  using GetStream = AOTITorchError (*)(int32_t, void**);
+  static const auto get_stream = reinterpret_cast<GetStream>(
+      dlsym(dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY), "aoti_torch_get_current_cuda_stream"));
+  void* stream = nullptr;
+  if (get_stream == nullptr || get_stream(device, &stream) != 0) fail("cuda", "libtorch gives no CUDA stream");
+  return static_cast<cudaStream_t>(stream);
+}
+
+DeviceScope::DeviceScope(const char* op, int32_t device) : device_(device) {
+  check_cuda(op, cudaGetDevice(&previous_));
+  if (previous_ != device_) check_cuda(op, cudaSetDevice(device_));
+}
+
+DeviceScope::~DeviceScope() {
+  if (previous_ != device_) cudaSetDevice(previous_);
+}
+
+ElementType element_type(const char* op, const char* name, const Tensor& tensor) {
+  const DType dtype = tensor.dtype();
+  if (dtype == DType::kFloat) return ElementType::kFloat32;
+  if (dtype == DType::kHalf) return ElementType::kFloat16;
+  if (dtype == DType::kBFloat16) return ElementType::kBFloat16;
+  fail(op, std::string(name) + " must be FLOAT32, FLOAT16 or BFLOAT16, not " + dtype_name(dtype));
+}
+
+CacheView position_view(const char* op, const LayerParams& params, const Tensor& lengths, const Tensor& rope) {
+  lengths.expect(op, "lengths", DType::kInt32, 2, DeviceType::kCuda);
+  expect_size(op, "lengths", lengths.size(1), 2, "columns");
+  expect_range(op, "lengths' rows", lengths.size(0), 0, 65535);
+  rope.expect(op, "rope", DType::kFloat, 3, DeviceType::kCuda);
+  expect_size(op, "rope", rope.size(1), 2, "parts");
+  expect_size(op, "rope", rope.size(2), params.head_dim / 2, "pairs of channels");
+  expect_range(op, "rope's rows", rope.size(0), kPageTokens + 1, int64_t{1} << 31);
+  CacheView view = {};
+  view.heads = params.num_heads;
+  view.kv_heads = params.num_kv_heads;
+  view.head_dim = params.head_dim;
+  view.score_scale = params.score_scale;
+  view.lengths = lengths.data<int32_t>();
+  view.rope = rope.data<float>();
+  view.batch = static_cast<int>(lengths.size(0));
+  return view;
+}
+
+CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
+    : lengths_(stack[0]),
+      page_table_(stack[1]),
+      exact_table_(stack[2]),
+      pages_(stack[3]),
+      exact_(stack[4]),
+      rope_(stack[5]),
+      params_tensor_(stack[6]),
+      params_(read_params(op, params_tensor_)),
+      view_(position_view(op, *params_, lengths_, rope_)) {
+  check_supported(op, *params_);
+  const PageLayout pages(*params_);
+  const ExactLayout exact(*params_);
+  page_table_.expect(op, "page_table", DType::kInt32, 2, DeviceType::kCuda);
+  expect_size(op, "page_table", page_table_.size(0), lengths_.size(0), "rows");
+  exact_table_.expect(op, "exact_table", DType::kInt32, 2, DeviceType::kCuda);
+  expect_size(op, "exact_table", exact_table_.size(0), lengths_.size(0), "rows");
+  pages_.expect(op, "pages", DType::kUInt8, 2, DeviceType::kCuda);
+  expect_size(op, "pages", pages_.size(1), pages.bytes, "bytes a page");
+  exact_.expect(op, "exact", DType::kUInt8, 2, DeviceType::kCuda);
+  view_.window = params_->window;
+  view_.sink_policy = params_->sink_policy;
+  view_.sink_pages = params_->sink_pages();
+  view_.max_sinks = params_->max_sinks;
+  view_.keys_pre_rope = params_->keys_pre_rope;
+  view_.keys = side_view(*params_, params_->keys, pages.keys);
+  view_.values = side_view(*params_, params_->values, pages.values);
+  view_.page_bytes = pages.bytes;
+  view_.exact_bytes = exact.bytes;
+  view_.exact_values = exact.values_begin;
+  view_.pages = pages_.data<uint8_t>();
+  view_.exact = exact_.data<uint8_t>();
+  view_.page_table = page_table_.data<int32_t>();
+  view_.exact_table = exact_table_.data<int32_t>();
+  view_.page_columns = static_cast<int>(page_table_.size(1));
+  view_.exact_columns = static_cast<int>(exact_table_.size(1));
+  view_.ring = view_.exact_columns - view_.sink_pages;
+  if (!params_->has_exact_pages()) return;
+  expect_size(op, "exact", exact_.size(1), exact.bytes, "bytes a page");
+  const int64_t ring = params_->window == 0 ? 0 : (params_->window + kExactTokens - 1) / kExactTokens + 1;
+  expect_range(op, "exact_table's columns", exact_table_.size(1), params_->sink_pages() + ring, int64_t{1} << 31);
+}
+
+void CacheArguments::find_params(const char* op) {
+  const uint8_t* device = device_params(op, *params_);
+  find_arrays(device, params_->keys, &view_.keys);
+  find_arrays(device, params_->values, &view_.values);
+}
+
+}  // namespace kvquant::cuda

@@ -1,0 +1,162 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Decode attention written for reading: a warp takes a token at a time, whatever its format. It serves formats and
+// sizes that have no kernel of their own and is what those are compared with on the device.
+#include "elements.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+#include "token_reader.cuh"
+
+namespace kvquant::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLowest = -1e30f;
+
+template <int n>
+__device__ float dot(const float (&x)[n], const float (&y)[n]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < n; ++i) sum = fmaf(x[i], y[i], sum);
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  return sum;
+}
+
+/// Online softmax of one query; values that are stored rotated are summed as they are.
+template <int n>
+struct State {
+  float maximum = kLowest, weights = 0.0f;
+  float natural[n] = {}, rotated[n] = {};
+
+  __device__ void add(float score, const float (&v)[n], bool is_rotated) {
+    const float raised = fmaxf(maximum, score), keep = exp2f(maximum - raised), weight = exp2f(score - raised);
+    maximum = raised;
+    weights = weights * keep + weight;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      natural[i] = natural[i] * keep + (is_rotated ? 0.0f : weight * v[i]);
+      rotated[i] = rotated[i] * keep + (is_rotated ? weight * v[i] : 0.0f);
+    }
+  }
+};
+
+/// A block per part, query head and sequence; its warps take the part's tokens in turn.
+template <int D, class Element>
+__global__ void __launch_bounds__(kWarps* kWarp) attend_plain_kernel(CacheView cache, Attention p) {
+  constexpr int n = D / kWarp;
+  __shared__ float shared_maximum[kWarps], shared_weights[kWarps], shared_sums[2][kWarps][D];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int part = blockIdx.x, head = blockIdx.y, b = blockIdx.z;
+  const int kv_head = head / (cache.heads / cache.kv_heads), position = cache.length(b);
+  const int quantized = cache.quantized(b, position + 1);
+  const auto* row = static_cast<const Element*>(p.qkv) +
+                    (static_cast<int64_t>(b) * (cache.heads + 2 * cache.kv_heads) + head) * D;
+  const float scale = cache.score_scale * kLog2e;
+  const SideView& keys = cache.keys;
+  const bool is_static = keys.format == Format::kStatic;
+
+  // The query: as it is turned, and by place; what coded keys lack.
+  float q[n], by_place[n], bias = 0.0f;
+#pragma unroll
+  for (int i = 0; i < n; ++i) q[i] = to_float(row[lane * n + i]);
+  turn_head(cache, position, lane, q);
+  if (keys.noise != nullptr) {
+    float noise[n], squares[n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      noise[i] = keys.noise[kv_head * D + lane * n + i];
+      squares[i] = q[i] * q[i];
+    }
+    bias = 0.5f * cache.score_scale * scale * dot(squares, noise);
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const int c = is_static ? channel_at<D>(keys, kv_head, lane * n + i) : lane * n + i;
+    by_place[i] = 0.0f;
+    for (int j = 0; j < n; ++j) {
+      const float value = __shfl_sync(0xffffffffu, q[j], c / n);
+      if (c % n == j) by_place[i] = value;
+    }
+  }
+
+  State<n> state;
+  const int tokens = position + 1;
+  const int begin = static_cast<int>(static_cast<int64_t>(tokens) * part / p.parts);
+  const int end = static_cast<int>(static_cast<int64_t>(tokens) * (part + 1) / p.parts);
+  for (int token = begin + warp; token < end; token += kWarps) {
+    const Place place = find_token(cache, b, token, quantized);
+    float k[n], v[n], score;
+    if (place.exact != nullptr) {
+      read_exact(cache, place, kv_head, true, lane, k);
+      read_exact(cache, place, kv_head, false, lane, v);
+      turn_head(cache, token, lane, k);
+      score = dot(q, k) * scale;
+    } else {
+      const uint8_t* page = cache.page(b, token / kPageTokens);
+      read_stored(keys, page, kv_head, token % kPageTokens, lane, k);
+      read_stored(cache.values, page, kv_head, token % kPageTokens, lane, v);
+      score = dot(by_place, k);
+      if (keys.mean != nullptr) {
+        float mean[n];
+#pragma unroll
+        for (int i = 0; i < n; ++i) mean[i] = keys.mean[kv_head * D + lane * n + i];
+        turn_head(cache, token, lane, mean);
+        score += dot(q, mean);
+      }
+      score = score * scale + bias;
+    }
+    state.add(score, v, place.exact == nullptr && cache.values.rotated);
+  }
+
+  // The block's warps, in order.
+  if (lane == 0) {
+    shared_maximum[warp] = state.maximum;
+    shared_weights[warp] = state.weights;
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    shared_sums[0][warp][lane * n + i] = state.natural[i];
+    shared_sums[1][warp][lane * n + i] = state.rotated[i];
+  }
+  __syncthreads();
+  if (warp > 0) return;
+  float maximum = kLowest, weights = 0.0f, natural[n] = {}, rotated[n] = {};
+  for (int w = 0; w < kWarps; ++w) maximum = fmaxf(maximum, shared_maximum[w]);
+  for (int w = 0; w < kWarps; ++w) {
+    const float factor = exp2f(shared_maximum[w] - maximum);
+    weights += shared_weights[w] * factor;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      natural[i] += shared_sums[0][w][lane * n + i] * factor;
+      rotated[i] += shared_sums[1][w][lane * n + i] * factor;
+    }
+  }
+  walsh_hadamard(rotated, lane);
+  const int64_t to = (static_cast<int64_t>(b) * cache.heads + head) * p.parts + part;
+#pragma unroll
+  for (int i = 0; i < n; ++i) p.sums[to * D + lane * n + i] = natural[i] + rotated[i];
+  if (lane == 0) p.ranges[to] = make_float2(maximum, weights);
+}
+
+template <int D>
+void attend_dim(const CacheView& cache, const Attention& p, cudaStream_t stream) {
+  const LaunchShape shape{dim3(static_cast<unsigned>(p.parts), static_cast<unsigned>(cache.heads),
+                               static_cast<unsigned>(cache.batch)),
+                          kWarps * kWarp, 0, stream};
+  if (p.type == ElementType::kFloat32) launch("attend", attend_plain_kernel<D, float>, shape, cache, p);
+  if (p.type == ElementType::kFloat16) launch("attend", attend_plain_kernel<D, __half>, shape, cache, p);
+  if (p.type == ElementType::kBFloat16) launch("attend", attend_plain_kernel<D, __nv_bfloat16>, shape, cache, p);
+}
+
+}  // namespace
+
+void attend_plain(const CacheView& cache, const Attention& attention, cudaStream_t stream) {
+  if (cache.head_dim == 64) {
+    attend_dim<64>(cache, attention, stream);
+  } else {
+    attend_dim<128>(cache, attention, stream);
+  }
+}
+
+}  // namespace kvquant::cuda

@@ -1,0 +1,65 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// What operators.cu asks of the other files of this folder. Everything runs on the given stream and nothing waits for
+// it; arguments have been checked.
+#pragma once
+#include "cache_view.cuh"
+
+namespace kvquant::cuda {
+
+/// The type of projections and outputs.
+enum class ElementType { kFloat32, kFloat16, kBFloat16 };
+
+struct NewTokens {
+  const void* qkv;        // [count, heads + 2 kv heads, head_dim]
+  ElementType type;
+  const int32_t* starts;  // [batch + 1]
+  int count;
+};
+
+void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// Attention of one query per head and sequence, cut into parts of the history that blocks work on at once. A part
+/// leaves the maximum of its scores (base 2), the sum of its weights relative to it, and the sum of its weighted values.
+struct Attention {
+  const void* qkv;  // [batch, heads + 2 kv heads, head_dim]; only queries are read
+  void* out;        // [batch, heads, head_dim]
+  ElementType type;
+  int parts;
+  float* sums;     // [batch, heads, parts, head_dim], natural basis
+  float2* ranges;  // [batch, heads, parts]: maximum, sum of weights
+};
+
+/// How many parts attend() wants, given how many pages a sequence has at most.
+int attend_parts(const CacheView& cache, int multiprocessors);
+
+/// Writes sums and ranges, then out.
+void attend(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+void attend_plain(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+
+/// Adds the parts up, in order.
+void combine(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+
+/// Tokens [begin, end) of a sequence as attention sees them: k and v [kv_heads, end - begin, head_dim], after RoPE.
+struct Rows {
+  int sequence, begin, end;
+  ElementType type;
+  void *k, *v;
+};
+void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream);
+
+struct RopeHeads {
+  NewTokens tokens;
+  void *q, *k, *v;  // [heads or kv heads, tokens, head_dim]
+};
+void rope_heads(const CacheView& cache, const RopeHeads& heads, cudaStream_t stream);
+
+/// What coded keys lack; q [heads, tokens, head_dim] after RoPE, out [heads, tokens] as FLOAT32.
+struct ScoreBias {
+  const void* q;
+  ElementType type;
+  int64_t tokens;
+  float* out;
+};
+void score_bias(const CacheView& cache, const ScoreBias& bias, cudaStream_t stream);
+
+}  // namespace kvquant::cuda
