@@ -1,0 +1,177 @@
+# Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE.
+"""Operators on a cache, on CUDA against the portable ones of the CPU. Needs torch 2.7 or later, numpy and a GPU.
+
+    python test_cuda_cache.py DIRECTORY [small]
+
+DIRECTORY holds libkvquant_cpu.so and libkvquant_cuda.so; small: few cases of few tokens, for compute-sanitizer. Both
+sides start from the same tensors and get the same tokens: what append leaves must be the same in every byte, and
+attention and dequantized tokens are compared with the portable operator, which sums in double precision.
+"""
+import itertools
+import sys
+
+import numpy as np
+import torch
+
+from cuda_cache import Cache, Layer
+
+DEVICE, OPS = "cuda", torch.ops.kvquant
+# ||out - reference|| / ||reference|| of a head: rounding of the output, of queries, of products' operands.
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+worst = {}
+
+
+def check_same(name, case, got, want):
+    got, want = got.cpu(), want.cpu()
+    assert torch.equal(got, want), f"{case}: {name} differs in {int((got != want).sum())} of {want.numel()} bytes"
+
+
+def check_close(name, case, got, want, tolerance):
+    got, want = got.double().cpu(), want.double().cpu()
+    error = (got - want).norm(dim=-1) / want.norm(dim=-1).clamp_min(1e-30)
+    largest = float(error.max()) if not torch.isnan(error).any() else float("inf")
+    worst[name] = max(worst.get(name, 0.0), largest)
+    assert largest <= tolerance, f"{case}: {name} is off by {largest:.2e} at {int(error.argmax())}, allowed {tolerance}"
+
+
+def run_case(case, layer, dtype, counts, steps, scale=1.0, check_values=True):
+    """Prefill of counts[i] tokens for each i in turn, then decoding."""
+    batch = len(counts[0])
+    capacity = [sum(c[b] for c in counts) + steps + 1 for b in range(batch)]
+    torch.manual_seed(7)
+    cpu = Cache(layer, capacity)
+    gpu = cpu.to(DEVICE, OPS)
+    for chunk in counts:
+        rows = layer.random_rows(sum(chunk), dtype)
+        cpu.append(rows.float(), chunk)
+        gpu.append(rows.to(DEVICE), chunk)
+        check_same("pages", case, gpu.pages, cpu.pages)
+        check_same("exact pages", case, gpu.exact, cpu.exact)
+    for _ in range(steps):
+        rows = layer.random_rows(batch, dtype, scale=scale)
+        want = cpu.decode(rows.float()).reshape(batch * layer.heads, -1)
+        out = gpu.decode(rows.to(DEVICE)).reshape(batch * layer.heads, -1)
+        assert out.dtype == dtype
+        check_same("pages", case, gpu.pages, cpu.pages)
+        check_same("exact pages", case, gpu.exact, cpu.exact)
+        tolerance = TOLERANCE[dtype] if scale < 5 else 1e-2
+        check_close(f"attend {str(dtype)[6:]}", case, out, want, tolerance)
+    if check_values:
+        for b in range(batch):
+            end = int(cpu.lengths[b, 0])
+            for begin in {0, end // 2, end}:
+                for name, got, want in zip("kv", OPS.dequantize(b, begin, end, *gpu.state()),
+                                           torch.ops.kvquant.dequantize(b, begin, end, *cpu.state())):
+                    assert got.shape == want.shape
+                    if end > begin:
+                        check_close(f"dequantize {name}", case, got, want, 1e-3)
+    return cpu, gpu, rows
+
+
+def check_invariants(layer, dtype=torch.float16):
+    """Bits repeat, whatever lies in unused slots and wherever pages lie."""
+    counts = [[777, 130, 1, 64]]
+    cpu, gpu, rows = run_case("invariants", layer, dtype, counts, 1)
+    rows = rows.to(DEVICE)
+    gpu.lengths[:, 0] -= 1  # attend wants the lengths before its token
+    first = OPS.attend(rows, *gpu.state()).clone()
+    noise = torch.empty(1 << 22, device=DEVICE)
+    for i in range(100 if DEVICE == "cuda" else 2):
+        if i % 7 == 0:
+            noise.normal_()
+        assert torch.equal(first, OPS.attend(rows, *gpu.state())), "repeated attention differs: a race"
+    order = torch.randperm(gpu.pages.shape[0])
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    moved = gpu.to(DEVICE, OPS)
+    moved.pages = gpu.pages[order.to(DEVICE)].contiguous()
+    table = gpu.page_table.cpu().long()
+    moved.page_table = torch.where(table >= 0, place[table.clamp_min(0)], table).to(torch.int32).to(DEVICE)
+    assert torch.equal(first, OPS.attend(rows, *moved.state())), "attention depends on where pages lie"
+    wide = gpu.to(DEVICE, OPS)  # more columns: other parts, the same attention
+    extra = torch.full((len(table), 300), -1, dtype=torch.int32, device=DEVICE)
+    wide.page_table = torch.cat([gpu.page_table, extra], 1)
+    check_close("parts", "wide table", OPS.attend(rows, *wide.state()).reshape(-1, layer.head_dim),
+                first.reshape(-1, layer.head_dim), 2e-3)
+
+
+def check_truncation(layer):
+    """Tokens are taken back and others appended: sinks are forgotten, stored tokens stay in their codes."""
+    batch = [300, 2]
+    torch.manual_seed(3)
+    cpu = Cache(layer, [500, 500])
+    rows = layer.random_rows(sum(batch), torch.float16)
+    gpu = cpu.to(DEVICE, OPS)
+    cpu.append(rows.float(), batch)
+    gpu.append(rows.to(DEVICE), batch)
+    lengths = torch.tensor([[200, 172], [1, 0]], dtype=torch.int32)
+    cpu.lengths, gpu.lengths = lengths.clone(), lengths.clone().to(DEVICE)
+    for chunk in ([5, 3], [1, 1], [40, 0]):
+        rows = layer.random_rows(sum(chunk), torch.float16)
+        cpu.append(rows.float(), chunk)
+        gpu.append(rows.to(DEVICE), chunk)
+        check_same("pages", "truncation", gpu.pages, cpu.pages)
+        check_same("exact pages", "truncation", gpu.exact, cpu.exact)
+    rows = layer.random_rows(2, torch.float16)
+    check_close("attend", "truncation", gpu.decode(rows.to(DEVICE)).reshape(2 * layer.heads, -1),
+                cpu.decode(rows.float()).reshape(2 * layer.heads, -1), 2e-3)
+
+
+FORMATS = {
+    "int2": {}, "int2 flat": {"schedule": "flat"}, "int2 odd widths": {"schedule": "odd"},
+    "int8": {"schedule": "eight", "values": 8}, "int3/4": {"schedule": "odd", "values": 4},
+    "int2, uniform levels": {"levels": [0.498, 1.494]}, "int2, no window": {"window": 0, "sinks": 0},
+    "int2, natural order": {"order": False, "noise": False, "schedule": "two"},
+    "int2, 20 sinks": {"sinks": 20, "window": 32}, "int2/3": {"values": 3},
+    "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0},
+    "fp16 with window": {"keys": "fp16", "values": 16}, "fp32": {"keys": "fp32", "values": 32, "window": 0, "sinks": 0},
+    "int2/fp16": {"values": 16}, "fp16/int2": {"keys": "fp16", "window": 32},
+}
+SHAPES = [(8, 2, 128), (4, 4, 128), (8, 1, 128), (6, 3, 64), (7, 1, 128), (4, 1, 64)]
+LENGTHS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 132, 133, 191, 193, 257, 1000]
+
+
+def main():
+    for library in ("libkvquant_cpu.so", "libkvquant_cuda.so"):
+        torch.ops.load_library(f"{sys.argv[1]}/{library}")
+    run_all("small" in sys.argv)
+
+
+def run_all(small):
+    torch.ops.kvquant.configure(torch.tensor([-1, 0], dtype=torch.int32))  # the portable variant
+    passed = 0
+    if small:
+        for name in ("int2", "int2 odd widths", "fp16", "fp16 with window"):
+            layer = Layer(heads=4, kv_heads=1, **FORMATS[name])
+            run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
+            passed += 1
+    else:
+        for (name, options), (heads, kv_heads, head_dim) in itertools.product(FORMATS.items(), SHAPES):
+            layer = Layer(heads=heads, kv_heads=kv_heads, head_dim=head_dim, **options)
+            run_case(f"{name} {heads}/{kv_heads}x{head_dim}", layer, torch.float16,
+                     [[70, 1, 200], [17, 300, 0], [1, 1, 1]], 2)
+            passed += 1
+        for name, dtype in itertools.product(("int2", "fp16"), TOLERANCE):
+            layer = Layer(**FORMATS[name])
+            run_case(f"{name} {dtype}", layer, dtype, [LENGTHS], 2, check_values=False)
+            run_case(f"{name} {dtype} steps", layer, dtype, [[1, 2, 3]], 150, check_values=False)
+            passed += 2
+        for name in ("int2", "int2, uniform levels"):
+            layer = Layer(**FORMATS[name])
+            run_case(f"{name} large scores", layer, torch.float16, [[900, 2000]], 2, scale=12.0)
+            run_case(f"{name} flat scores", layer, torch.float16, [[900, 2000]], 2, scale=0.0)
+            run_case(f"{name} long", layer, torch.float16, [[33000]], 1, check_values=False)
+            check_invariants(layer)
+            check_truncation(layer)
+            passed += 5
+        check_invariants(Layer(**FORMATS["fp16"]))
+        run_case("a past of 100000 tokens", Layer(heads=4, kv_heads=1), torch.float16, [[100000]], 1, check_values=False)
+        passed += 2
+    if DEVICE == "cuda":
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print("largest errors: " + ", ".join(f"{name} {error:.1e}" for name, error in sorted(worst.items())))
+    print(f"{passed} passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()
