@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "core/basis.h"
 #include "device_params.h"
 #include "launch.cuh"
 
@@ -40,6 +41,7 @@ SideView side_view(const LayerParams& params, const SideParams& side, const Side
   if (side.format == Format::kNorm) {
     view.norms = layout.norms(0, 0);
     view.norm_tile_bytes = layout.norms(1, 0) - layout.norms(0, 0);
+    if (side.bits == 2) std::copy_n(packed_array<float>(params, side.levels_offset), 4, view.four_levels);
   }
   for (int run = 0; run < kWidthRuns && side.format == Format::kStatic; ++run) {
     const int place = run * (params.head_dim / kWidthRuns);

@@ -2,15 +2,15 @@
 // Chooses the kernel for a layer's attention, and adds up what its parts leave. The history of a sequence is cut into as
 // many parts as fill the GPU; how long it is only the device knows, so the number of parts follows from the width of the
 // page table and the cut from the length.
+#include <algorithm>
+#include <cmath>
+
+#include "block_merge.cuh"
 #include "elements.cuh"
-#include "kernels.h"
 #include "launch.cuh"
-#include "ptx.cuh"
 
 namespace kvquant::cuda {
 namespace {
-
-constexpr float kLowest = -1e30f;
 
 /// A block per query head and sequence, a thread per channel. Parts are added in order: the same bits every time.
 template <class Element>
@@ -34,7 +34,7 @@ __global__ void combine_kernel(CacheView cache, Attention p) {
 
 }  // namespace
 
-void combine(const CacheView& cache, const Attention& p, cudaStream_t stream) {
+static void combine(const CacheView& cache, const Attention& p, cudaStream_t stream) {
   const LaunchShape shape{dim3(static_cast<unsigned>(cache.heads), static_cast<unsigned>(cache.batch)),
                           static_cast<unsigned>(cache.head_dim), 0, stream, true};
   if (p.type == ElementType::kFloat32) launch("attend", combine_kernel<float>, shape, cache, p);
@@ -42,14 +42,74 @@ void combine(const CacheView& cache, const Attention& p, cudaStream_t stream) {
   if (p.type == ElementType::kBFloat16) launch("attend", combine_kernel<__nv_bfloat16>, shape, cache, p);
 }
 
-int attend_parts(const CacheView& cache, int multiprocessors) {
-  const int64_t blocks = static_cast<int64_t>(cache.heads) * cache.batch;
-  const int64_t wanted = (8 * static_cast<int64_t>(multiprocessors) + blocks - 1) / blocks;
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({wanted, cache.page_columns, 256})));
+namespace {
+
+/// The number of parts that lets blocks end at about the same time, by what a block costs: its share of the history at
+/// its share of the memory's speed, and what it takes to begin and end.
+int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pairs, int64_t slots, bool exact) {
+  constexpr double kBytesPerNanosecond = 2800.0, kBlockNanoseconds = 3000.0;
+  const double token_bytes = static_cast<double>(cache.page_bytes) / kPageTokens / cache.kv_heads;
+  const double history = cache.page_columns * kPageTokens * token_bytes * static_cast<double>(slots) / kBytesPerNanosecond;
+  const double window = exact ? 512.0 * (cache.window + 2 * kExactTokens) * static_cast<double>(slots) / kBytesPerNanosecond : 0;
+  const int64_t units = static_cast<int64_t>(cache.page_columns) * kPageTokens / shape.unit_tokens;
+  const int64_t most = std::max<int64_t>(1, std::min<int64_t>(512, (units + shape.warps - 1) / shape.warps));
+  int best = 1;
+  double least = 0;
+  for (int64_t parts = 1; parts <= most; ++parts) {
+    const int64_t blocks = pairs * (parts + (exact ? 1 : 0));
+    const double block = history / static_cast<double>(parts) + kBlockNanoseconds;
+    double cost = std::max(block, exact ? window + kBlockNanoseconds : 0);
+    if (blocks > slots) {  // more than one after the other: the whole work, and half a block at the end
+      const double whole = static_cast<double>(pairs) * (static_cast<double>(parts) * block + window + (exact ? kBlockNanoseconds : 0));
+      const double waves = std::ceil(static_cast<double>(pairs * parts) / static_cast<double>(slots));
+      cost = std::max(whole / static_cast<double>(slots) + 0.5 * block, waves * block);
+    }
+    if (parts == 1 || cost < least) {
+      least = cost;
+      best = static_cast<int>(parts);
+    }
+  }
+  return best + (exact ? 1 : 0);
 }
 
-void attend(const CacheView& cache, const Attention& attention, cudaStream_t stream) {
-  attend_plain(cache, attention, stream);
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  check_cuda("attend", cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+
+}  // namespace
+
+AttentionPlan plan_attention(const CacheView& cache, int device) {
+  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  const int shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int shared_total = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  const bool exact = cache.window > 0 || cache.sink_pages > 0;
+  AttentionPlan plan{AttentionPlan::kPlain, {4, 0, 8, 1}, 1};
+  if (cache.keys.format == Format::kFloat16 && cache.values.format == Format::kFloat16 && !exact) {
+    plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1};
+  } else if (attend_int_supports(cache)) {
+    plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1};
+  }
+  if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1};
+  const bool plain = plan.kernel == AttentionPlan::kPlain;
+  constexpr int kReservedBytes = 1024;  // of each block, by CUDA
+  const int resident = std::max(1, std::min(plan.shape.blocks, shared_total / (plan.shape.shared_bytes + kReservedBytes)));
+  const int64_t pairs =
+      static_cast<int64_t>(cache.batch) * (plain ? cache.heads : cache.kv_heads * head_groups(cache));
+  plan.parts = best_parts(cache, plan.shape, std::max<int64_t>(1, pairs),
+                          static_cast<int64_t>(multiprocessors) * resident, exact && !plain);
+  return plan;
+}
+
+void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& attention, cudaStream_t stream) {
+  if (plan.kernel == AttentionPlan::kFp16) {
+    attend_fp16(cache, attention, plan.shape, stream);
+  } else if (plan.kernel == AttentionPlan::kInt) {
+    attend_int(cache, attention, plan.shape, stream);
+  } else {
+    attend_plain(cache, attention, stream);
+  }
   combine(cache, attention, stream);
 }
 

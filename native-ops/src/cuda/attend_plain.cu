@@ -1,8 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Decode attention written for reading: a warp takes a token at a time, whatever its format. It serves formats and
 // sizes that have no kernel of their own and is what those are compared with on the device.
+#include "block_merge.cuh"
 #include "elements.cuh"
-#include "kernels.h"
 #include "launch.cuh"
 #include "token_reader.cuh"
 
@@ -10,8 +10,6 @@ namespace kvquant::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kLowest = -1e30f;
 
 template <int n>
 __device__ float dot(const float (&x)[n], const float (&y)[n]) {

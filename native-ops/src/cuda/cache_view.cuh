@@ -24,6 +24,7 @@ struct SideView {
   int64_t norms, norm_tile_bytes;  // kNorm
   const float *mean, *steps, *levels, *noise;
   const int16_t* order;
+  float four_levels[4];       // kNorm of 2 bits: levels, for the host
   int run_begin[kWidthRuns];  // kStatic: bytes from the beginning of a tile
   int width[kWidthRuns];
 

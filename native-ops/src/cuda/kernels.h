@@ -29,15 +29,34 @@ struct Attention {
   float2* ranges;  // [batch, heads, parts]: maximum, sum of weights
 };
 
-/// How many parts attend() wants, given how many pages a sequence has at most.
-int attend_parts(const CacheView& cache, int multiprocessors);
+/// How a kernel's blocks look: what decides how many parts are best.
+struct AttentionShape {
+  int warps, shared_bytes;
+  int blocks;       // on a multiprocessor at most, for registers
+  int unit_tokens;  // that a warp takes at a time
+};
+
+/// Which kernel works on a layer, and in how many parts.
+struct AttentionPlan {
+  enum Kernel { kPlain, kFp16, kInt } kernel;
+  AttentionShape shape;
+  int parts;
+};
+AttentionPlan plan_attention(const CacheView& cache, int device);
 
 /// Writes sums and ranges, then out.
-void attend(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& attention, cudaStream_t stream);
+
 void attend_plain(const CacheView& cache, const Attention& attention, cudaStream_t stream);
 
-/// Adds the parts up, in order.
-void combine(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+/// fp16 pages without exact tokens.
+AttentionShape attend_fp16_shape(const CacheView& cache);
+void attend_fp16(const CacheView& cache, const Attention& attention, const AttentionShape& shape, cudaStream_t stream);
+
+/// int2: static codes of keys, 2-bit values with norms. shared_bytes: of a block at most.
+bool attend_int_supports(const CacheView& cache);
+AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes);
+void attend_int(const CacheView& cache, const Attention& attention, const AttentionShape& shape, cudaStream_t stream);
 
 /// Tokens [begin, end) of a sequence as attention sees them: k and v [kv_heads, end - begin, head_dim], after RoPE.
 struct Rows {

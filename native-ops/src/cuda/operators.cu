@@ -47,16 +47,14 @@ void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   const DeviceScope scope(op, device.index);
   arguments.find_params(op);
   const CacheView& view = arguments.view();
-  int multiprocessors = 0;
-  check_cuda(op, cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.index));
-  const int parts = attend_parts(view, multiprocessors);
+  const AttentionPlan plan = plan_attention(view, device.index);
   const int64_t rows = static_cast<int64_t>(view.batch) * view.heads;
   Tensor out = Tensor::empty(qkv.dtype(), {view.batch, static_cast<int64_t>(view.heads) * view.head_dim}, device);
-  Tensor sums = Tensor::empty(DType::kFloat, {rows, parts, view.head_dim}, device);
-  Tensor ranges = Tensor::empty(DType::kFloat, {rows, parts, 2}, device);
+  Tensor sums = Tensor::empty(DType::kFloat, {rows, plan.parts, view.head_dim}, device);
+  Tensor ranges = Tensor::empty(DType::kFloat, {rows, plan.parts, 2}, device);
   const Attention attention{qkv.data<void>(), out.data<void>(),    type,
-                            parts,            sums.data<float>(), ranges.data<float2>()};
-  if (rows > 0) attend(view, attention, current_stream(device.index));
+                            plan.parts,       sums.data<float>(), ranges.data<float2>()};
+  if (rows > 0) attend(view, plan, attention, current_stream(device.index));
   stack[0] = out.release();
 }
 

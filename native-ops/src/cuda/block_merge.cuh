@@ -1,0 +1,93 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// The end of a block's work on its part of a history: the warps' sums are added up, in order, and left for combine().
+#pragma once
+#include "fp16_tile.cuh"
+#include "kernels.h"
+
+namespace kvquant::cuda {
+
+/// Floats from one head's sums to the next in shared memory; the excess keeps heads in different banks.
+template <int D>
+constexpr int kMergeStride = D + 4;
+
+template <int warps>
+struct MergeScratch {
+  float reference[warps][kHeads], weights[warps][kHeads];
+};
+
+/// What a block works on: a part of sequence b for query heads [first, first + count), at most 8, of a kv head.
+struct BlockHeads {
+  int b, part, kv_head, first, count;
+};
+
+/// Groups of at most 8 query heads that share a kv head.
+__host__ __device__ inline int head_groups(const CacheView& cache) {
+  return (cache.heads / cache.kv_heads + kHeads - 1) / kHeads;
+}
+
+/// Parts are the slowest axis: blocks that run together read the same pages, and short last parts fill the end.
+inline dim3 attention_blocks(const CacheView& cache, const Attention& p) {
+  return dim3(static_cast<unsigned>(cache.kv_heads * head_groups(cache)), static_cast<unsigned>(cache.batch),
+              static_cast<unsigned>(p.parts));
+}
+
+__device__ __forceinline__ BlockHeads block_heads(const CacheView& cache) {
+  const int queries = cache.heads / cache.kv_heads, groups = head_groups(cache);
+  const int kv_head = static_cast<int>(blockIdx.x) / groups, skipped = static_cast<int>(blockIdx.x) % groups * kHeads;
+  return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z), kv_head, kv_head * queries + skipped,
+          min(kHeads, queries - skipped)};
+}
+
+/// Leaves a part without tokens.
+__device__ __forceinline__ void write_empty(const CacheView& cache, const Attention& p, const BlockHeads& heads) {
+  if (static_cast<int>(threadIdx.x) >= heads.count) return;
+  const int64_t row = static_cast<int64_t>(heads.b) * cache.heads + heads.first + threadIdx.x;
+  p.ranges[row * p.parts + heads.part] = make_float2(kLowest, 0.0f);
+}
+
+/// Leaves a warp's references and weights in shared memory; its sums, [head][channel] with kMergeStride, are in its own
+/// buffer already.
+template <int warps>
+__device__ __forceinline__ void publish(MergeScratch<warps>& scratch, const Softmax& softmax, int warp, int lane) {
+  float weights[2] = {softmax.weights[0], softmax.weights[1]};
+#pragma unroll
+  for (int step = 4; step < kWarp; step *= 2) {
+    weights[0] += __shfl_xor_sync(0xffffffffu, weights[0], step);
+    weights[1] += __shfl_xor_sync(0xffffffffu, weights[1], step);
+  }
+  if (lane < 4) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      scratch.reference[warp][2 * lane + i] = softmax.reference[i];
+      scratch.weights[warp][2 * lane + i] = weights[i];
+    }
+  }
+}
+
+/// After a barrier: adds up the warps' sums, which are warp_stride floats apart; rotated: they are in the rotated basis.
+template <int D, int warps>
+__device__ __forceinline__ void merge_warps(const CacheView& cache, const Attention& p, const BlockHeads& heads,
+                                            const MergeScratch<warps>& scratch, const float* sums, int warp_stride,
+                                            bool rotated) {
+  constexpr int n = D / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  for (int head = threadIdx.x / kWarp; head < heads.count; head += warps) {
+    float maximum = kLowest, weights = 0.0f, total[n] = {};
+#pragma unroll
+    for (int w = 0; w < warps; ++w) maximum = fmaxf(maximum, scratch.reference[w][head]);
+    for (int w = 0; w < warps; ++w) {
+      const float factor = exp2_fast(scratch.reference[w][head] - maximum);
+      weights = fmaf(scratch.weights[w][head], factor, weights);
+      const float* from = sums + w * warp_stride + head * kMergeStride<D> + lane * n;
+#pragma unroll
+      for (int i = 0; i < n; ++i) total[i] = fmaf(from[i], factor, total[i]);
+    }
+    if (rotated) walsh_hadamard(total, lane);
+    const int64_t to = (static_cast<int64_t>(heads.b) * cache.heads + heads.first + head) * p.parts + heads.part;
+#pragma unroll
+    for (int i = 0; i < n; ++i) p.sums[to * D + lane * n + i] = total[i];
+    if (lane == 0) p.ranges[to] = make_float2(maximum, weights);
+  }
+}
+
+}  // namespace kvquant::cuda

@@ -1,0 +1,114 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Sums of weighted values in 2-bit codes with a norm per token, 128 tokens at a time, head_dim 128.
+//
+// A word holds a channel's codes of 16 tokens, token f in field f of the low half and token f + 8 in that of the high
+// half: a mask makes of it the operand of tokens f and f + 8, in subnormal fp16 as in static_keys.cuh. A product takes
+// its 16 tokens (columns of the first operand) from 8 tiles: pair c is tokens f, f + 8 of tile 2 c, pair c + 4 those of
+// tile 2 c + 1. Channels are dealt so that a lane reads 16 bytes: row g of products 2 m and 2 m + 1 is channels 32 m + 4 g
+// and + 2, row g + 8 those after them.
+//
+// Norms go into the weights. Levels are symmetric, so a level is l0 + w1 b1 + w0 b0 with the bits of its code: w1 / 2
+// times (code + beta b0) less a constant, whose sum over tokens is one more product, with ones. Equal steps have beta 0,
+// and no second product. Tokens of the high halves are taken as 3 - code with negative weights: sums stay near zero,
+// which the truncating accumulator needs.
+#pragma once
+#include "static_keys.cuh"
+
+namespace kvquant::cuda {
+
+constexpr int kValueTileBytes = 128 * 4;
+/// From one tile to the next in shared memory; lanes of a quarter warp then read different banks.
+constexpr int kValueStride = kValueTileBytes + 16;
+constexpr int kNormBytes = kTileTokens * 2;  // of a tile
+
+/// What levels amount to.
+struct LevelFit {
+  float beta;      // of the code's low bit
+  float constant;  // -(2 l0 / w1), times the sum of weights
+  float factor;    // w1 / 2
+};
+
+/// A warp's sums: [2 m, 2 m + 1] as above; ones: of the weights.
+struct ValueSums {
+  float sums[8][4] = {}, ones[4] = {};
+  /// Norms are multiplied by this power of 2, so that weights fill fp16; norms up to `limit` are safe.
+  float norm_scale = 0.0f, limit = -1.0f;
+
+  __device__ __forceinline__ void multiply(float factor0, float factor1) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      sums[i][0] *= factor0;
+      sums[i][1] *= factor1;
+      sums[i][2] *= factor0;
+      sums[i][3] *= factor1;
+    }
+    ones[0] *= factor0;
+    ones[1] *= factor1;
+    ones[2] *= factor0;
+    ones[3] *= factor1;
+  }
+
+  /// Chooses norm_scale for norms up to the given one; all lanes must agree on it.
+  __device__ __forceinline__ void make_room(float norm) {
+    // The largest norm so far becomes 1 to 2; 8 is safe: with the slack of weights and the factor of fields that is
+    // 8 2^5 2^6 < 65504.
+    const int exponent = norm > 0.0f ? ((__float_as_int(norm) >> 23) & 0xff) - 127 : 0;
+    const float wanted = __int_as_float((127 - min(max(exponent, -40), 20)) << 23);
+    const float keep = norm_scale > 0.0f ? wanted / norm_scale : 0.0f;
+    multiply(keep, keep);
+    norm_scale = wanted;
+    limit = 8.0f / wanted;
+  }
+};
+
+/// Weights of one head pair as second operands of the 8 products.
+struct WeightOperands {
+  uint32_t b[kProducts][2];
+};
+
+/// Weights [16 tokens, 2 heads] (those of tokens f + 8 negative) as operands.
+__device__ __forceinline__ void weight_operand(uint32_t (&b)[2], float w0, float w1, float w2, float w3) {
+  const uint32_t low = transpose8x8(pack_halves(w0, w1)), high = transpose8x8(pack_halves(w2, w3));
+  b[0] = __byte_perm(low, high, 0x5410);
+  b[1] = __byte_perm(low, high, 0x7632);
+}
+
+/// Adds the values of 8 tiles. kEven: levels have equal steps.
+template <bool kEven>
+__device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* values, const WeightOperands& weights,
+                                          float beta, int lane) {
+  const unsigned char* first = values + lane % 4 * 2 * kValueStride + lane / 4 * 16;
+  const __half2 small = __float2half2_rn(beta);
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+    const uint4 x = *reinterpret_cast<const uint4*>(first + 128 * m);
+    const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueStride);
+    uint32_t a[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i] ^= 0xffff0000u;
+#pragma unroll
+    for (int f = 0; f < kProducts; ++f) {
+      if (f == 4) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) a[i] >>= 8;
+      }
+      const uint32_t mask = 0x00030003u << field_position(f);
+      const uint32_t b0 = weights.b[f][0], b1 = weights.b[f][1];
+      mma(sums.sums[2 * m], a[0] & mask, a[1] & mask, a[4] & mask, a[5] & mask, b0, b1);
+      mma(sums.sums[2 * m + 1], a[2] & mask, a[3] & mask, a[6] & mask, a[7] & mask, b0, b1);
+      if constexpr (!kEven) {
+        const uint32_t bit = 0x00010001u << field_position(f);
+        const uint32_t s0 = as_bits(__hmul2(as_half2(b0), small)), s1 = as_bits(__hmul2(as_half2(b1), small));
+        mma(sums.sums[2 * m], a[0] & bit, a[1] & bit, a[4] & bit, a[5] & bit, s0, s1);
+        mma(sums.sums[2 * m + 1], a[2] & bit, a[3] & bit, a[6] & bit, a[7] & bit, s0, s1);
+      }
+    }
+  }
+#pragma unroll
+  for (int f = 0; f < kProducts; ++f) {
+    const uint32_t one = 0x00010001u << field_position(f);
+    mma(sums.ones, one, one, one, one, weights.b[f][0], weights.b[f][1]);
+  }
+}
+
+}  // namespace kvquant::cuda

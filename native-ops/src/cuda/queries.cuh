@@ -1,0 +1,85 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Queries of decode attention as products want them.
+#pragma once
+#include "block_merge.cuh"
+#include "elements.cuh"
+#include "token_reader.cuh"
+
+namespace kvquant::cuda {
+
+__device__ __forceinline__ float load_element(ElementType type, const void* data, int64_t index) {
+  if (type == ElementType::kFloat16) return to_float(static_cast<const __half*>(data)[index]);
+  if (type == ElementType::kBFloat16) return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
+  return static_cast<const float*>(data)[index];
+}
+
+/// A query as projected, a lane's channels as token_reader.cuh deals them; zeros for heads beyond the block's.
+template <int n>
+__device__ __forceinline__ void load_query(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,
+                                           int lane, float (&q)[n]) {
+  const int64_t row = static_cast<int64_t>(heads.b) * (cache.heads + 2 * cache.kv_heads) + heads.first + head;
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    q[i] = head < heads.count ? load_element(p.type, p.qkv, row * (n * kWarp) + lane * n + i) : 0.0f;
+  }
+}
+
+/// All queries of a block after RoPE, times the score's factor and log2(e): FP32 [8, D] in shared memory, zeros beyond
+/// the block's heads.
+template <int D>
+__device__ __forceinline__ void turn_queries(const CacheView& cache, const Attention& p, const BlockHeads& heads,
+                                             float* out) {
+  constexpr int n = D / kWarp;
+  const int lane = threadIdx.x % kWarp, position = cache.length(heads.b);
+  const float scale = cache.score_scale * kLog2e;
+  for (int head = threadIdx.x / kWarp; head < kHeads; head += blockDim.x / kWarp) {
+    float q[n];
+    load_query(cache, p, heads, head, lane, q);
+    turn_head(cache, position, lane, q);
+#pragma unroll
+    for (int i = 0; i < n; ++i) out[head * D + lane * n + i] = q[i] * scale;
+  }
+}
+
+/// Second operands for Fp16Tile::score: lane 4 g + c holds channels 16 i + 2 c, + 1 and + 8, + 9 of head g.
+template <int D>
+__device__ __forceinline__ void load_operands(const float* queries, int lane, uint32_t (&q)[D / 8]) {
+  const float* head = queries + lane / 4 * D + 2 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < D / 8; ++i) q[i] = pack_halves(head[8 * i], head[8 * i + 1]);
+}
+
+/// The same of queries turned back by a position, a multiple of 16.
+template <int D>
+__device__ __forceinline__ void load_operands_before(const CacheView& cache, const float* queries, int position, int lane,
+                                                     uint32_t (&q)[D / 8]) {
+  const float* head = queries + lane / 4 * D + 2 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < D / 16; ++i) {
+    float a[2], b[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int pair = 8 * i + 2 * (lane % 4) + j;
+      const float2 angle = rope_angle(cache, position, pair);
+      const float2 turned = turn(head[8 * i + j], head[8 * i + j + D / 2], make_float2(angle.x, -angle.y));
+      a[j] = turned.x;
+      b[j] = turned.y;
+    }
+    q[i] = pack_halves(a[0], a[1]);
+    q[i + D / 16] = pack_halves(b[0], b[1]);
+  }
+}
+
+/// Fills the table of Fp16Tile::score_turned: cosines and sines of positions 0 to 15.
+template <int D>
+__device__ __forceinline__ void fill_angles(const CacheView& cache, uint4* angles) {
+  for (int i = threadIdx.x; i < D / 16 * kWarp; i += blockDim.x) {
+    const int lane = i % kWarp, pair = i / kWarp * 8 + 2 * (lane % 4), g = lane / 4;
+    const float *cosines = cache.rope + pair * kPageTokens, *sines = cosines + D / 2 * kPageTokens;
+    angles[i] = make_uint4(pack_halves(cosines[g], cosines[kPageTokens + g]), pack_halves(sines[g], sines[kPageTokens + g]),
+                           pack_halves(cosines[g + 8], cosines[kPageTokens + g + 8]),
+                           pack_halves(sines[g + 8], sines[kPageTokens + g + 8]));
+  }
+}
+
+}  // namespace kvquant::cuda
