@@ -22,7 +22,7 @@ constexpr float kLargestHalf = 65504.0f;
 template <int D>
 struct Tile {
   float k[kTileTokens][D + 1], v[kTileTokens][D + 1];
-  float rms[kTileTokens], norm[kTileTokens];
+  float rms[kTileTokens], inverse[kTileTokens];  // of values, about 1 / rms
 };
 
 /// Tokens [begin, end) of a sequence, all of one tile.
@@ -34,16 +34,16 @@ struct TileRun {
   __device__ int tile() const { return begin % kPageTokens / kTileTokens; }
 };
 
-template <int D, class Element>
-__device__ void load_tile(const CacheView& cache, const NewRows<Element>& rows, const TileRun& run, Tile<D>& tile) {
+template <int D>
+__device__ void load_tile(const CacheView& cache, const NewRows& rows, const TileRun& run, Tile<D>& tile) {
   const int c = threadIdx.x, length = cache.length(run.b);
   const float mean = cache.keys.mean != nullptr ? cache.keys.mean[run.kv_head * D + c] : 0.0f;
   for (int token = run.begin; token < run.end; ++token) {
     float k, v;
     if (token >= length) {
-      const Element* row = rows.key(cache, run.b, token - length, run.kv_head) + c;
-      k = to_float(row[0]);
-      v = to_float(row[static_cast<int64_t>(cache.kv_heads) * D]);
+      const int64_t index = rows.key(cache, run.b, token - length, run.kv_head) + c;
+      k = rows.load(index);
+      v = rows.load(index + cache.kv_heads * D);
     } else {
       const uint8_t* page = cache.window_page(run.b, token);
       k = __half2float(reinterpret_cast<const __half*>(page + cache.exact_key(run.kv_head, c))[token % kExactTokens]);
@@ -117,10 +117,39 @@ __device__ void put_codes(int bits, uint8_t* field, int first, int last, Code co
   if (bits == 8) put_codes<8>(field, first, last, code);
 }
 
-/// kvquant::static_code.
-__device__ __forceinline__ int static_code(float x, float start, float step, int bits) {
-  const float code = rintf(__fdiv_rn(__fsub_rn(x, start), step));
+template <int count>
+__device__ __forceinline__ int nearest_level_of(float x, const float (&middles)[count]) {
+  int code = 0;  // middles ascend
+#pragma unroll
+  for (int i = 0; i < count; ++i) code += x > middles[i] ? 1 : 0;
+  return code;
+}
+
+/// How near to a decision a quotient that is a product with a reciprocal, off by 2^-22 of its size, leaves it open.
+constexpr float kDoubt = 1e-6f;
+
+/// Correctly rounded; a function of its own, since it is long and rarely called.
+__device__ __noinline__ float divide(float x, float y) { return __fdiv_rn(x, y); }
+
+/// kvquant::static_code; inverse is about 1 / step. Divides only where the product may round to another integer.
+__device__ __forceinline__ int static_code(float x, float start, float step, float inverse, int bits) {
+  const float centred = __fsub_rn(x, start), quotient = centred * inverse;
+  float code = rintf(quotient);
+  const float margin = 0.5f - fabsf(quotient - code);
+  if (!(margin > kDoubt * (1.0f + fabsf(quotient)))) code = rintf(divide(centred, step));
   return static_cast<int>(fminf(fmaxf(0.0f, code), static_cast<float>((1 << bits) - 1)));
+}
+
+/// kvquant::nearest_level of x / rms; inverse is about 1 / rms. middles: between neighbouring levels.
+template <int count>
+__device__ __forceinline__ int nearest_level(float x, float rms, float inverse, const float (&middles)[count]) {
+  if (!(rms > 0.0f)) return nearest_level_of(0.0f, middles);
+  float quotient = x * inverse;
+  bool doubt = !(fabsf(quotient) < 1e30f);
+#pragma unroll
+  for (int i = 0; i < count; ++i) doubt |= fabsf(quotient - middles[i]) <= kDoubt * (1.0f + fabsf(quotient));
+  if (doubt) quotient = divide(x, rms);
+  return nearest_level_of<count>(quotient, middles);
 }
 
 template <int D>
@@ -128,11 +157,49 @@ __device__ void encode_static(const CacheView& cache, const TileRun& run, const 
   constexpr int kRun = D / kWidthRuns;
   const int place = threadIdx.x, bits = cache.keys.width[place / kRun];
   if (bits == 0) return;
-  const int head = run.kv_head * D, channel = cache.keys.order != nullptr ? cache.keys.order[head + place] - head : place;
+  const int head = run.kv_head * D,
+            channel = cache.keys.order != nullptr ? cache.keys.order[head + place] - head : place;
   const float start = cache.keys.steps[2 * (head + place)], step = cache.keys.steps[2 * (head + place) + 1];
+  const float inverse = 1.0f / step;
   const int offset = cache.keys.run_begin[place / kRun] + place % kRun * 2 * bits;
   put_codes(bits, page + cache.keys.tile(run.kv_head, run.tile()) + offset, run.first(), run.last(),
-            [&](int token) { return static_code(tile.k[token][channel], start, step, bits); });
+            [&](int token) { return static_code(tile.k[token][channel], start, step, inverse, bits); });
+}
+
+/// The codes of a channel of values; leaves their levels where keys were.
+template <int bits, int D>
+__device__ void put_levels(const float* levels, const TileRun& run, Tile<D>& tile, uint8_t* field) {
+  constexpr int kCount = (1 << bits) - 1;
+  const int c = threadIdx.x;
+  float level[kCount + 1], middles[kCount];
+#pragma unroll
+  for (int i = 0; i <= kCount; ++i) level[i] = levels[i];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) middles[i] = __fmul_rn(0.5f, __fadd_rn(level[i], level[i + 1]));
+  put_codes<bits>(field, run.first(), run.last(), [&](int token) {
+    const int code = nearest_level(tile.v[token][c], tile.rms[token], tile.inverse[token], middles);
+    float chosen = level[0];
+#pragma unroll
+    for (int i = 1; i <= kCount; ++i) chosen = code == i ? level[i] : chosen;
+    tile.k[token][c] = chosen;
+    return code;
+  });
+}
+
+/// The same for 8 bits, level by level.
+template <int D>
+__device__ void put_many_levels(const float* levels, const TileRun& run, Tile<D>& tile, uint8_t* field) {
+  const int c = threadIdx.x;
+  put_codes<8>(field, run.first(), run.last(), [&](int token) {
+    const float x = tile.rms[token] > 0.0f ? divide(tile.v[token][c], tile.rms[token]) : 0.0f;
+    int code = 0;
+    for (int step = 128; step > 0; step /= 2) {  // the last level whose lower middle is below x
+      const int next = code + step;
+      if (x > __fmul_rn(0.5f, __fadd_rn(levels[next - 1], levels[next]))) code = next;
+    }
+    tile.k[token][c] = levels[code];
+    return code;
+  });
 }
 
 /// kvquant::SideEncoder's encode_norm; sums over channels are taken by one thread for each token, in channel order.
@@ -143,26 +210,28 @@ __device__ void encode_norm(const CacheView& cache, const TileRun& run, Tile<D>&
   if (token < run.last()) {
     for (int i = 0; i < D; ++i) square = __fadd_rn(square, __fmul_rn(tile.v[token][i], tile.v[token][i]));
     tile.rms[token] = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(D)));
+    tile.inverse[token] = 1.0f / tile.rms[token];
   }
   __syncthreads();
-  float(&levels)[kTileTokens][D + 1] = tile.k;  // keys are coded already
-  put_codes(bits, page + cache.values.tile(run.kv_head, run.tile()) + c * 2 * bits, run.first(), run.last(),
-            [&](int t) {
-              const float x = tile.rms[t] > 0.0f ? __fdiv_rn(tile.v[t][c], tile.rms[t]) : 0.0f;
-              const float* level = cache.values.levels;
-              int code = 0;
-              while (code + 1 < 1 << bits && x > __fmul_rn(0.5f, __fadd_rn(level[code], level[code + 1]))) ++code;
-              levels[t][c] = level[code];
-              return code;
-            });
+  uint8_t* field = page + cache.values.tile(run.kv_head, run.tile()) + c * 2 * bits;
+  if (bits == 2) {
+    put_levels<2>(cache.values.levels, run, tile, field);
+  } else if (bits == 3) {
+    put_levels<3>(cache.values.levels, run, tile, field);
+  } else if (bits == 4) {
+    put_levels<4>(cache.values.levels, run, tile, field);
+  } else {
+    put_many_levels(cache.values.levels, run, tile, field);
+  }
   __syncthreads();
   if (token < run.last()) {
     float product = 0.0f;
-    for (int i = 0; i < D; ++i) product = __fadd_rn(product, __fmul_rn(tile.v[token][i], levels[token][i]));
+    for (int i = 0; i < D; ++i) product = __fadd_rn(product, __fmul_rn(tile.v[token][i], tile.k[token][i]));
     // A NaN becomes the largest norm, as std::min has it there.
     const float ratio = __fdiv_rn(square, product);
     const float norm = product > 0.0f ? (ratio < kLargestHalf ? ratio : kLargestHalf) : 0.0f;
-    uint8_t* norms = page + cache.values.norms + run.tile() * cache.values.norm_tile_bytes + run.kv_head * kTileTokens * 2;
+    uint8_t* norms =
+        page + cache.values.norms + run.tile() * cache.values.norm_tile_bytes + run.kv_head * kTileTokens * 2;
     reinterpret_cast<__half*>(norms)[token] = __float2half_rn(norm);
   }
 }
@@ -181,8 +250,8 @@ __device__ void store_plain(const SideView& side, const TileRun& run, const floa
   }
 }
 
-template <int D, class Element>
-__device__ void encode_tile(const CacheView& cache, const NewRows<Element>& rows, const TileRun& run, Tile<D>& tile) {
+template <int D>
+__device__ void encode_tile(const CacheView& cache, const NewRows& rows, const TileRun& run, Tile<D>& tile) {
   load_tile(cache, rows, run, tile);
   __syncthreads();
   transform_tile(cache, run, tile);
@@ -210,8 +279,9 @@ __device__ inline bool tile_run(const CacheView& cache, int b, int count, int kv
 }
 
 /// A block per kv head and sequence does everything, in order.
-template <int D, class Element>
-__global__ void __launch_bounds__(D) append_sequences(CacheView cache, NewRows<Element> rows) {
+template <int D>
+__global__ void __launch_bounds__(D)
+    append_sequences(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
   __shared__ Tile<D> tile;
   const int kv_head = blockIdx.x, b = blockIdx.y, count = rows.count(b);
   if (count == 0) return;
@@ -228,10 +298,11 @@ __global__ void __launch_bounds__(D) append_sequences(CacheView cache, NewRows<E
 
 /// The blocks of a sequence of n new tokens are n / 16 + 2 or one more, whatever its tiles' number: which sequence a
 /// block belongs to follows from starts alone.
-template <int D, class Element>
-__global__ void __launch_bounds__(D) append_tiles(CacheView cache, NewRows<Element> rows) {
+template <int D>
+__global__ void __launch_bounds__(D)
+    append_tiles(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
   __shared__ Tile<D> tile;
-  const auto first_block = [&](int b) { return rows.starts[b] / kTileTokens + 2 * b; };
+  const auto first_block = [&](int b) { return rows.start(b) / kTileTokens + 2 * b; };
   int low = 0, high = cache.batch - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
@@ -246,12 +317,14 @@ __global__ void __launch_bounds__(D) append_tiles(CacheView cache, NewRows<Eleme
   if (tile_run(cache, low, rows.count(low), blockIdx.y, index, &run)) encode_tile(cache, rows, run, tile);
 }
 
-/// A block per new token and kv head keeps exact copies; behind those of tokens, one per sequence for its sinks' header.
-template <int D, class Element>
-__global__ void __launch_bounds__(D) append_exact(CacheView cache, NewRows<Element> rows) {
+/// A block per new token and kv head keeps exact copies; behind those of tokens, one per sequence for its sinks'
+/// header.
+template <int D>
+__global__ void __launch_bounds__(D)
+    append_exact(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
   const int row = blockIdx.x;
-  if (row >= rows.tokens) {
-    const int b = row - rows.tokens, count = rows.count(b);
+  if (row >= rows.tokens.count) {
+    const int b = row - rows.tokens.count, count = rows.count(b);
     if (blockIdx.y > 0 || count == 0 || cache.sink_policy == SinkPolicy::kNone) return;
     for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, threadIdx.x);
     return;
@@ -259,35 +332,28 @@ __global__ void __launch_bounds__(D) append_exact(CacheView cache, NewRows<Eleme
   int low = 0, high = cache.batch - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (rows.starts[middle] <= row) {
+    if (rows.start(middle) <= row) {
       low = middle;
     } else {
       high = middle - 1;
     }
   }
-  store_exact(cache, rows, low, row - rows.starts[low], blockIdx.y, threadIdx.x);
-}
-
-template <int D, class Element>
-void append_elements(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  const NewRows<Element> rows{static_cast<const Element*>(tokens.qkv), tokens.starts, tokens.count};
-  const auto kv_heads = static_cast<unsigned>(cache.kv_heads), batch = static_cast<unsigned>(cache.batch);
-  if (tokens.count <= cache.batch) {
-    launch("append", append_sequences<D, Element>, {dim3(kv_heads, batch), D, 0, stream}, cache, rows);
-    return;
-  }
-  const auto n = static_cast<unsigned>(tokens.count);
-  launch("append", append_tiles<D, Element>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
-  if (cache.window > 0 || cache.sink_pages > 0) {
-    launch("append", append_exact<D, Element>, {dim3(n + batch, kv_heads), D, 0, stream}, cache, rows);
-  }
+  store_exact(cache, rows, low, row - rows.start(low), blockIdx.y, threadIdx.x);
 }
 
 template <int D>
 void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  if (tokens.type == ElementType::kFloat32) append_elements<D, float>(cache, tokens, stream);
-  if (tokens.type == ElementType::kFloat16) append_elements<D, __half>(cache, tokens, stream);
-  if (tokens.type == ElementType::kBFloat16) append_elements<D, __nv_bfloat16>(cache, tokens, stream);
+  const NewRows rows{tokens};
+  const auto kv_heads = static_cast<unsigned>(cache.kv_heads), batch = static_cast<unsigned>(cache.batch);
+  if (tokens.count <= cache.batch) {
+    launch("append", append_sequences<D>, {dim3(kv_heads, batch), D, 0, stream}, cache, rows);
+    return;
+  }
+  const auto n = static_cast<unsigned>(tokens.count);
+  launch("append", append_tiles<D>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
+  if (cache.window > 0 || cache.sink_pages > 0) {
+    launch("append", append_exact<D>, {dim3(n + batch, kv_heads), D, 0, stream}, cache, rows);
+  }
 }
 
 }  // namespace

@@ -6,33 +6,32 @@
 
 namespace kvquant::cuda {
 
-/// The fused projections of the new tokens.
-template <class Element>
+/// New tokens, as kernels see them.
 struct NewRows {
-  const Element* qkv;     // [tokens, heads + 2 kv heads, head_dim]
-  const int32_t* starts;  // [batch + 1]: rows of qkv that belong to each sequence
-  int tokens;
+  NewTokens tokens;
 
-  __device__ int count(int b) const { return starts[b + 1] - starts[b]; }
+  __device__ int start(int b) const { return tokens.starts[b]; }
+  __device__ int count(int b) const { return start(b + 1) - start(b); }
 
-  /// k of a kv head of row number i of a sequence; its v is kv_heads * head_dim elements ahead.
-  __device__ const Element* key(const CacheView& cache, int b, int i, int kv_head) const {
-    const int64_t row = static_cast<int64_t>(starts[b] + i) * (cache.heads + 2 * cache.kv_heads);
-    return qkv + (row + cache.heads + kv_head) * cache.head_dim;
+  /// Where in qkv k of a kv head of row number i of a sequence begins; its v is kv_heads * head_dim elements ahead.
+  __device__ int64_t key(const CacheView& cache, int b, int i, int kv_head) const {
+    const int64_t row = static_cast<int64_t>(start(b) + i) * (cache.heads + 2 * cache.kv_heads);
+    return (row + cache.heads + kv_head) * cache.head_dim;
   }
+  __device__ float load(int64_t index) const { return load_element(tokens.type, tokens.qkv, index); }
 };
 
 /// Copies one head of new token number i of a sequence to where it is kept exactly: into the window, if it is among the
 /// tokens that the ring holds, and into the slot of a sink. Sinks are the first tokens: token t has slot t.
-template <class Element>
-__device__ void store_exact(const CacheView& cache, const NewRows<Element>& rows, int b, int i, int kv_head, int channel) {
+__device__ inline void store_exact(const CacheView& cache, const NewRows& rows, int b, int i, int kv_head,
+                                   int channel) {
   const int before = cache.length(b), token = before + i, length = before + rows.count(b);
   const bool recent = cache.window > 0 && token >= length - (cache.ring - 1) * kExactTokens;
   const bool sink = cache.sink_policy == SinkPolicy::kFirst && token < cache.max_sinks;
   if (!recent && !sink) return;
-  const Element* row = rows.key(cache, b, i, kv_head);
-  const __half k = __float2half_rn(to_float(row[channel]));
-  const __half v = __float2half_rn(to_float(row[channel + cache.kv_heads * cache.head_dim]));
+  const int64_t index = rows.key(cache, b, i, kv_head) + channel;
+  const __half k = __float2half_rn(rows.load(index));
+  const __half v = __float2half_rn(rows.load(index + cache.kv_heads * cache.head_dim));
   const int slot = token % kExactTokens;
   const auto store = [&](uint8_t* page) {
     reinterpret_cast<__half*>(page + cache.exact_key(kv_head, channel))[slot] = k;

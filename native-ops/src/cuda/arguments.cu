@@ -1,11 +1,10 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // From tensors to a CacheView.
-#include "arguments.h"
-
 #include <dlfcn.h>
 
 #include <algorithm>
 
+#include "arguments.h"
 #include "core/basis.h"
 #include "device_params.h"
 #include "launch.cuh"

@@ -1,7 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Chooses the kernel for a layer's attention, and adds up what its parts leave. The history of a sequence is cut into as
-// many parts as fill the GPU; how long it is only the device knows, so the number of parts follows from the width of the
-// page table and the cut from the length.
+// Chooses the kernel for a layer's attention, and adds up what its parts leave. The history of a sequence is cut into
+// as many parts as fill the GPU; how long it is only the device knows, so the number of parts follows from the width of
+// the page table and the cut from the length.
 #include <algorithm>
 #include <cmath>
 
@@ -12,31 +12,50 @@
 namespace kvquant::cuda {
 namespace {
 
-/// A block per query head and sequence, a thread per channel. Parts are added in order: the same bits every time.
+/// Threads of a channel in combine_kernel.
+constexpr int kCombiners = 4;
+
+/// A block per query head and sequence: kCombiners threads for each channel, each for every fourth part. The order of
+/// additions is fixed: the same bits every time.
 template <class Element>
 __global__ void combine_kernel(CacheView cache, Attention p) {
+  __shared__ float shared_sums[kCombiners][kMaxHeadDim], shared_weights[kCombiners];
   wait_for_previous_kernel();
-  const int c = threadIdx.x;
+  const int dim = cache.head_dim, c = static_cast<int>(threadIdx.x) % dim,
+            combiner = static_cast<int>(threadIdx.x) / dim;
   const int64_t row = static_cast<int64_t>(blockIdx.y) * cache.heads + blockIdx.x;
   const float2* ranges = p.ranges + row * p.parts;
-  const float* sums = p.sums + row * p.parts * cache.head_dim + c;
+  const float* sums = p.sums + row * p.parts * dim + c;
   float maximum = kLowest, weights = 0.0f, sum = 0.0f;
+#pragma unroll 8
   for (int part = 0; part < p.parts; ++part) maximum = fmaxf(maximum, ranges[part].x);
-  for (int part = 0; part < p.parts; ++part) {
+#pragma unroll 8
+  for (int part = combiner; part < p.parts; part += kCombiners) {
     const float2 range = ranges[part];
-    if (!(range.y > 0.0f)) continue;  // a part without tokens wrote no sums
-    const float factor = exp2f(range.x - maximum);
+    // A part without tokens wrote no sums: what lies there is selected away, not multiplied.
+    const float value = range.y > 0.0f ? sums[static_cast<int64_t>(part) * dim] : 0.0f;
+    const float factor = exp2_fast(range.x - maximum);
     weights = fmaf(range.y, factor, weights);
-    sum = fmaf(sums[static_cast<int64_t>(part) * cache.head_dim], factor, sum);
+    sum = fmaf(value, factor, sum);
   }
-  static_cast<Element*>(p.out)[row * cache.head_dim + c] = from_float<Element>(sum / weights);
+  shared_sums[combiner][c] = sum;
+  if (c == 0) shared_weights[combiner] = weights;
+  __syncthreads();
+  if (combiner > 0) return;
+#pragma unroll
+  for (int other = 1; other < kCombiners; ++other) {
+    sum += shared_sums[other][c];
+    weights += shared_weights[other];
+  }
+  static_cast<Element*>(p.out)[row * dim + c] = from_float<Element>(sum / weights);
 }
 
 }  // namespace
 
-static void combine(const CacheView& cache, const Attention& p, cudaStream_t stream) {
+/// early: the GPU can start it before the parts are done.
+static void combine(const CacheView& cache, const Attention& p, bool early, cudaStream_t stream) {
   const LaunchShape shape{dim3(static_cast<unsigned>(cache.heads), static_cast<unsigned>(cache.batch)),
-                          static_cast<unsigned>(cache.head_dim), 0, stream, true};
+                          static_cast<unsigned>(kCombiners * cache.head_dim), 0, stream, early};
   if (p.type == ElementType::kFloat32) launch("attend", combine_kernel<float>, shape, cache, p);
   if (p.type == ElementType::kFloat16) launch("attend", combine_kernel<__half>, shape, cache, p);
   if (p.type == ElementType::kBFloat16) launch("attend", combine_kernel<__nv_bfloat16>, shape, cache, p);
@@ -49,8 +68,10 @@ namespace {
 int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pairs, int64_t slots, bool exact) {
   constexpr double kBytesPerNanosecond = 2800.0, kBlockNanoseconds = 3000.0;
   const double token_bytes = static_cast<double>(cache.page_bytes) / kPageTokens / cache.kv_heads;
-  const double history = cache.page_columns * kPageTokens * token_bytes * static_cast<double>(slots) / kBytesPerNanosecond;
-  const double window = exact ? 512.0 * (cache.window + 2 * kExactTokens) * static_cast<double>(slots) / kBytesPerNanosecond : 0;
+  const double history =
+      cache.page_columns * kPageTokens * token_bytes * static_cast<double>(slots) / kBytesPerNanosecond;
+  const double window =
+      exact ? 512.0 * (cache.window + 2 * kExactTokens) * static_cast<double>(slots) / kBytesPerNanosecond : 0;
   const int64_t units = static_cast<int64_t>(cache.page_columns) * kPageTokens / shape.unit_tokens;
   const int64_t most = std::max<int64_t>(1, std::min<int64_t>(512, (units + shape.warps - 1) / shape.warps));
   int best = 1;
@@ -60,7 +81,8 @@ int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pair
     const double block = history / static_cast<double>(parts) + kBlockNanoseconds;
     double cost = std::max(block, exact ? window + kBlockNanoseconds : 0);
     if (blocks > slots) {  // more than one after the other: the whole work, and half a block at the end
-      const double whole = static_cast<double>(pairs) * (static_cast<double>(parts) * block + window + (exact ? kBlockNanoseconds : 0));
+      const double whole =
+          static_cast<double>(pairs) * (static_cast<double>(parts) * block + window + (exact ? kBlockNanoseconds : 0));
       const double waves = std::ceil(static_cast<double>(pairs * parts) / static_cast<double>(slots));
       cost = std::max(whole / static_cast<double>(slots) + 0.5 * block, waves * block);
     }
@@ -85,20 +107,21 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   const int shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const int shared_total = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const bool exact = cache.window > 0 || cache.sink_pages > 0;
-  AttentionPlan plan{AttentionPlan::kPlain, {4, 0, 8, 1}, 1};
+  AttentionPlan plan{AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false};
   if (cache.keys.format == Format::kFloat16 && cache.values.format == Format::kFloat16 && !exact) {
-    plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1};
+    plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1, false};
   } else if (attend_int_supports(cache)) {
-    plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1};
+    plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1, false};
   }
-  if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1};
+  if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false};
   const bool plain = plan.kernel == AttentionPlan::kPlain;
   constexpr int kReservedBytes = 1024;  // of each block, by CUDA
-  const int resident = std::max(1, std::min(plan.shape.blocks, shared_total / (plan.shape.shared_bytes + kReservedBytes)));
-  const int64_t pairs =
-      static_cast<int64_t>(cache.batch) * (plain ? cache.heads : cache.kv_heads * head_groups(cache));
+  const int resident =
+      std::max(1, std::min(plan.shape.blocks, shared_total / (plan.shape.shared_bytes + kReservedBytes)));
+  const int64_t pairs = static_cast<int64_t>(cache.batch) * (plain ? cache.heads : cache.kv_heads * head_groups(cache));
   plan.parts = best_parts(cache, plan.shape, std::max<int64_t>(1, pairs),
                           static_cast<int64_t>(multiprocessors) * resident, exact && !plain);
+  plan.early = !plain && attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
   return plan;
 }
 
@@ -110,7 +133,7 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
   } else {
     attend_plain(cache, attention, stream);
   }
-  combine(cache, attention, stream);
+  combine(cache, attention, plan.early, stream);
 }
 
 }  // namespace kvquant::cuda

@@ -22,7 +22,8 @@ struct Shared {
 };
 
 template <int D>
-__global__ void __launch_bounds__(kWarps* kWarp, 2) attend_fp16_kernel(CacheView cache, Attention p) {
+__global__ void __launch_bounds__(kWarps* kWarp, 2)
+    attend_fp16_kernel(const __grid_constant__ CacheView cache, Attention p) {
   using Tile = Fp16Tile<D>;
   using Layout = Shared<D>;
   KVQUANT_DYNAMIC_SHARED(shared);

@@ -13,21 +13,19 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels.h"
+#include "exact_part.cuh"
+#include "fold_query.cuh"
 #include "launch.cuh"
 #include "mean_term.cuh"
 #include "norm_values.cuh"
-#include "queries.cuh"
 
 namespace kvquant::cuda {
 namespace {
 
 constexpr int kDim = 128;
-constexpr int kLanes = 4;  // channels of a lane
 constexpr int kGroupTiles = kGroupTokens / kTileTokens;
 /// Warps of a block; fewer where shared memory is small.
 constexpr int kManyWarps = 8, kFewWarps = 4;
-constexpr int kSinkBits = 32;  // tokens among which sinks may be
 
 /// What the host finds out about a layer once per call.
 struct IntLayer {
@@ -56,147 +54,6 @@ struct BlockLayout {
   static constexpr int kScratch = kFactors + 2 * kHeads * 4;
   static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
 };
-
-/// Folds a query into what products and the mean term want. A warp does one head.
-__device__ __noinline__ void fold_query(const CacheView& cache, const BlockHeads& heads, int head, int lane, float (&q)[kLanes],
-                                        uint32_t* queries, float2* amplitudes, float* factors) {
-  turn_head(cache, cache.length(heads.b), lane, q);
-  const SideView& keys = cache.keys;
-  const int kv_head = heads.kv_head;
-  const int first = kv_head * kDim + lane * kLanes, column = head * 4;
-  const float scale = cache.score_scale * kLog2e;
-  float folded[kLanes], constant = 0.0f, largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) {
-    const int c = channel_at<kDim>(keys, kv_head, lane * kLanes + i);
-    float x = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kLanes; ++j) {
-      const float value = __shfl_sync(0xffffffffu, q[j], c / kLanes);
-      if (c % kLanes == j) x = value * scale;
-    }
-    if (keys.width[(lane * kLanes + i) / (kDim / kWidthRuns)] == 0) x = 0.0f;
-    const float2 step = reinterpret_cast<const float2*>(keys.steps)[first + i];
-    constant = fmaf(x, step.x, constant);
-    folded[i] = x * step.y;
-    largest = fmaxf(largest, fabsf(folded[i]));
-    if (keys.noise != nullptr) {
-      constant = fmaf(0.5f * cache.score_scale * scale * q[i] * q[i], keys.noise[first + i], constant);
-    }
-  }
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    constant += __shfl_xor_sync(0xffffffffu, constant, step);
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
-  }
-  // sigma brings the largest to 2^10 .. 2^11: 16 times that is still an fp16, 2^-24 of it still a normal one.
-  const int exponent = largest > 0.0f ? min(max(((__float_as_int(largest) >> 23) & 0xff) - 127, -80), 80) : 0;
-  const float sigma = __int_as_float((127 + 10 - exponent) << 23);
-  if (lane == 0) {
-    factors[head] = 1.0f / sigma;
-    factors[kHeads + head] = constant;
-  }
-  // Lane 4 g + c of run r wants places 8 r + 2 c and + 1 of head g.
-  auto* to = reinterpret_cast<uint2*>(queries + lane / 2 * kWarp + column + lane % 2 * 2);
-  *to = make_uint2(pack_halves(folded[0] * sigma, folded[1] * sigma), pack_halves(folded[2] * sigma, folded[3] * sigma));
-  if (keys.mean == nullptr) return;
-  // q . R_t mean = cos (q_i m_i + q_j m_j) + sin (q_j m_i - q_i m_j), j the partner of i; lanes 0 to 15 hold the i.
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) {
-    const float other = __shfl_xor_sync(0xffffffffu, q[i], kWarp / 2);
-    if (lane >= kWarp / 2) continue;
-    const float mi = keys.mean[first + i], mj = keys.mean[first + i + kDim / 2];
-    amplitudes[lane * kWarp + column + i] =
-        make_float2(scale * fmaf(q[i], mi, other * mj), scale * fmaf(other, mi, -q[i] * mj));
-  }
-}
-
-/// Tokens 0 to 31 of a sequence that are sinks, a bit each.
-__device__ __forceinline__ uint32_t find_sinks(const CacheView& cache, int b, int lane) {
-  const int page = lane / kExactTokens;
-  bool sink = false;
-  if (page < cache.sink_pages) {
-    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, page));
-    sink = header->tokens[lane % kExactTokens] == lane && lane <= cache.length(b);
-  }
-  return __ballot_sync(0xffffffffu, sink);
-}
-
-/// Bits of the 16 tokens from first on that are in [0, end) and no sinks.
-__device__ __forceinline__ uint32_t valid_tokens(int first, int end, uint32_t sinks) {
-  const int left = end - first;
-  uint32_t valid = left >= kTileTokens ? 0xffffu : left > 0 ? (1u << left) - 1u : 0u;
-  if (first < kSinkBits) valid &= ~(sinks >> first);
-  return valid;
-}
-
-/// The last part: sink pages, then those of the window.
-template <int warps>
-__device__ __noinline__ void attend_exact(const CacheView& cache, const Attention& p, const BlockHeads& heads,
-                                          int buffer_bytes, unsigned char* shared) {
-  using Tile = Fp16Tile<kDim>;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  unsigned char* buffers = shared + BlockLayout<warps>::kWarpBuffers;
-  unsigned char* keys = buffers + warp * buffer_bytes;
-  unsigned char* values = keys + Tile::kBytes;
-  auto* angles = reinterpret_cast<uint4*>(shared);
-  auto* queries = reinterpret_cast<float*>(shared + kDim / 16 * kWarp * 16);
-  auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + BlockLayout<warps>::kScratch);
-  const int length = cache.length(heads.b) + 1, quantized = cache.quantized(heads.b, length);
-  const uint32_t sinks = find_sinks(cache, heads.b, lane);
-  const int first_run = quantized / kTileTokens, runs = cache.window > 0 ? (length + kTileTokens - 1) / kTileTokens : 0;
-  const int units = cache.sink_pages + max(0, runs - first_run);
-
-  const auto start = [&](int unit) {
-    const bool sink = unit < cache.sink_pages;
-    const int token = (sink ? unit : first_run + unit - cache.sink_pages) * kTileTokens;
-    if (unit < units) {
-      const uint8_t* page = sink ? cache.sink_page(heads.b, unit) : cache.window_page(heads.b, token);
-      Tile::copy(keys, page + cache.exact_key(heads.kv_head, 0), lane);
-      Tile::copy(values, page + cache.exact_value(heads.kv_head, 0), lane);
-    }
-    commit_copies();
-    return token;
-  };
-  int token = start(warp);
-  turn_queries<kDim>(cache, p, heads, queries);
-  fill_angles<kDim>(cache, angles);
-  __syncthreads();
-
-  Softmax softmax;
-  float sums[Tile::kBlocks][4] = {};
-  for (int unit = warp; unit < units; unit += warps) {
-    uint32_t q[kDim / 8], valid;
-    load_operands_before<kDim>(cache, queries, token, lane, q);
-    if (unit < cache.sink_pages) {
-      valid = (sinks >> token) & 0xffffu;
-    } else {
-      valid = valid_tokens(token, length, sinks);
-      if (token < quantized) valid &= ~((1u << (quantized - token)) - 1u);
-    }
-    wait_copies<0>();
-    __syncwarp();
-    if (valid != 0) {
-      float scores[4] = {};
-      Tile::score_turned(scores, keys, q, angles, lane);
-      Tile::weigh(softmax, sums, scores, valid, lane);
-      Tile::add_values(sums, values, scores, valid, lane);
-    }
-    __syncwarp();
-    token = start(unit + warps);
-  }
-  wait_copies<0>();
-  __syncwarp();
-  auto* out = reinterpret_cast<float*>(keys) + 2 * (lane % 4) * kMergeStride<kDim> + lane / 4;
-#pragma unroll
-  for (int i = 0; i < Tile::kBlocks; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) out[j % 2 * kMergeStride<kDim> + 16 * i + j / 2 * 8] = sums[i][j];
-  }
-  publish(scratch, softmax, warp, lane);
-  __syncthreads();
-  merge_warps<kDim>(cache, p, heads, scratch, reinterpret_cast<const float*>(buffers), buffer_bytes / 4, false);
-}
 
 /// Copies to a warp's buffers, 128 tokens at a time.
 struct GroupCopies {
@@ -301,7 +158,9 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   release_next_kernel();
   const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
   const int parts = p.parts - (has_exact ? 1 : 0), part = heads.part;
-  if (part == parts) return attend_exact<warps>(cache, p, heads, layer.warp_bytes, shared);
+  if (part == parts) {
+    return attend_exact<kDim, warps, Layout::kWarpBuffers, Layout::kScratch>(cache, p, heads, layer.warp_bytes, shared);
+  }
 
   const int tokens = cache.quantized(heads.b, cache.length(heads.b) + 1);
   const int groups = (tokens + kGroupTokens - 1) / kGroupTokens;
@@ -316,7 +175,13 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
   unsigned char* keys = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
   unsigned char* values = keys + kGroupTiles * layer.key_stride;
-  const GroupCopies copies{cache, layer, heads.kv_head, lane, keys, values, values + WarpLayout::kValues,
+  const GroupCopies copies{cache,
+                           layer,
+                           heads.kv_head,
+                           lane,
+                           keys,
+                           values,
+                           values + WarpLayout::kValues,
                            values + WarpLayout::kValues + WarpLayout::kNorms};
 
   // Small loads go first: behind a full queue of copies they would wait for all of them.
@@ -410,7 +275,8 @@ IntLayer describe(const CacheView& cache, const float* levels) {
   for (int run = 0; run < kWidthRuns; ++run) {
     if (keys.width[run] == 0) continue;
     int same = 0;  // the last step, if it has room for this run
-    while (same < layer.step_count && (layer.steps[same].width != keys.width[run] || layer.steps[same].runs == 2)) ++same;
+    while (same < layer.step_count && (layer.steps[same].width != keys.width[run] || layer.steps[same].runs == 2))
+      ++same;
     KeyStep& step = layer.steps[same];
     if (same == layer.step_count) ++layer.step_count;
     step.width = static_cast<int16_t>(keys.width[run]);
@@ -452,8 +318,8 @@ bool attend_int_supports(const CacheView& cache) {
 
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
   const IntLayer layer = describe(cache, cache.values.four_levels);
-  const int warps = BlockLayout<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes <= shared_bytes ? kManyWarps
-                                                                                                        : kFewWarps;
+  const int warps =
+      BlockLayout<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes <= shared_bytes ? kManyWarps : kFewWarps;
   const int fixed = warps == kManyWarps ? BlockLayout<kManyWarps>::kWarpBuffers : BlockLayout<kFewWarps>::kWarpBuffers;
   return {warps, fixed + warps * layer.warp_bytes, 2, kGroupTokens};
 }

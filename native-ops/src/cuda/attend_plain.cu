@@ -41,15 +41,16 @@ struct State {
 
 /// A block per part, query head and sequence; its warps take the part's tokens in turn.
 template <int D, class Element>
-__global__ void __launch_bounds__(kWarps* kWarp) attend_plain_kernel(CacheView cache, Attention p) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    attend_plain_kernel(const __grid_constant__ CacheView cache, Attention p) {
   constexpr int n = D / kWarp;
   __shared__ float shared_maximum[kWarps], shared_weights[kWarps], shared_sums[2][kWarps][D];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int part = blockIdx.x, head = blockIdx.y, b = blockIdx.z;
   const int kv_head = head / (cache.heads / cache.kv_heads), position = cache.length(b);
   const int quantized = cache.quantized(b, position + 1);
-  const auto* row = static_cast<const Element*>(p.qkv) +
-                    (static_cast<int64_t>(b) * (cache.heads + 2 * cache.kv_heads) + head) * D;
+  const auto* row =
+      static_cast<const Element*>(p.qkv) + (static_cast<int64_t>(b) * (cache.heads + 2 * cache.kv_heads) + head) * D;
   const float scale = cache.score_scale * kLog2e;
   const SideView& keys = cache.keys;
   const bool is_static = keys.format == Format::kStatic;
@@ -139,9 +140,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) attend_plain_kernel(CacheView c
 
 template <int D>
 void attend_dim(const CacheView& cache, const Attention& p, cudaStream_t stream) {
-  const LaunchShape shape{dim3(static_cast<unsigned>(p.parts), static_cast<unsigned>(cache.heads),
-                               static_cast<unsigned>(cache.batch)),
-                          kWarps * kWarp, 0, stream};
+  const LaunchShape shape{
+      dim3(static_cast<unsigned>(p.parts), static_cast<unsigned>(cache.heads), static_cast<unsigned>(cache.batch)),
+      kWarps * kWarp, 0, stream};
   if (p.type == ElementType::kFloat32) launch("attend", attend_plain_kernel<D, float>, shape, cache, p);
   if (p.type == ElementType::kFloat16) launch("attend", attend_plain_kernel<D, __half>, shape, cache, p);
   if (p.type == ElementType::kBFloat16) launch("attend", attend_plain_kernel<D, __nv_bfloat16>, shape, cache, p);

@@ -64,7 +64,8 @@ __device__ __forceinline__ void publish(MergeScratch<warps>& scratch, const Soft
   }
 }
 
-/// After a barrier: adds up the warps' sums, which are warp_stride floats apart; rotated: they are in the rotated basis.
+/// After a barrier: adds up the warps' sums, which are warp_stride floats apart; rotated: they are in the rotated
+/// basis.
 template <int D, int warps>
 __device__ __forceinline__ void merge_warps(const CacheView& cache, const Attention& p, const BlockHeads& heads,
                                             const MergeScratch<warps>& scratch, const float* sums, int warp_stride,

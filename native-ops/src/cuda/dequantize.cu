@@ -12,7 +12,7 @@ namespace {
 constexpr int kWarps = 8;
 
 template <int D, class Element>
-__global__ void __launch_bounds__(kWarps* kWarp) dequantize_kernel(CacheView cache, Rows rows) {
+__global__ void __launch_bounds__(kWarps* kWarp) dequantize_kernel(const __grid_constant__ CacheView cache, Rows rows) {
   constexpr int n = D / kWarp;
   __shared__ float scratch[kWarps][D];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, kv_head = blockIdx.y, b = rows.sequence;

@@ -2,13 +2,12 @@
 // Parameters are tensors on the CPU, since operators read them to choose kernels; kernels need their tables on the
 // device. An address says nothing about content, so copies are found by a hash of all bytes: about 5 us for 64 KB,
 // beside launches, and nothing when a graph is replayed.
-#include "device_params.h"
-
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <tuple>
 
+#include "device_params.h"
 #include "launch.cuh"
 
 namespace kvquant::cuda {

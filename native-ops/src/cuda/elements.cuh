@@ -4,6 +4,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstdint>
+
+#include "kernels.h"
+
 namespace kvquant::cuda {
 
 __device__ __forceinline__ float to_float(float x) { return x; }
@@ -23,6 +27,14 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+/// An element of an array whose type is only known here: where there are few loads, and kernels of their own for each
+/// type would be large.
+__device__ __forceinline__ float load_element(ElementType type, const void* data, int64_t index) {
+  if (type == ElementType::kFloat16) return to_float(static_cast<const __half*>(data)[index]);
+  if (type == ElementType::kBFloat16) return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
+  return static_cast<const float*>(data)[index];
 }
 
 }  // namespace kvquant::cuda

@@ -20,11 +20,10 @@ constexpr float kSlack = 5.0f;
 
 __device__ __forceinline__ uint32_t as_bits(__half2 x) { return *reinterpret_cast<uint32_t*>(&x); }
 __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2*>(&x); }
-__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
-  return as_bits(__floats2half2_rn(low, high));
-}
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) { return as_bits(__floats2half2_rn(low, high)); }
 
-/// Online softmax of a warp: of query heads 2 c and 2 c + 1 the reference of weights and this lane's share of their sum.
+/// Online softmax of a warp: of query heads 2 c and 2 c + 1 the reference of weights and this lane's share of their
+/// sum.
 struct Softmax {
   float reference[2] = {kLowest, kLowest}, weights[2] = {0.0f, 0.0f};
 

@@ -10,7 +10,7 @@ namespace kvquant::cuda {
 enum class ElementType { kFloat32, kFloat16, kBFloat16 };
 
 struct NewTokens {
-  const void* qkv;        // [count, heads + 2 kv heads, head_dim]
+  const void* qkv;  // [count, heads + 2 kv heads, head_dim]
   ElementType type;
   const int32_t* starts;  // [batch + 1]
   int count;
@@ -19,7 +19,8 @@ struct NewTokens {
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// Attention of one query per head and sequence, cut into parts of the history that blocks work on at once. A part
-/// leaves the maximum of its scores (base 2), the sum of its weights relative to it, and the sum of its weighted values.
+/// leaves the maximum of its scores (base 2), the sum of its weights relative to it, and the sum of its weighted
+/// values.
 struct Attention {
   const void* qkv;  // [batch, heads + 2 kv heads, head_dim]; only queries are read
   void* out;        // [batch, heads, head_dim]
@@ -41,6 +42,7 @@ struct AttentionPlan {
   enum Kernel { kPlain, kFp16, kInt } kernel;
   AttentionShape shape;
   int parts;
+  bool early;  // parts let the kernel behind them start early
 };
 AttentionPlan plan_attention(const CacheView& cache, int device);
 

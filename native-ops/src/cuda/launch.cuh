@@ -27,8 +27,9 @@ constexpr size_t kFreeSharedBytes = 48 << 10;
 template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
   if (shape.shared_bytes > kFreeSharedBytes) {
-    check_cuda(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shape.shared_bytes)));
+    check_cuda(op,
+               cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shape.shared_bytes)));
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.blocks;

@@ -21,16 +21,19 @@ constexpr int kWaveBytes = kProducts * kWaveStride * 4;
 __device__ __forceinline__ void fill_waves(const CacheView& cache, uint32_t* table) {
   constexpr int kHalf = 64;
   const float* second = cache.rope + static_cast<int64_t>(kPageTokens + 1) * 2 * kHalf;  // of position 64
-  const auto put = [table](int pair, int token, float cosine, float sine) {
-    const int lane = token / 16 * 4 + pair % 4, word = token / 8 % 2 + pair / 4 % 2 * 2;
-    table[token % 8 * kWaveStride + (pair / 8 * kWarp + lane) * 4 + word] = pack_halves(cosine, sine);
-  };
-  for (int i = threadIdx.x; i < kHalf * kPageTokens; i += blockDim.x) {
-    const int pair = i / kPageTokens, token = i % kPageTokens;
-    const float c = cache.rope[i], s = cache.rope[kHalf * kPageTokens + i];
-    const float c1 = second[pair], s1 = second[kHalf + pair];
-    put(pair, token, c, s);
-    put(pair, token + kPageTokens, c * c1 - s * s1, s * c1 + c * s1);
+  const int token = static_cast<int>(threadIdx.x) % kPageTokens;
+  for (int place = static_cast<int>(threadIdx.x) / kPageTokens; place < 4;
+       place += static_cast<int>(blockDim.x) / kPageTokens) {
+    uint32_t* to = table + token % 8 * kWaveStride + (token / 16 * 4 + place) * 4 + token / 8 % 2;
+#pragma unroll 4
+    for (int i = 0; i < 2 * kWaveBlocks; ++i) {  // half blocks
+      const int pair = 4 * i + place;
+      const float c = cache.rope[pair * kPageTokens + token], s = cache.rope[(kHalf + pair) * kPageTokens + token];
+      const float c1 = second[pair], s1 = second[kHalf + pair];
+      uint32_t* words = to + i / 2 * (kWarp * 4) + i % 2 * 2;
+      words[0] = pack_halves(c, s);
+      words[16 * 4] = pack_halves(c * c1 - s * s1, s * c1 + c * s1);  // 64 tokens on: lanes of tiles 4 to 7
+    }
   }
 }
 

@@ -4,12 +4,12 @@
 // A word holds a channel's codes of 16 tokens, token f in field f of the low half and token f + 8 in that of the high
 // half: a mask makes of it the operand of tokens f and f + 8, in subnormal fp16 as in static_keys.cuh. A product takes
 // its 16 tokens (columns of the first operand) from 8 tiles: pair c is tokens f, f + 8 of tile 2 c, pair c + 4 those of
-// tile 2 c + 1. Channels are dealt so that a lane reads 16 bytes: row g of products 2 m and 2 m + 1 is channels 32 m + 4 g
-// and + 2, row g + 8 those after them.
+// tile 2 c + 1. Channels are dealt so that a lane reads 16 bytes: row g of products 2 m and 2 m + 1 is channels 32 m +
+// 4 g and + 2, row g + 8 those after them.
 //
 // Norms go into the weights. Levels are symmetric, so a level is l0 + w1 b1 + w0 b0 with the bits of its code: w1 / 2
-// times (code + beta b0) less a constant, whose sum over tokens is one more product, with ones. Equal steps have beta 0,
-// and no second product. Tokens of the high halves are taken as 3 - code with negative weights: sums stay near zero,
+// times (code + beta b0) less a constant, whose sum over tokens is one more product, with ones. Equal steps have beta
+// 0, and no second product. Tokens of the high halves are taken as 3 - code with negative weights: sums stay near zero,
 // which the truncating accumulator needs.
 #pragma once
 #include "static_keys.cuh"

@@ -52,7 +52,7 @@ void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor out = Tensor::empty(qkv.dtype(), {view.batch, static_cast<int64_t>(view.heads) * view.head_dim}, device);
   Tensor sums = Tensor::empty(DType::kFloat, {rows, plan.parts, view.head_dim}, device);
   Tensor ranges = Tensor::empty(DType::kFloat, {rows, plan.parts, 2}, device);
-  const Attention attention{qkv.data<void>(), out.data<void>(),    type,
+  const Attention attention{qkv.data<void>(), out.data<void>(),   type,
                             plan.parts,       sums.data<float>(), ranges.data<float2>()};
   if (rows > 0) attend(view, plan, attention, current_stream(device.index));
   stack[0] = out.release();
@@ -75,8 +75,12 @@ void dequantize_op(StableIValue* stack, uint64_t, uint64_t) {
   const DType dtype = wide ? DType::kFloat : DType::kHalf;
   Tensor k = Tensor::empty(dtype, {view.kv_heads, end - begin, view.head_dim}, device);
   Tensor v = Tensor::empty(dtype, {view.kv_heads, end - begin, view.head_dim}, device);
-  const Rows rows{static_cast<int>(sequence), static_cast<int>(begin), static_cast<int>(end),
-                  wide ? ElementType::kFloat32 : ElementType::kFloat16, k.data<void>(), v.data<void>()};
+  const Rows rows{static_cast<int>(sequence),
+                  static_cast<int>(begin),
+                  static_cast<int>(end),
+                  wide ? ElementType::kFloat32 : ElementType::kFloat16,
+                  k.data<void>(),
+                  v.data<void>()};
   dequantize(view, rows, current_stream(device.index));
   stack[0] = k.release();
   stack[1] = v.release();

@@ -7,16 +7,10 @@
 
 namespace kvquant::cuda {
 
-__device__ __forceinline__ float load_element(ElementType type, const void* data, int64_t index) {
-  if (type == ElementType::kFloat16) return to_float(static_cast<const __half*>(data)[index]);
-  if (type == ElementType::kBFloat16) return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
-  return static_cast<const float*>(data)[index];
-}
-
 /// A query as projected, a lane's channels as token_reader.cuh deals them; zeros for heads beyond the block's.
 template <int n>
-__device__ __forceinline__ void load_query(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,
-                                           int lane, float (&q)[n]) {
+__device__ __forceinline__ void load_query(const CacheView& cache, const Attention& p, const BlockHeads& heads,
+                                           int head, int lane, float (&q)[n]) {
   const int64_t row = static_cast<int64_t>(heads.b) * (cache.heads + 2 * cache.kv_heads) + heads.first + head;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
@@ -51,8 +45,8 @@ __device__ __forceinline__ void load_operands(const float* queries, int lane, ui
 
 /// The same of queries turned back by a position, a multiple of 16.
 template <int D>
-__device__ __forceinline__ void load_operands_before(const CacheView& cache, const float* queries, int position, int lane,
-                                                     uint32_t (&q)[D / 8]) {
+__device__ __forceinline__ void load_operands_before(const CacheView& cache, const float* queries, int position,
+                                                     int lane, uint32_t (&q)[D / 8]) {
   const float* head = queries + lane / 4 * D + 2 * (lane % 4);
 #pragma unroll
   for (int i = 0; i < D / 16; ++i) {
@@ -76,9 +70,10 @@ __device__ __forceinline__ void fill_angles(const CacheView& cache, uint4* angle
   for (int i = threadIdx.x; i < D / 16 * kWarp; i += blockDim.x) {
     const int lane = i % kWarp, pair = i / kWarp * 8 + 2 * (lane % 4), g = lane / 4;
     const float *cosines = cache.rope + pair * kPageTokens, *sines = cosines + D / 2 * kPageTokens;
-    angles[i] = make_uint4(pack_halves(cosines[g], cosines[kPageTokens + g]), pack_halves(sines[g], sines[kPageTokens + g]),
-                           pack_halves(cosines[g + 8], cosines[kPageTokens + g + 8]),
-                           pack_halves(sines[g + 8], sines[kPageTokens + g + 8]));
+    angles[i] =
+        make_uint4(pack_halves(cosines[g], cosines[kPageTokens + g]), pack_halves(sines[g], sines[kPageTokens + g]),
+                   pack_halves(cosines[g + 8], cosines[kPageTokens + g + 8]),
+                   pack_halves(sines[g + 8], sines[kPageTokens + g + 8]));
   }
 }
 

@@ -62,8 +62,8 @@ void score_bias(const CacheView& cache, const ScoreBias& bias, cudaStream_t stre
   constexpr unsigned kThreads = 128;
   const int64_t queries = bias.tokens * cache.heads;
   if (queries == 0) return;
-  const LaunchShape shape{dim3(static_cast<unsigned>((queries + kThreads / kWarp - 1) / (kThreads / kWarp))), kThreads, 0,
-                          stream};
+  const LaunchShape shape{dim3(static_cast<unsigned>((queries + kThreads / kWarp - 1) / (kThreads / kWarp))), kThreads,
+                          0, stream};
   if (bias.type == ElementType::kFloat32) launch("score_bias", score_bias_kernel<float>, shape, cache, bias);
   if (bias.type == ElementType::kFloat16) launch("score_bias", score_bias_kernel<__half>, shape, cache, bias);
   if (bias.type == ElementType::kBFloat16) launch("score_bias", score_bias_kernel<__nv_bfloat16>, shape, cache, bias);

@@ -100,22 +100,22 @@ __device__ __forceinline__ void add_step(float (&scores)[kProducts][4], const Ke
   const CodePair<width> codes(tile + step.offset[0], lane % 4);
   const uint32_t q = queries[step.run[0] * kWarp + lane], large = width == 8 ? scale_up(q) : q;
   if (step.runs == 1) {
-#define KVQUANT_PRODUCT(f)                                                           \
-  mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), \
-      field_position(f) >= 4 ? large : q);
-    KVQUANT_PRODUCT(0) KVQUANT_PRODUCT(1) KVQUANT_PRODUCT(2) KVQUANT_PRODUCT(3)
-    KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
+#define KVQUANT_PRODUCT(f) \
+  mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), field_position(f) >= 4 ? large : q);
+    KVQUANT_PRODUCT(0)
+    KVQUANT_PRODUCT(1)
+    KVQUANT_PRODUCT(2) KVQUANT_PRODUCT(3) KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
 #undef KVQUANT_PRODUCT
-    return;
+        return;
   }
   const CodePair<width> more(tile + step.offset[1], lane % 4);
   const uint32_t q1 = queries[step.run[1] * kWarp + lane], large1 = width == 8 ? scale_up(q1) : q1;
-#define KVQUANT_PRODUCT(f)                                                                    \
-  mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(),           \
-      more.template operand<f>(), more.template operand<f + 8>(),                        \
-      field_position(f) >= 4 ? large : q, field_position(f) >= 4 ? large1 : q1);
-  KVQUANT_PRODUCT(0) KVQUANT_PRODUCT(1) KVQUANT_PRODUCT(2) KVQUANT_PRODUCT(3)
-  KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
+#define KVQUANT_PRODUCT(f)                                                                                 \
+  mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), more.template operand<f>(), \
+      more.template operand<f + 8>(), field_position(f) >= 4 ? large : q, field_position(f) >= 4 ? large1 : q1);
+  KVQUANT_PRODUCT(0)
+  KVQUANT_PRODUCT(1)
+  KVQUANT_PRODUCT(2) KVQUANT_PRODUCT(3) KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
 #undef KVQUANT_PRODUCT
 }
 

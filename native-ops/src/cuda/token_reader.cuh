@@ -15,7 +15,7 @@ struct Place {
 
 /// Looks for an exact copy of a token of a sequence; of it, tokens [0, quantized) are in pages.
 __device__ inline Place find_token(const CacheView& cache, int b, int token, int quantized) {
-  for (int page = 0; page < cache.sink_pages; ++page) {
+  for (int page = 0; page < cache.sink_pages && token < cache.max_sinks; ++page) {  // sinks are among the first tokens
     const uint8_t* exact = cache.sink_page(b, page);
     const auto* header = reinterpret_cast<const ExactHeader*>(exact);
     for (int slot = 0; slot < kExactTokens; ++slot) {

@@ -1,0 +1,100 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Attention over what a sequence keeps exactly, sinks and the recent window: the last part of a history whose other
+// parts are in codes. Keys are turned on the way, 16 tokens at a time.
+#pragma once
+#include "queries.cuh"
+
+namespace kvquant::cuda {
+
+/// Tokens among which sinks may be.
+constexpr int kSinkBits = 32;
+
+/// Tokens 0 to 31 of a sequence that are sinks, a bit each.
+__device__ __forceinline__ uint32_t find_sinks(const CacheView& cache, int b, int lane) {
+  const int page = lane / kExactTokens;
+  bool sink = false;
+  if (page < cache.sink_pages) {
+    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, page));
+    sink = header->tokens[lane % kExactTokens] == lane && lane <= cache.length(b);
+  }
+  return __ballot_sync(0xffffffffu, sink);
+}
+
+/// Bits of the 16 tokens from first on that are in [0, end) and no sinks.
+__device__ __forceinline__ uint32_t valid_tokens(int first, int end, uint32_t sinks) {
+  const int left = end - first;
+  uint32_t valid = left >= kTileTokens ? 0xffffu : left > 0 ? (1u << left) - 1u : 0u;
+  if (first < kSinkBits) valid &= ~(sinks >> first);
+  return valid;
+}
+
+/// Sink pages, then those of the window. Each warp has buffer_bytes of shared memory from buffers_at on, the scratch of
+/// the merge is at scratch_at, and the first 8 KB are free.
+template <int D, int warps, int buffers_at, int scratch_at>
+__device__ __noinline__ void attend_exact(const CacheView& cache, const Attention& p, const BlockHeads& heads,
+                                          int buffer_bytes, unsigned char* shared) {
+  using Tile = Fp16Tile<D>;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  unsigned char* buffers = shared + buffers_at;
+  unsigned char* keys = buffers + warp * buffer_bytes;
+  unsigned char* values = keys + Tile::kBytes;
+  auto* angles = reinterpret_cast<uint4*>(shared);
+  auto* queries = reinterpret_cast<float*>(shared + D / 16 * kWarp * 16);
+  auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + scratch_at);
+  const int length = cache.length(heads.b) + 1, quantized = cache.quantized(heads.b, length);
+  const uint32_t sinks = find_sinks(cache, heads.b, lane);
+  const int first_run = quantized / kTileTokens, runs = cache.window > 0 ? (length + kTileTokens - 1) / kTileTokens : 0;
+  const int units = cache.sink_pages + max(0, runs - first_run);
+
+  const auto start = [&](int unit) {
+    const bool sink = unit < cache.sink_pages;
+    const int token = (sink ? unit : first_run + unit - cache.sink_pages) * kTileTokens;
+    if (unit < units) {
+      const uint8_t* page = sink ? cache.sink_page(heads.b, unit) : cache.window_page(heads.b, token);
+      Tile::copy(keys, page + cache.exact_key(heads.kv_head, 0), lane);
+      Tile::copy(values, page + cache.exact_value(heads.kv_head, 0), lane);
+    }
+    commit_copies();
+    return token;
+  };
+  int token = start(warp);
+  turn_queries<D>(cache, p, heads, queries);
+  fill_angles<D>(cache, angles);
+  __syncthreads();
+
+  Softmax softmax;
+  float sums[Tile::kBlocks][4] = {};
+  for (int unit = warp; unit < units; unit += warps) {
+    uint32_t q[D / 8], valid;
+    load_operands_before<D>(cache, queries, token, lane, q);
+    if (unit < cache.sink_pages) {
+      valid = (sinks >> token) & 0xffffu;
+    } else {
+      valid = valid_tokens(token, length, sinks);
+      if (token < quantized) valid &= ~((1u << (quantized - token)) - 1u);
+    }
+    wait_copies<0>();
+    __syncwarp();
+    if (valid != 0) {
+      float scores[4] = {};
+      Tile::score_turned(scores, keys, q, angles, lane);
+      Tile::weigh(softmax, sums, scores, valid, lane);
+      Tile::add_values(sums, values, scores, valid, lane);
+    }
+    __syncwarp();
+    token = start(unit + warps);
+  }
+  wait_copies<0>();
+  __syncwarp();
+  auto* out = reinterpret_cast<float*>(keys) + 2 * (lane % 4) * kMergeStride<D> + lane / 4;
+#pragma unroll
+  for (int i = 0; i < Tile::kBlocks; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) out[j % 2 * kMergeStride<D> + 16 * i + j / 2 * 8] = sums[i][j];
+  }
+  publish(scratch, softmax, warp, lane);
+  __syncthreads();
+  merge_warps<D>(cache, p, heads, scratch, reinterpret_cast<const float*>(buffers), buffer_bytes / 4, false);
+}
+
+}  // namespace kvquant::cuda
