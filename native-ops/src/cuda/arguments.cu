@@ -104,6 +104,7 @@ CacheView position_view(const char* op, const LayerParams& params, const Tensor&
   view.score_scale = params.score_scale;
   view.lengths = lengths.data<int32_t>();
   view.rope = rope.data<float>();
+  view.rope_rows = rope.size(0);
   view.batch = static_cast<int>(lengths.size(0));
   return view;
 }

@@ -63,31 +63,34 @@ static void combine(const CacheView& cache, const Attention& p, bool early, cuda
 
 namespace {
 
-/// The number of parts that lets blocks end at about the same time, by what a block costs: its share of the history at
-/// its share of the memory's speed, and what it takes to begin and end.
+/// The number of parts that is done first, by what a block costs: its share of the history at its share of the memory's
+/// speed, and what it takes to begin and end. Blocks of exact tokens start last and fill slots that have become free.
 int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pairs, int64_t slots, bool exact) {
   constexpr double kBytesPerNanosecond = 2800.0, kBlockNanoseconds = 3000.0;
-  const double token_bytes = static_cast<double>(cache.page_bytes) / kPageTokens / cache.kv_heads;
-  const double history =
-      cache.page_columns * kPageTokens * token_bytes * static_cast<double>(slots) / kBytesPerNanosecond;
-  const double window =
-      exact ? 512.0 * (cache.window + 2 * kExactTokens) * static_cast<double>(slots) / kBytesPerNanosecond : 0;
+  const double byte_time = static_cast<double>(slots) / kBytesPerNanosecond;
+  const double history = static_cast<double>(cache.page_bytes) / cache.kv_heads * cache.page_columns * byte_time;
+  const double exact_bytes = static_cast<double>(cache.exact_bytes) / cache.kv_heads;
+  const double window = (cache.ring + cache.sink_pages) * exact_bytes * byte_time + kBlockNanoseconds;
+  const double exact_work = exact ? static_cast<double>(pairs) * window : 0;
   const int64_t units = static_cast<int64_t>(cache.page_columns) * kPageTokens / shape.unit_tokens;
   const int64_t most = std::max<int64_t>(1, std::min<int64_t>(512, (units + shape.warps - 1) / shape.warps));
   int best = 1;
   double least = 0;
   for (int64_t parts = 1; parts <= most; ++parts) {
-    const int64_t blocks = pairs * (parts + (exact ? 1 : 0));
-    const double block = history / static_cast<double>(parts) + kBlockNanoseconds;
-    double cost = std::max(block, exact ? window + kBlockNanoseconds : 0);
-    if (blocks > slots) {  // more than one after the other: the whole work, and half a block at the end
-      const double whole =
-          static_cast<double>(pairs) * (static_cast<double>(parts) * block + window + (exact ? kBlockNanoseconds : 0));
-      const double waves = std::ceil(static_cast<double>(pairs * parts) / static_cast<double>(slots));
-      cost = std::max(whole / static_cast<double>(slots) + 0.5 * block, waves * block);
+    const int64_t blocks = pairs * parts, last = blocks % slots;
+    // Warps take whole units: a block is as slow as the one with most.
+    const int64_t rounds = ((units + parts - 1) / parts + shape.warps - 1) / shape.warps;
+    const double share = static_cast<double>(rounds * shape.warps) / static_cast<double>(std::max<int64_t>(1, units));
+    const double block = history * std::min(1.0, share) + kBlockNanoseconds;
+    const double idle = last > 0 ? static_cast<double>(slots - last) * block : 0;
+    double time = static_cast<double>((blocks + slots - 1) / slots) * block;
+    if (exact && last > 0 && pairs <= slots - last) {
+      time = std::max(time, time - block + window);
+    } else if (exact_work > idle) {
+      time += (exact_work - idle) / static_cast<double>(slots) + 0.5 * window;
     }
-    if (parts == 1 || cost < least) {
-      least = cost;
+    if (parts == 1 || time < least) {
+      least = time;
       best = static_cast<int>(parts);
     }
   }

@@ -312,8 +312,9 @@ void launch_levels(const CacheView& cache, const Attention& p, const IntLayer& l
 bool attend_int_supports(const CacheView& cache) {
   const float* levels = cache.values.four_levels;
   const bool symmetric = levels[0] == -levels[3] && levels[1] == -levels[2];
+  const bool waves = cache.rope_rows >= kPageTokens + 2;  // 128 positions, which the mean term turns by
   return cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
-         cache.values.rotated && symmetric && cache.head_dim == kDim && cache.max_sinks <= kSinkBits;
+         cache.values.rotated && symmetric && cache.head_dim == kDim && cache.max_sinks <= kSinkBits && waves;
 }
 
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {

@@ -42,6 +42,7 @@ struct CacheView {
   uint8_t *pages, *exact;
   const int32_t *lengths, *page_table, *exact_table;
   const float* rope;
+  int64_t rope_rows;
   int batch, page_columns, exact_columns;
 
   __device__ int length(int b) const { return lengths[2 * b]; }

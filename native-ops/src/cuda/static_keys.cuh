@@ -104,7 +104,9 @@ __device__ __forceinline__ void add_step(float (&scores)[kProducts][4], const Ke
   mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), field_position(f) >= 4 ? large : q);
     KVQUANT_PRODUCT(0)
     KVQUANT_PRODUCT(1)
-    KVQUANT_PRODUCT(2) KVQUANT_PRODUCT(3) KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
+    KVQUANT_PRODUCT(2)
+    KVQUANT_PRODUCT(3)
+    KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
 #undef KVQUANT_PRODUCT
         return;
   }
