@@ -10,6 +10,8 @@
 // shift and a mask. The position is 2 (f % 4) for all widths, so that it is a factor of a product's sums. 8 bits would
 // not fit above position 2: there they lie 4 lower and queries are 16 times as large.
 #pragma once
+#include <utility>
+
 #include "fp16_tile.cuh"
 
 namespace kvquant::cuda {
@@ -92,33 +94,45 @@ __device__ __forceinline__ uint32_t scale_up(uint32_t q) {
   return as_bits(__hmul2(as_half2(q), __float2half2_rn(static_cast<float>(kLargeFactor))));
 }
 
+using Products = std::make_integer_sequence<int, kProducts>;
+
+/// A run's query against positions below 4 and, of 8 bits, above.
+struct StepQuery {
+  uint32_t low, high;
+
+  template <int width>
+  static __device__ __forceinline__ StepQuery load(const uint32_t* queries, int run, int lane) {
+    const uint32_t q = queries[run * kWarp + lane];
+    return {q, width == 8 ? scale_up(q) : q};
+  }
+  __device__ __forceinline__ uint32_t at(int product) const { return field_position(product) >= 4 ? high : low; }
+};
+
+template <int width, int... f>
+__device__ __forceinline__ void add_products(float (&scores)[kProducts][4], const CodePair<width>& codes,
+                                             const StepQuery& q, std::integer_sequence<int, f...>) {
+  (mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), q.at(f)), ...);
+}
+
+template <int width, int... f>
+__device__ __forceinline__ void add_products(float (&scores)[kProducts][4], const CodePair<width> (&codes)[2],
+                                             const StepQuery (&q)[2], std::integer_sequence<int, f...>) {
+  (mma(scores[f], codes[0].template operand<f>(), codes[0].template operand<f + 8>(), codes[1].template operand<f>(),
+       codes[1].template operand<f + 8>(), q[0].at(f), q[1].at(f)),
+   ...);
+}
+
 /// Adds a step's products to scores [8 products] of [16 tokens, 8 heads]. tile: the keys of the lane's tile; queries
 /// [16 runs][32 lanes].
 template <int width>
 __device__ __forceinline__ void add_step(float (&scores)[kProducts][4], const KeyStep& step, const unsigned char* tile,
                                          const uint32_t* queries, int lane) {
-  const CodePair<width> codes(tile + step.offset[0], lane % 4);
-  const uint32_t q = queries[step.run[0] * kWarp + lane], large = width == 8 ? scale_up(q) : q;
-  if (step.runs == 1) {
-#define KVQUANT_PRODUCT(f) \
-  mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), field_position(f) >= 4 ? large : q);
-    KVQUANT_PRODUCT(0)
-    KVQUANT_PRODUCT(1)
-    KVQUANT_PRODUCT(2)
-    KVQUANT_PRODUCT(3)
-    KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
-#undef KVQUANT_PRODUCT
-        return;
-  }
-  const CodePair<width> more(tile + step.offset[1], lane % 4);
-  const uint32_t q1 = queries[step.run[1] * kWarp + lane], large1 = width == 8 ? scale_up(q1) : q1;
-#define KVQUANT_PRODUCT(f)                                                                                 \
-  mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), more.template operand<f>(), \
-      more.template operand<f + 8>(), field_position(f) >= 4 ? large : q, field_position(f) >= 4 ? large1 : q1);
-  KVQUANT_PRODUCT(0)
-  KVQUANT_PRODUCT(1)
-  KVQUANT_PRODUCT(2) KVQUANT_PRODUCT(3) KVQUANT_PRODUCT(4) KVQUANT_PRODUCT(5) KVQUANT_PRODUCT(6) KVQUANT_PRODUCT(7)
-#undef KVQUANT_PRODUCT
+  const CodePair<width> first(tile + step.offset[0], lane % 4);
+  const StepQuery q = StepQuery::load<width>(queries, step.run[0], lane);
+  if (step.runs == 1) return add_products(scores, first, q, Products());
+  const CodePair<width> both[2] = {first, CodePair<width>(tile + step.offset[1], lane % 4)};
+  const StepQuery queries_of_both[2] = {q, StepQuery::load<width>(queries, step.run[1], lane)};
+  add_products(scores, both, queries_of_both, Products());
 }
 
 __device__ __forceinline__ void add_steps(float (&scores)[kProducts][4], const KeyStep* steps, int count,
