@@ -5,16 +5,9 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.LinkedHashSet;
-import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
-import java.util.TreeSet;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
-import java.util.stream.Collectors;
-import java.util.stream.LongStream;
 
 /**
  * The cache options of a model: {@code kv_cache_dtype} and the expert options, checked.
@@ -24,42 +17,42 @@ import java.util.stream.LongStream;
  */
 public final class CacheOptions {
 
+    static final String DTYPE = "kv_cache_dtype";
+    static final String CALIBRATION = "kv_calibration";
+
+    private static final String SELF_CALIBRATION = "kv_self_calibration";
     private static final Set<String> NAMES =
             new LinkedHashSet<>(
                     Arrays.asList(
-                            "kv_cache_dtype",
-                            "kv_group_size",
-                            "kv_sink_tokens",
-                            "kv_recent_tokens",
-                            "kv_rollback_tokens",
-                            "kv_skip_layers",
-                            "kv_sparse_tokens",
-                            "kv_clip",
-                            "kv_float_zero",
+                            DTYPE,
+                            GroupOptions.SIZE,
+                            ExactOptions.SINKS,
+                            ExactOptions.RECENT,
+                            ExactOptions.ROLLBACK,
+                            ExactOptions.SKIP_LAYERS,
+                            ExactOptions.SPARSE,
+                            GroupOptions.CLIP,
+                            GroupOptions.FLOAT_ZERO,
                             RotationOptions.ROTATION,
                             RotationOptions.ORDER,
                             RotationOptions.VALUE_ROTATION,
-                            "kv_basis",
-                            "kv_outliers",
-                            "kv_qnorm",
-                            "kv_calibration",
-                            "kv_self_calibration",
-                            "kv_cache_tokens",
-                            "kv_cache_memory"));
-    private static final int MAX_WINDOW = 1 << 20;
-    private static final int MAX_SINKS = 1024;
-    private static final int DEFAULT_BATCH = 4;
-    private static final int DEFAULT_ROLLBACK = 16;
-    private static final int DEFAULT_WINDOW = 128;
-    private static final int DEFAULT_SINKS = 4;
-    private static final double DEFAULT_OUTLIERS = 0.01;
-    private static final double MAX_OUTLIERS = 0.25;
-    private static final String BAND = "band";
-    private static final long MAX_BASIS_BYTES = 256L << 20;
+                            BasisOptions.BASIS,
+                            CodebookOptions.OUTLIERS,
+                            CodebookOptions.NORMALIZED,
+                            CALIBRATION,
+                            SELF_CALIBRATION,
+                            SizeOptions.TOKENS,
+                            SizeOptions.MEMORY));
 
-    private final Map<String, String> values;
+    private final Map<String, String> texts;
     private final CacheDtype dtype;
+    private final ExactOptions exact;
     private final RotationOptions rotation;
+    private final GroupOptions groups;
+    private final BasisOptions basis;
+    private final CodebookOptions codebook;
+    private final SizeOptions size;
+    private final boolean selfCalibration;
     private final Calibration calibration;
 
     /**
@@ -72,59 +65,23 @@ public final class CacheOptions {
         this(values, null);
     }
 
-    private CacheOptions(Map<String, String> values, Calibration calibration) {
-        this.values = Map.copyOf(values);
+    private CacheOptions(Map<String, String> texts, Calibration calibration) {
+        this.texts = Map.copyOf(texts);
         this.calibration = calibration;
-        for (String name : new TreeSet<>(values.keySet())) {
-            if (name.startsWith("kv_") && !NAMES.contains(name)) {
-                throw new IllegalArgumentException(
-                        "Unknown option "
-                                + name
-                                + "; the cache options are "
-                                + String.join(", ", NAMES)
-                                + ".");
-            }
-        }
-        dtype = CacheDtype.parse(values.getOrDefault("kv_cache_dtype", "auto"));
-        if (quantizedKeys()) {
-            window();
-            sinkPolicy();
-            rollback();
-            sparseTokens();
-        } else {
-            refuse("kv_sparse_tokens", "keys are quantized");
-            refuse("kv_sink_tokens", "keys are quantized");
-            refuse("kv_recent_tokens", "keys are quantized");
-            refuse("kv_rollback_tokens", "keys are quantized");
-        }
-        if (!dtype.isQuantized()) {
-            refuse("kv_group_size", "keys or values are quantized");
-            refuse("kv_clip", "keys or values are quantized");
-            refuse("kv_float_zero", "keys or values are quantized");
-            refuse("kv_skip_layers", "keys or values are quantized");
-        }
+        OptionValues values = new OptionValues(this.texts);
+        values.requireKnown(NAMES);
+        dtype = CacheDtype.parse(texts.getOrDefault(DTYPE, "auto"));
+        exact = new ExactOptions(values, dtype);
         rotation = RotationOptions.of(values, dtype);
+        groups = new GroupOptions(values, dtype);
         if (!usesCalibration()) {
             rotation.refuseCalibration(values);
-            refuse("kv_calibration", "keys are stored with a calibration of the model");
+            values.refuse(CALIBRATION, "keys are stored with a calibration of the model", dtype);
         }
-        if (dtype.keys().method() != CacheMethod.LATENT
-                && dtype.keys().method() != CacheMethod.SVDQ) {
-            refuse("kv_basis", "keys are stored in a basis");
-        }
-        if (!dtype.uses(CacheMethod.KVQUANT)) {
-            refuse("kv_outliers", "keys or values are stored by kvquant");
-            refuse("kv_qnorm", "keys or values are stored by kvquant");
-        }
-        outliers();
-        readsNormalized();
-        selfCalibration();
-        basis();
-        floatZero();
-        clip(2);
-        maxBatchSize();
-        cacheTokens();
-        cacheMemory();
+        basis = BasisOptions.of(values, dtype);
+        codebook = CodebookOptions.of(values, dtype);
+        size = SizeOptions.of(values);
+        selfCalibration = values.bool(SELF_CALIBRATION, true);
     }
 
     /**
@@ -134,7 +91,7 @@ public final class CacheOptions {
      * @return the options
      */
     public static CacheOptions of(String dtype) {
-        return new CacheOptions(Map.of("kv_cache_dtype", dtype));
+        return new CacheOptions(Map.of(DTYPE, dtype));
     }
 
     /**
@@ -153,7 +110,7 @@ public final class CacheOptions {
      * @return the number of sequences
      */
     public int maxBatchSize() {
-        return integer("max_batch_size", DEFAULT_BATCH, 1, 1 << 16);
+        return size.maxBatchSize();
     }
 
     /**
@@ -164,9 +121,9 @@ public final class CacheOptions {
      * @return the options
      */
     public CacheOptions forEvaluation(int tokens) {
-        Map<String, String> changed = new HashMap<>(forOneSequence(tokens).values);
-        if (quantizedKeys()) {
-            changed.put("kv_recent_tokens", "0");
+        Map<String, String> changed = new HashMap<>(forOneSequence(tokens).texts);
+        if (dtype.keyMethod().isQuantized()) {
+            changed.put(ExactOptions.RECENT, "0");
         }
         return new CacheOptions(changed, calibration);
     }
@@ -178,11 +135,11 @@ public final class CacheOptions {
      * @return the options
      */
     public CacheOptions forOneSequence(int tokens) {
-        Map<String, String> changed = new HashMap<>(values);
-        changed.remove("kv_cache_memory");
-        changed.remove("kv_sparse_tokens");
-        changed.put("kv_cache_tokens", Integer.toString(tokens));
-        changed.put("max_batch_size", "1");
+        Map<String, String> changed = new HashMap<>(texts);
+        changed.remove(SizeOptions.MEMORY);
+        changed.remove(ExactOptions.SPARSE);
+        changed.put(SizeOptions.TOKENS, Integer.toString(tokens));
+        changed.put(SizeOptions.BATCH, "1");
         return new CacheOptions(changed, calibration);
     }
 
@@ -204,7 +161,7 @@ public final class CacheOptions {
      * @return the options
      */
     public CacheOptions withCalibration(Calibration found) {
-        return new CacheOptions(values, found);
+        return new CacheOptions(texts, found);
     }
 
     /**
@@ -232,16 +189,12 @@ public final class CacheOptions {
      * @return the method of keys and what else decides its parameters
      */
     public String calibrationName() {
-        boolean usual = dtype.keyMethod() != CacheMethod.LATENT || "head".equals(basis());
-        String name = dtype.keyName() + (usual ? "" : "-" + basis());
+        String name = dtype.keyName() + basis.suffix();
         if (dtype.valueMethod() == CacheMethod.KVQUANT
                 && !dtype.valueName().equals(dtype.keyName())) {
             name += "-" + dtype.valueName();
         }
-        if (outliers() == DEFAULT_OUTLIERS) {
-            return name;
-        }
-        return name + (outliers() == 0 ? "-dense" : "-outliers" + outliers());
+        return name + codebook.suffix();
     }
 
     /**
@@ -250,21 +203,7 @@ public final class CacheOptions {
      * @return the share, by default 0.01; 0: none
      */
     public double outliers() {
-        String value = values.getOrDefault("kv_outliers", "" + DEFAULT_OUTLIERS);
-        try {
-            double share = Double.parseDouble(value.strip());
-            if (share >= 0 && share <= MAX_OUTLIERS) {
-                return share;
-            }
-        } catch (NumberFormatException e) {
-            // The message below says what is allowed.
-        }
-        throw new IllegalArgumentException(
-                "kv_outliers is '"
-                        + value
-                        + "'; allowed: the share of elements that are kept exactly, 0 to "
-                        + MAX_OUTLIERS
-                        + ".");
+        return codebook.outliers();
     }
 
     /**
@@ -287,29 +226,13 @@ public final class CacheOptions {
         return CodebookFormat.valueOutliers(geometry.channels(), outliers());
     }
 
-    /** kv_qnorm, whether codes of 2 bits are read as levels that restore mean and deviation. */
-    boolean readsNormalized() {
-        boolean normalized = bool("kv_qnorm", false);
-        boolean possible =
-                dtype.uses(CacheMethod.KVQUANT)
-                        && (dtype.keyMethod() != CacheMethod.KVQUANT || dtype.keyBits() == 2)
-                        && (dtype.valueMethod() != CacheMethod.KVQUANT || dtype.valueBits() == 2);
-        if (normalized && !possible) {
-            throw new IllegalArgumentException(
-                    "kv_qnorm is true, which kv_cache_dtype "
-                            + dtype.name()
-                            + " does not offer; allowed with kvquant2 only.");
-        }
-        return normalized;
-    }
-
     /**
      * Returns whether one basis covers all kv heads of a layer: with SVDq, or if kv_basis is layer.
      *
      * @return whether it does; by default each kv head has its own
      */
     public boolean layerWideBasis() {
-        return "layer".equals(basis()) || promptBasis();
+        return basis.isLayerWide();
     }
 
     /**
@@ -319,7 +242,7 @@ public final class CacheOptions {
      * @return whether it is
      */
     public boolean promptBasis() {
-        return "prompt".equals(basis());
+        return basis.ofPrompt();
     }
 
     /**
@@ -329,25 +252,7 @@ public final class CacheOptions {
      * @return the number of channels; 0: all of a head or of a layer
      */
     public int basisBand() {
-        return basis().startsWith(BAND) ? Integer.parseInt(basis().substring(BAND.length())) : 0;
-    }
-
-    private String basis() {
-        boolean svdq = dtype.keys().method() == CacheMethod.SVDQ;
-        List<String> allowed =
-                svdq ? List.of("layer", "prompt") : List.of("head", "layer", BAND + 16, BAND + 32);
-        String value = values.getOrDefault("kv_basis", allowed.get(0)).strip();
-        if (!allowed.contains(value)) {
-            throw new IllegalArgumentException(
-                    "kv_basis is '"
-                            + value
-                            + "'; allowed with "
-                            + dtype.keyName()
-                            + ": "
-                            + String.join(", ", allowed)
-                            + ".");
-        }
-        return value;
+        return basis.band();
     }
 
     /**
@@ -357,30 +262,7 @@ public final class CacheOptions {
      * @throws IllegalArgumentException if the options do not fit the model
      */
     public void requireFits(CacheGeometry geometry) {
-        long basis = 4L * geometry.channels() * geometry.channels() * geometry.numLayers();
-        if (layerWideBasis() && basis > MAX_BASIS_BYTES) {
-            throw new IllegalArgumentException(
-                    "kv_basis is "
-                            + basis()
-                            + ", whose bases would take "
-                            + (basis >> 20)
-                            + " MiB over all layers; allowed: "
-                            + (MAX_BASIS_BYTES >> 20)
-                            + " MiB. "
-                            + (dtype.keys().method() == CacheMethod.SVDQ
-                                    ? "Choose kv_cache_dtype=latent2."
-                                    : "Set kv_basis=head."));
-        }
-        if (basisBand() > 0 && geometry.headDim() % basisBand() != 0) {
-            throw new IllegalArgumentException(
-                    "kv_basis is "
-                            + basis()
-                            + ", which needs a head_dim that is a multiple of "
-                            + basisBand()
-                            + ", but the model's is "
-                            + geometry.headDim()
-                            + ". Set kv_basis=head.");
-        }
+        basis.requireFits(geometry);
     }
 
     /**
@@ -389,7 +271,7 @@ public final class CacheOptions {
      * @return the path; empty if it is not set
      */
     public Optional<Path> calibrationFile() {
-        return Optional.ofNullable(values.get("kv_calibration")).map(Path::of);
+        return Optional.ofNullable(texts.get(CALIBRATION)).map(Path::of);
     }
 
     /**
@@ -398,7 +280,7 @@ public final class CacheOptions {
      * @return whether it may, by default true
      */
     public boolean selfCalibration() {
-        return bool("kv_self_calibration", true);
+        return selfCalibration;
     }
 
     /**
@@ -422,12 +304,24 @@ public final class CacheOptions {
         return calibration;
     }
 
+    ExactOptions exact() {
+        return exact;
+    }
+
     RotationOptions rotation() {
         return rotation;
     }
 
-    boolean quantizedKeys() {
-        return dtype.keys().method().isQuantized();
+    GroupOptions groups() {
+        return groups;
+    }
+
+    CodebookOptions codebook() {
+        return codebook;
+    }
+
+    SizeOptions size() {
+        return size;
     }
 
     /**
@@ -437,8 +331,7 @@ public final class CacheOptions {
      * @return the window, in tokens
      */
     public int window() {
-        int usual = dtype.keys().method().keepsWindow() ? DEFAULT_WINDOW : 0;
-        return quantizedKeys() ? integer("kv_recent_tokens", usual, 0, MAX_WINDOW) : 0;
+        return exact.window();
     }
 
     /**
@@ -448,9 +341,7 @@ public final class CacheOptions {
      * @return the number of tokens, which counts in whole pages of 64; 0, the default: all are read
      */
     public int sparseTokens() {
-        return values.containsKey("kv_sparse_tokens")
-                ? integer("kv_sparse_tokens", 0, 1, 1 << 30)
-                : 0;
+        return exact.sparseTokens();
     }
 
     /**
@@ -460,41 +351,7 @@ public final class CacheOptions {
      * @return the windows, in tokens
      */
     public long[] windows(int numLayers) {
-        Set<Integer> skipped = skipLayers(numLayers);
-        return LongStream.range(0, numLayers)
-                .map(layer -> skipped.contains((int) layer) ? 0 : window())
-                .toArray();
-    }
-
-    int rollback() {
-        return integer("kv_rollback_tokens", DEFAULT_ROLLBACK, 0, MAX_WINDOW);
-    }
-
-    SinkPolicy sinkPolicy() {
-        if (!quantizedKeys()) {
-            return SinkPolicy.NONE;
-        }
-        String usual =
-                dtype.keys().method() == CacheMethod.ROTATEKV ? "massive" : "" + usualSinks();
-        if ("massive".equals(values.getOrDefault("kv_sink_tokens", usual))) {
-            if (dtype.keys().method().needsCalibration()) {
-                throw new IllegalArgumentException(
-                        "kv_sink_tokens is massive, which kv_cache_dtype "
-                                + dtype.name()
-                                + " does not offer; allowed: the number of first tokens to keep"
-                                + " exactly.");
-            }
-            return SinkPolicy.MASSIVE;
-        }
-        return parseFirstSinks() == 0 ? SinkPolicy.NONE : SinkPolicy.FIRST;
-    }
-
-    int maxSinks() {
-        return switch (sinkPolicy()) {
-            case NONE -> 0;
-            case FIRST -> parseFirstSinks();
-            case MASSIVE -> KvCache.MASSIVE_ENTRIES;
-        };
+        return exact.windows(numLayers);
     }
 
     /**
@@ -503,174 +360,6 @@ public final class CacheOptions {
      * @return the number of tokens; 0 if sinks are chosen otherwise
      */
     public int firstSinks() {
-        if (!quantizedKeys() || sinkPolicy() == SinkPolicy.MASSIVE) {
-            return 0;
-        }
-        return parseFirstSinks();
-    }
-
-    private int parseFirstSinks() {
-        String value = values.get("kv_sink_tokens");
-        try {
-            return integer("kv_sink_tokens", usualSinks(), 0, MAX_SINKS);
-        } catch (IllegalArgumentException e) {
-            throw new IllegalArgumentException(
-                    "kv_sink_tokens is '"
-                            + value
-                            + "'; allowed: massive (the prompt's massive activations) or the number"
-                            + " of first tokens to keep exactly, 0 to "
-                            + MAX_SINKS
-                            + ".",
-                    e);
-        }
-    }
-
-    /** Sinks by default, where they are the first tokens: KVQuant keeps one. */
-    private int usualSinks() {
-        return dtype.keys().method() == CacheMethod.KVQUANT ? 1 : DEFAULT_SINKS;
-    }
-
-    int groupSize(CacheGeometry geometry) {
-        String value = values.getOrDefault("kv_group_size", "" + geometry.headDim());
-        try {
-            int size = Integer.parseInt(value.strip());
-            if (size >= 16 && size % 16 == 0 && geometry.channels() % size == 0) {
-                return size;
-            }
-        } catch (NumberFormatException e) {
-            // The message below says what is allowed.
-        }
-        throw new IllegalArgumentException(
-                "kv_group_size is '"
-                        + value
-                        + "'; allowed: multiples of 16 that divide the "
-                        + geometry.channels()
-                        + " key channels of a layer.");
-    }
-
-    /** RotateKV's clip ratio, 0.8 at 2 bits and 1 above. */
-    float clip(int bits) {
-        String value = values.get("kv_clip");
-        if (value == null) {
-            return bits == 2 ? 0.8f : 1f;
-        }
-        try {
-            float clip = Float.parseFloat(value);
-            if (clip > 0 && clip <= 1) {
-                return clip;
-            }
-        } catch (NumberFormatException e) {
-            // The message below says what is allowed.
-        }
-        throw new IllegalArgumentException(
-                "kv_clip is '" + value + "'; allowed: a number above 0 and at most 1.");
-    }
-
-    boolean floatZero() {
-        return bool("kv_float_zero", false);
-    }
-
-    private boolean bool(String name, boolean fallback) {
-        String value = values.getOrDefault(name, Boolean.toString(fallback)).strip();
-        if (!"true".equals(value) && !"false".equals(value)) {
-            throw new IllegalArgumentException(name + " is '" + value + "'; allowed: true, false.");
-        }
-        return Boolean.parseBoolean(value);
-    }
-
-    /** Layers that are kept in fp16. */
-    Set<Integer> skipLayers(int numLayers) {
-        String value = values.getOrDefault("kv_skip_layers", "").strip();
-        if (value.isEmpty()) {
-            return Set.of();
-        }
-        try {
-            Set<Integer> layers =
-                    Arrays.stream(value.split("[,;\\s]+"))
-                            .map(Integer::valueOf)
-                            .collect(Collectors.toSet());
-            if (layers.stream().allMatch(l -> l >= 0 && l < numLayers)) {
-                return layers;
-            }
-        } catch (NumberFormatException e) {
-            // The message below says what is allowed.
-        }
-        throw new IllegalArgumentException(
-                "kv_skip_layers is '"
-                        + value
-                        + "'; allowed: layer numbers 0 to "
-                        + (numLayers - 1)
-                        + ", separated by commas.");
-    }
-
-    /** kv_cache_tokens, or 0 if it is not set. */
-    long cacheTokens() {
-        if (values.containsKey("kv_cache_tokens") && values.containsKey("kv_cache_memory")) {
-            throw new IllegalArgumentException(
-                    "kv_cache_tokens and kv_cache_memory are both set; set one of them.");
-        }
-        return integer(
-                "kv_cache_tokens", 0, values.containsKey("kv_cache_tokens") ? 1 : 0, 1 << 30);
-    }
-
-    /** kv_cache_memory in bytes, or 0 if it is not set. */
-    long cacheMemory() {
-        String value = values.get("kv_cache_memory");
-        if (value == null) {
-            return 0;
-        }
-        String text = value.strip().toLowerCase(Locale.ROOT);
-        Matcher matcher = Pattern.compile("(\\d{1,15})\\s*([kmgt]?)i?b?").matcher(text);
-        if (!matcher.matches() || bytes(matcher) <= 0) {
-            throw new IllegalArgumentException(
-                    "kv_cache_memory is '"
-                            + value
-                            + "'; allowed: bytes, or a number with k, m or g, for example 2g.");
-        }
-        return bytes(matcher);
-    }
-
-    /** The number times its unit; 0 where that is more than can be counted. */
-    private static long bytes(Matcher matcher) {
-        String unit = matcher.group(2);
-        int shift = unit.isEmpty() ? 0 : 10 * (1 + "kmgt".indexOf(unit));
-        long number = Long.parseLong(matcher.group(1));
-        return number > Long.MAX_VALUE >> shift ? 0 : number << shift;
-    }
-
-    private void refuse(String name, String condition) {
-        if (values.containsKey(name)) {
-            throw new IllegalArgumentException(
-                    name
-                            + " has an effect only when "
-                            + condition
-                            + "; kv_cache_dtype is "
-                            + dtype.name()
-                            + ". Remove it or choose a quantized kv_cache_dtype.");
-        }
-    }
-
-    private int integer(String name, int fallback, int low, int high) {
-        String value = values.get(name);
-        if (value == null) {
-            return fallback;
-        }
-        try {
-            int number = Integer.parseInt(value.strip());
-            if (number >= low && number <= high) {
-                return number;
-            }
-        } catch (NumberFormatException e) {
-            // The message below says what is allowed.
-        }
-        throw new IllegalArgumentException(
-                name
-                        + " is '"
-                        + value
-                        + "'; allowed: a whole number from "
-                        + low
-                        + " to "
-                        + high
-                        + ".");
+        return exact.firstSinks();
     }
 }

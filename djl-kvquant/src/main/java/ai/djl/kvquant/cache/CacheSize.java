@@ -19,14 +19,14 @@ final class CacheSize {
     private final int pages;
     private final int sequences;
 
-    CacheSize(CacheGeometry geometry, CacheOptions options, long pageBytes, long exactBytes) {
+    CacheSize(CacheGeometry geometry, SizeOptions options, long pageBytes, long exactBytes) {
         sequences = SEQUENCES_PER_BATCH_ROW * options.maxBatchSize();
         long exactTotal = sequences * exactBytes;
         long wanted = (long) geometry.maxTokens() * options.maxBatchSize();
-        if (options.cacheTokens() > 0) {
-            tokens = options.cacheTokens();
-        } else if (options.cacheMemory() > 0) {
-            tokens = tokensIn(options.cacheMemory() - exactTotal, pageBytes);
+        if (options.tokens() > 0) {
+            tokens = options.tokens();
+        } else if (options.bytes() > 0) {
+            tokens = tokensIn(options.bytes() - exactTotal, pageBytes);
         } else {
             long budget = (long) (freeMemory() * DEFAULT_SHARE_OF_FREE_MEMORY);
             tokens = Math.min(wanted, tokensIn(budget - exactTotal, pageBytes));
@@ -34,7 +34,7 @@ final class CacheSize {
         // Every sequence may leave its last page partly empty.
         long count = (tokens + KvCache.PAGE_TOKENS - 1) / KvCache.PAGE_TOKENS;
         count += options.maxBatchSize();
-        if (tokens < Math.min(KvCache.PAGE_TOKENS, wanted) && options.cacheTokens() == 0) {
+        if (tokens < Math.min(KvCache.PAGE_TOKENS, wanted) && options.tokens() == 0) {
             throw new IllegalArgumentException(
                     "The KV cache has no room for a page: "
                             + KvCache.PAGE_TOKENS

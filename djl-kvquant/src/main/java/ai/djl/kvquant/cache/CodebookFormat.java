@@ -43,7 +43,7 @@ record CodebookFormat(
             float[] steps) {
         float[] levels = array(options, layer, side + ".levels", 1 << bits);
         float[] read =
-                options.readsNormalized()
+                options.codebook().normalized()
                         ? array(options, layer, side + ".read_levels", 1 << bits)
                         : levels;
         int channels = geometry.channels();

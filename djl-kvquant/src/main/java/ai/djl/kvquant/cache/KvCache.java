@@ -81,7 +81,8 @@ public final class KvCache implements AutoCloseable {
             pageBytes = sum(pageSizes);
             exactPageBytes = sum(exactSizes);
             CacheSize size =
-                    new CacheSize(geometry, options, pageBytes, exactColumns() * exactPageBytes);
+                    new CacheSize(
+                            geometry, options.size(), pageBytes, exactColumns() * exactPageBytes);
             capacity = size.tokens();
             pagePool = new PagePool(size.pages());
             exactPool = new PagePool(exactColumns() == 0 ? 0 : size.sequences() * exactColumns());
@@ -420,7 +421,7 @@ public final class KvCache implements AutoCloseable {
         if (window == 0) {
             return 0;
         }
-        int rollback = Math.min(options.rollback(), geometry.maxTokens());
+        int rollback = Math.min(options.exact().rollback(), geometry.maxTokens());
         return (window + rollback + EXACT_TOKENS - 1) / EXACT_TOKENS + 1;
     }
 

@@ -27,7 +27,7 @@ record LayerFormat(
     private static final double EXACT_BITS = 16;
 
     static LayerFormat of(CacheGeometry geometry, CacheOptions options, int layer) {
-        if (options.skipLayers(geometry.numLayers()).contains(layer)) {
+        if (options.exact().skipLayers(geometry.numLayers()).contains(layer)) {
             PlainFormat half = new PlainFormat(16);
             return new LayerFormat(half, half, 0, SinkPolicy.NONE, 0, 0);
         }
@@ -36,8 +36,8 @@ record LayerFormat(
                 values(geometry, options, layer),
                 // A window beyond the longest sequence would only take memory.
                 Math.min(options.window(), geometry.maxTokens()),
-                options.sinkPolicy(),
-                options.maxSinks(),
+                options.exact().sinkPolicy(),
+                options.exact().maxSinks(),
                 options.sparseTokens());
     }
 

@@ -46,7 +46,8 @@ final class PageReservation implements AutoCloseable {
         while (sequence.exactPages.size() < sinkPages + Math.min(ring, runs)) {
             sequence.exactPages.add(allocate(cache.exactPool(), sequence, count));
         }
-        boolean sinksChange = prefill || sequence.truncated || length < cache.options().maxSinks();
+        boolean sinksChange =
+                prefill || sequence.truncated || length < cache.options().exact().maxSinks();
         for (int i = 0; i < sinkPages && sinksChange; ++i) {
             own(cache.exactPool(), sequence.exactPages, i, sequence, count);
         }

@@ -73,7 +73,7 @@ final class PrefixCache {
         int common = Math.min(candidate.tokens.commonPrefix(prompt), prompt.length - 1);
         int dropped = candidate.length() - common;
         boolean windowKept =
-                dropped <= cache.options().rollback()
+                dropped <= cache.options().exact().rollback()
                         && candidate.exactFrom <= Math.max(0, common - cache.window());
         return windowKept ? common : Math.max(0, common - cache.window());
     }

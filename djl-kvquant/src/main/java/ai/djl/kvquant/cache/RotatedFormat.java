@@ -31,9 +31,9 @@ record RotatedFormat(
         return new RotatedFormat(
                 bits,
                 rotation.keys().heads(geometry),
-                options.groupSize(geometry),
-                options.clip(bits),
-                options.floatZero(),
+                options.groups().size(geometry),
+                options.groups().clip(bits),
+                options.groups().floatZero(),
                 rotation.keys().isPreRope(),
                 rotation.channels(options.calibration(), layer, geometry));
     }
@@ -43,9 +43,9 @@ record RotatedFormat(
         return new RotatedFormat(
                 bits,
                 options.rotation().values() ? 1 : 0,
-                options.groupSize(geometry),
-                options.clip(bits),
-                options.floatZero(),
+                options.groups().size(geometry),
+                options.groups().clip(bits),
+                options.groups().floatZero(),
                 false,
                 null);
     }

@@ -27,26 +27,26 @@ class CacheOptionsTest {
         CacheOptions options = options("engine", "KvQuant", "batch_size", "7");
         assertEquals("auto", options.dtype().name());
         assertEquals(0, options.window());
-        assertEquals(SinkPolicy.NONE, options.sinkPolicy());
+        assertEquals(SinkPolicy.NONE, options.exact().sinkPolicy());
         assertEquals(4, options.maxBatchSize());
     }
 
     @Test
     void rotateKvKeepsMassiveSinks() {
         CacheOptions options = options("kv_cache_dtype", "rotatekv2");
-        assertEquals(SinkPolicy.MASSIVE, options.sinkPolicy());
-        assertEquals(20, options.maxSinks());
+        assertEquals(SinkPolicy.MASSIVE, options.exact().sinkPolicy());
+        assertEquals(20, options.exact().maxSinks());
         assertEquals(0, options.window());
-        assertEquals(0.8f, options.clip(2));
-        assertEquals(1f, options.clip(4));
+        assertEquals(0.8f, options.groups().clip(2));
+        assertEquals(1f, options.groups().clip(4));
     }
 
     @ParameterizedTest
     @CsvSource({"massive,MASSIVE,20", "0,NONE,0", "4,FIRST,4", "20,FIRST,20"})
     void sinksAreMassiveOrCounted(String value, SinkPolicy policy, int most) {
         CacheOptions options = options("kv_cache_dtype", "rotatekv4", "kv_sink_tokens", value);
-        assertEquals(policy, options.sinkPolicy());
-        assertEquals(most, options.maxSinks());
+        assertEquals(policy, options.exact().sinkPolicy());
+        assertEquals(most, options.exact().maxSinks());
     }
 
     @ParameterizedTest
@@ -74,7 +74,7 @@ class CacheOptionsTest {
     @ParameterizedTest
     @CsvSource({"4096,4096", "1k,1024", "2 MiB,2097152", "3g,3221225472", "1T,1099511627776"})
     void memoryHasUnits(String value, long bytes) {
-        assertEquals(bytes, options("kv_cache_memory", value).cacheMemory());
+        assertEquals(bytes, options("kv_cache_memory", value).size().bytes());
     }
 
     @Test
@@ -91,8 +91,8 @@ class CacheOptionsTest {
     @Test
     void layersAreSkippedByNumber() {
         CacheOptions options = options("kv_cache_dtype", "rotatekv4", "kv_skip_layers", "0, 3;5");
-        assertEquals(Set.of(0, 3, 5), options.skipLayers(6));
-        assertThrows(IllegalArgumentException.class, () -> options.skipLayers(5));
+        assertEquals(Set.of(0, 3, 5), options.exact().skipLayers(6));
+        assertThrows(IllegalArgumentException.class, () -> options.exact().skipLayers(5));
     }
 
     @ParameterizedTest

@@ -58,14 +58,14 @@ class CodebookFormatTest {
 
     @Test
     void theFirstTokenIsExact() {
-        assertEquals(SinkPolicy.FIRST, options("kvquant2").sinkPolicy());
-        assertEquals(1, options("kvquant2").maxSinks());
+        assertEquals(SinkPolicy.FIRST, options("kvquant2").exact().sinkPolicy());
+        assertEquals(1, options("kvquant2").exact().maxSinks());
         assertEquals(0, options("kvquant2").window());
         CacheOptions wide = options("kvquant2", "kv_sink_tokens", "4", "kv_recent_tokens", "128");
-        assertEquals(4, wide.maxSinks());
+        assertEquals(4, wide.exact().maxSinks());
         assertEquals(128, wide.window());
         assertEquals(128, options("int2/kvquant4").window());
-        assertEquals(SinkPolicy.MASSIVE, options("rotatekv2/kvquant4").sinkPolicy());
+        assertEquals(SinkPolicy.MASSIVE, options("rotatekv2/kvquant4").exact().sinkPolicy());
     }
 
     @ParameterizedTest
@@ -140,7 +140,7 @@ class CodebookFormatTest {
         IllegalArgumentException e =
                 assertThrows(
                         IllegalArgumentException.class,
-                        () -> options(dtype, name, value).sinkPolicy());
+                        () -> options(dtype, name, value).exact().sinkPolicy());
         assertTrue(e.getMessage().startsWith(message), e::getMessage);
     }
 }

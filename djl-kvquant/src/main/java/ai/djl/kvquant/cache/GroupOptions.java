@@ -1,0 +1,60 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.cache;
+
+import java.util.List;
+
+/** How RotateKV's codes are made, which have a scale and a zero-point per token and group. */
+final class GroupOptions {
+
+    static final String SIZE = "kv_group_size";
+    static final String CLIP = "kv_clip";
+    static final String FLOAT_ZERO = "kv_float_zero";
+
+    private final OptionValues values;
+    private final boolean floatZero;
+
+    /**
+     * Reads the options.
+     *
+     * @throws IllegalArgumentException if one has an impossible value or no effect
+     */
+    GroupOptions(OptionValues values, CacheDtype dtype) {
+        this.values = values;
+        for (String name : List.of(SIZE, CLIP, FLOAT_ZERO)) {
+            if (!dtype.isQuantized()) {
+                values.refuse(name, "keys or values are quantized", dtype);
+            } else if (!dtype.uses(CacheMethod.ROTATEKV)) {
+                RotationOptions.refuse(values, name, "keys or values are", dtype);
+            }
+        }
+        floatZero = values.bool(FLOAT_ZERO, false);
+        clip(2);
+    }
+
+    /** kv_group_size, the channels that share a scale and a zero-point. */
+    int size(CacheGeometry geometry) {
+        return values.integer(
+                SIZE,
+                geometry.headDim(),
+                size -> size >= 16 && size % 16 == 0 && geometry.channels() % size == 0,
+                "multiples of 16 that divide the "
+                        + geometry.channels()
+                        + " key channels of a layer");
+    }
+
+    /** kv_clip, the share of a group's range that codes cover: 0.8 at 2 bits and 1 above. */
+    float clip(int bits) {
+        double clip =
+                values.number(
+                        CLIP,
+                        bits == 2 ? 0.8 : 1,
+                        share -> (float) share > 0 && (float) share <= 1,
+                        "a number above 0 and at most 1");
+        return (float) clip;
+    }
+
+    /** kv_float_zero, whether zero-points are numbers of floating point. */
+    boolean floatZero() {
+        return floatZero;
+    }
+}
