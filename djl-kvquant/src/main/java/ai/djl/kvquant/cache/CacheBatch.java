@@ -49,12 +49,12 @@ public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable,
             lengths[2 * b + 1] = sequences.get(b).exactFrom;
             pageColumns = Math.max(pageColumns, sequences.get(b).pages.size());
         }
-        int exactColumns = Math.max(1, cache.exactColumns());
+        int exactColumns = Math.max(1, cache.layout().exactColumns());
         return new CacheBatch(
                 create(manager, lengths, batch, 2),
                 create(manager, table(sequences, pageColumns, false), batch, pageColumns),
                 create(manager, table(sequences, exactColumns, true), batch, exactColumns),
-                cache.params(sequences.get(0)));
+                cache.tensors().params(sequences.get(0)));
     }
 
     /**

@@ -5,8 +5,6 @@ import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.DataType;
-import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.List;
 
@@ -27,24 +25,14 @@ public final class KvCache implements AutoCloseable {
     static final int EXACT_TOKENS = 16;
     static final int MASSIVE_ENTRIES = 20;
 
-    private final NDManager manager;
-    private final Operators operators;
     private final CacheGeometry geometry;
     private final CacheOptions options;
     private final List<LayerFormat> layers = new ArrayList<>();
-    private final NDList params = new NDList();
-    private final NDList pages = new NDList();
-    private final NDList exact = new NDList();
-    private final NDArray rope;
-    private final PagePool pagePool;
-    private final PagePool exactPool;
+    private final CacheTensors tensors;
     private final PrefixCache prefixes;
-    private final int window;
-    private final int smallestWindow;
-    private final int sinkPages;
-    private final long pageBytes;
-    private final long exactPageBytes;
-    private final long capacity;
+    private final TokenLayout layout;
+    private final SequencePages sequencePages;
+    private final CacheAccounting accounting;
 
     /**
      * Creates a cache.
@@ -57,61 +45,30 @@ public final class KvCache implements AutoCloseable {
      */
     public KvCache(
             NDManager parent, Operators operators, CacheGeometry geometry, CacheOptions options) {
-        this.operators = operators;
         this.geometry = geometry;
         this.options = options;
         options.requireFits(geometry);
         for (int i = 0; i < geometry.numLayers(); ++i) {
             layers.add(LayerFormat.of(geometry, options, i));
         }
-        window = layers.stream().mapToInt(LayerFormat::window).max().orElse(0);
-        smallestWindow = layers.stream().mapToInt(LayerFormat::window).min().orElse(0);
-        sinkPages = layers.stream().mapToInt(LayerFormat::sinkPages).max().orElse(0);
-        manager = parent.newSubManager();
+        int rollback = Math.min(options.exact().rollback(), geometry.maxTokens());
+        layout = new TokenLayout(layers, rollback);
+        tensors = new CacheTensors(parent, operators, geometry, layers);
         try {
-            rope = RopeTable.create(manager, geometry);
-            long[] pageSizes = new long[layers.size()];
-            long[] exactSizes = new long[layers.size()];
-            for (int i = 0; i < layers.size(); ++i) {
-                params.add(pack(manager, layers.get(i)));
-                long[] sizes = operators.layout(params.get(i));
-                pageSizes[i] = sizes[0];
-                exactSizes[i] = layers.get(i).hasExactPages() ? sizes[1] : 0;
-            }
-            pageBytes = sum(pageSizes);
-            exactPageBytes = sum(exactSizes);
+            accounting = new CacheAccounting(geometry, options, layers, tensors);
             CacheSize size =
                     new CacheSize(
-                            geometry, options.size(), pageBytes, exactColumns() * exactPageBytes);
-            capacity = size.tokens();
-            pagePool = new PagePool(size.pages());
-            exactPool = new PagePool(exactColumns() == 0 ? 0 : size.sequences() * exactColumns());
-            for (int i = 0; i < layers.size(); ++i) {
-                pages.add(pool(pagePool.size(), pageSizes[i]));
-                exact.add(pool(Math.max(1, exactPool.size()), Math.max(1, exactSizes[i])));
-            }
+                            geometry,
+                            options.size(),
+                            accounting.pageBytes(),
+                            layout.exactColumns() * accounting.exactPageBytes());
+            sequencePages = new SequencePages(layout, size);
+            tensors.allocate(sequencePages.pagePool().size(), sequencePages.exactPool().size());
             prefixes = new PrefixCache(this);
         } catch (RuntimeException | Error e) {
-            manager.close();
+            tensors.close();
             throw e;
         }
-    }
-
-    private static long sum(long[] values) {
-        long total = 0;
-        for (long value : values) {
-            total += value;
-        }
-        return total;
-    }
-
-    NDArray pack(NDManager owner, LayerFormat layer) {
-        java.nio.ByteBuffer bytes = layer.pack(geometry);
-        return owner.create(bytes, new Shape(bytes.remaining()), DataType.UINT8);
-    }
-
-    private NDArray pool(long rows, long bytes) {
-        return manager.create(new Shape(rows, bytes), DataType.UINT8);
     }
 
     /**
@@ -157,12 +114,7 @@ public final class KvCache implements AutoCloseable {
      * @return whether {@link PromptBasis} is to be used before it is appended to
      */
     public boolean wantsPromptBasis(int tokens) {
-        return options.promptBasis()
-                && tokens - options.firstSinks() >= schedule().shortestPrompt(geometry.channels());
-    }
-
-    private SvdqSchedule schedule() {
-        return SvdqSchedule.of(options.dtype().keyBits());
+        return accounting.wantsPromptBasis(tokens);
     }
 
     /**
@@ -171,7 +123,7 @@ public final class KvCache implements AutoCloseable {
      * @return the number of tokens
      */
     public long capacity() {
-        return capacity;
+        return sequencePages.capacity();
     }
 
     /**
@@ -199,7 +151,7 @@ public final class KvCache implements AutoCloseable {
      * @return the effective bits
      */
     public double bitsPerKey() {
-        return layers.stream().mapToDouble(LayerFormat::keyBits).average().orElse(0);
+        return accounting.bitsPerKey();
     }
 
     /**
@@ -209,7 +161,7 @@ public final class KvCache implements AutoCloseable {
      * @return the effective bits
      */
     public double bitsPerKey(int tokens) {
-        return wantsPromptBasis(tokens) ? bitsPerKey() + basisBits() / tokens : bitsPerKey();
+        return accounting.bitsPerKey(tokens);
     }
 
     /**
@@ -219,9 +171,7 @@ public final class KvCache implements AutoCloseable {
      * @return the effective bits, the mean over tokens
      */
     public double bitsPerKey(List<CacheSequence> sequences) {
-        long tokens = sequences.stream().mapToLong(CacheSequence::length).sum();
-        long bases = sequences.stream().filter(sequence -> sequence.own != null).count();
-        return bases == 0 ? bitsPerKey() : bitsPerKey() + bases * basisBits() / tokens;
+        return accounting.bitsPerKey(sequences);
     }
 
     /**
@@ -232,7 +182,7 @@ public final class KvCache implements AutoCloseable {
      * @return bits per key element
      */
     public KeyReads keyReads(int tokens) {
-        return keyReads(tokens, wantsPromptBasis(tokens));
+        return accounting.keyReads(tokens, wantsPromptBasis(tokens));
     }
 
     /**
@@ -242,30 +192,7 @@ public final class KvCache implements AutoCloseable {
      * @return bits per key element
      */
     public KeyReads keyReads(CacheSequence sequence) {
-        return keyReads(sequence.length(), sequence.own != null);
-    }
-
-    private KeyReads keyReads(int tokens, boolean ownBasis) {
-        double codes = 0;
-        double exact = 0;
-        double landmarks = 0;
-        for (LayerFormat layer : layers) {
-            long recent = Math.min(layer.window(), tokens);
-            KeySparsity sparsity = new KeySparsity(layer.sparseTokens());
-            codes += layer.keys().effectiveBits() * sparsity.tokensRead(tokens - recent);
-            exact += 16.0 * (recent + Math.min(layer.maxSinks(), tokens - recent));
-            landmarks += sparsity.landmarkBits(tokens - recent);
-        }
-        double all = (double) tokens * layers.size();
-        double basis = ownBasis ? basisBits() / tokens : 0;
-        return new KeyReads(codes / all, exact / all, landmarks / all, basis);
-    }
-
-    /** Bits of a sequence's own bases, per layer and channel. */
-    private double basisBits() {
-        long layersWith = layers.stream().filter(layer -> layer.keys().isQuantized()).count();
-        double share = (double) layersWith / layers.size();
-        return share * schedule().basisBits(geometry.channels()) / geometry.channels();
+        return accounting.keyReads(sequence.length(), sequence.own != null);
     }
 
     /**
@@ -275,7 +202,7 @@ public final class KvCache implements AutoCloseable {
      * @return the effective bits
      */
     public double bitsPerValue() {
-        return layers.stream().mapToDouble(l -> l.values().effectiveBits()).average().orElse(0);
+        return accounting.bitsPerValue();
     }
 
     /**
@@ -287,12 +214,7 @@ public final class KvCache implements AutoCloseable {
      * @return the effective bits
      */
     public double bitsPerKey(int tokens, int recent) {
-        double stored =
-                layers.stream()
-                        .mapToDouble(l -> l.storedBits(l.keys(), tokens, recent))
-                        .average()
-                        .orElse(0);
-        return wantsPromptBasis(tokens) ? stored + basisBits() / tokens : stored;
+        return accounting.bitsPerKey(tokens, recent);
     }
 
     /**
@@ -304,10 +226,7 @@ public final class KvCache implements AutoCloseable {
      * @return the effective bits
      */
     public double bitsPerValue(int tokens, int recent) {
-        return layers.stream()
-                .mapToDouble(l -> l.storedBits(l.values(), tokens, recent))
-                .average()
-                .orElse(0);
+        return accounting.bitsPerValue(tokens, recent);
     }
 
     /**
@@ -316,7 +235,7 @@ public final class KvCache implements AutoCloseable {
      * @return bytes per token
      */
     public double bytesPerToken() {
-        return (double) pageBytes / PAGE_TOKENS;
+        return accounting.bytesPerToken();
     }
 
     /**
@@ -327,13 +246,7 @@ public final class KvCache implements AutoCloseable {
      * @return the bytes
      */
     public long bytes(List<CacheSequence> sequences) {
-        long total = 0;
-        for (CacheSequence sequence : sequences) {
-            total += sequence.pages.size() * (pageBytes + Integer.BYTES);
-            total += sequence.exactPages.size() * (exactPageBytes + Integer.BYTES);
-            total += sequence.own == null ? 0 : sequence.own.bytes();
-        }
-        return total;
+        return accounting.bytes(sequences);
     }
 
     /**
@@ -342,7 +255,7 @@ public final class KvCache implements AutoCloseable {
      * @return the window, in tokens
      */
     public int window() {
-        return window;
+        return layout.window();
     }
 
     /**
@@ -372,13 +285,7 @@ public final class KvCache implements AutoCloseable {
      * @return the first token behind them
      */
     public int biasedTo(CacheSequence sequence) {
-        if (!hasScoreBias()) {
-            return 0;
-        }
-        int length = sequence.length();
-        return window == 0
-                ? length
-                : Math.max(0, Math.max(length - window, Math.min(sequence.exactFrom, length)));
+        return hasScoreBias() ? layout.storedBehindWindow(sequence) : 0;
     }
 
     /**
@@ -396,7 +303,7 @@ public final class KvCache implements AutoCloseable {
      * @return pages, exact pages and packed parameters, one tensor per layer each
      */
     public List<NDList> pools() {
-        return List.of(pages, exact, params);
+        return tensors.pools();
     }
 
     /**
@@ -405,35 +312,7 @@ public final class KvCache implements AutoCloseable {
      * @return FLOAT32 {@code [64 + n, 2, headDim / 2]}
      */
     public NDArray rope() {
-        return rope;
-    }
-
-    /** Exact pages of a sequence: sink pages, then the ring of window pages. */
-    int exactColumns() {
-        return sinkPages + ring();
-    }
-
-    int sinkPages() {
-        return sinkPages;
-    }
-
-    int ring() {
-        if (window == 0) {
-            return 0;
-        }
-        int rollback = Math.min(options.exact().rollback(), geometry.maxTokens());
-        return (window + rollback + EXACT_TOKENS - 1) / EXACT_TOKENS + 1;
-    }
-
-    /**
-     * Tokens of a sequence that are stored in pages once it has the given length, in the layer that
-     * stores most.
-     */
-    int stored(CacheSequence sequence, int length) {
-        return smallestWindow == 0
-                ? length
-                : Math.max(
-                        0, Math.max(length - smallestWindow, Math.min(sequence.exactFrom, length)));
+        return tensors.rope();
     }
 
     synchronized CacheSequence fork(CacheSequence parent) {
@@ -441,61 +320,20 @@ public final class KvCache implements AutoCloseable {
         CacheSequence child =
                 new CacheSequence(
                         this, parent.tokens.copy(), parent.pages.copy(), parent.exactPages.copy());
-        child.exactFrom = parent.exactFrom;
-        child.truncated = parent.truncated;
-        child.own = parent.own;
-        if (child.own != null) {
-            child.own.retain();
-        }
-        for (int i = 0; i < child.pages.size(); ++i) {
-            pagePool.retain(child.pages.get(i));
-        }
-        for (int i = 0; i < child.exactPages.size(); ++i) {
-            exactPool.retain(child.exactPages.get(i));
-        }
+        sequencePages.share(parent, child);
         return child;
     }
 
     synchronized void truncate(CacheSequence sequence, int length) {
         sequence.checkOpen();
-        if (length == sequence.length()) {
-            return;
-        }
-        if (window() > 0) {
-            // The ring still holds this many tokens before the present length.
-            int held = (ring() - 1) * EXACT_TOKENS;
-            sequence.exactFrom =
-                    Math.min(length, Math.max(sequence.exactFrom, sequence.length() - held));
-        }
-        sequence.truncated = true;
-        sequence.tokens.truncate(length);
-        int needed = pagesFor(stored(sequence, length));
-        while (sequence.pages.size() > needed) {
-            pagePool.release(sequence.pages.get(sequence.pages.size() - 1));
-            sequence.pages.truncate(sequence.pages.size() - 1);
-        }
+        sequencePages.truncate(sequence, length);
     }
 
     synchronized void release(CacheSequence sequence) {
-        if (sequence.isClosed()) {
-            return;
+        if (!sequence.isClosed()) {
+            sequence.markClosed();
+            sequencePages.release(sequence);
         }
-        sequence.markClosed();
-        if (sequence.own != null) {
-            sequence.own.release();
-        }
-        for (int i = 0; i < sequence.pages.size(); ++i) {
-            pagePool.release(sequence.pages.get(i));
-        }
-        for (int i = 0; i < sequence.exactPages.size(); ++i) {
-            exactPool.release(sequence.exactPages.get(i));
-        }
-        sequence.pages.truncate(0);
-        sequence.exactPages.truncate(0);
-    }
-
-    static int pagesFor(int tokens) {
-        return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
     }
 
     /**
@@ -505,15 +343,7 @@ public final class KvCache implements AutoCloseable {
      * @throws CacheFullException if the whole cache is too small for them
      */
     public void requireRoom(int tokens) {
-        if (pagesFor(tokens - smallestWindow) > pagePool.size()) {
-            throw new CacheFullException(
-                    "A prompt of "
-                            + tokens
-                            + " tokens does not fit into a KV cache of "
-                            + capacity
-                            + " tokens. Set kv_cache_tokens or kv_cache_memory higher, or shorten"
-                            + " the prompt.");
-        }
+        sequencePages.requireRoom(tokens);
     }
 
     /** Gives every sequence pages of its own for what an append will write. */
@@ -526,37 +356,20 @@ public final class KvCache implements AutoCloseable {
         }
     }
 
-    /** Copies pages, or exact pages, in every layer. */
-    void copyPages(boolean exactPages, IntArray sources, IntArray targets) {
-        if (sources.size() > 0) {
-            NDList pools = exactPages ? exact : pages;
-            operators.copyRows(pools, sources.toArray(), targets.toArray());
-        }
+    CacheTensors tensors() {
+        return tensors;
     }
 
-    /** Packed parameters of the layers for a sequence. */
-    NDList params(CacheSequence sequence) {
-        return sequence.own == null ? params : sequence.own.layers;
+    TokenLayout layout() {
+        return layout;
     }
 
-    SequenceParams newParams() {
-        return new SequenceParams(manager, params);
-    }
-
-    NDManager newManager() {
-        return manager.newSubManager();
+    SequencePages sequencePages() {
+        return sequencePages;
     }
 
     LayerFormat layer(int layer) {
         return layers.get(layer);
-    }
-
-    PagePool pagePool() {
-        return pagePool;
-    }
-
-    PagePool exactPool() {
-        return exactPool;
     }
 
     PrefixCache prefixes() {
@@ -572,6 +385,6 @@ public final class KvCache implements AutoCloseable {
     /** Frees the memory; sequences must not be used any more. */
     @Override
     public void close() {
-        manager.close();
+        tensors.close();
     }
 }

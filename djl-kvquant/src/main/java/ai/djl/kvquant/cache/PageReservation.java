@@ -11,6 +11,9 @@ import java.util.Locale;
 final class PageReservation implements AutoCloseable {
 
     private final KvCache cache;
+    private final TokenLayout layout;
+    private final PagePool pagePool;
+    private final PagePool exactPool;
     private final boolean prefill;
     private final IntArray pageSources = new IntArray();
     private final IntArray pageTargets = new IntArray();
@@ -19,6 +22,9 @@ final class PageReservation implements AutoCloseable {
 
     PageReservation(KvCache cache, boolean prefill) {
         this.cache = cache;
+        layout = cache.layout();
+        pagePool = cache.sequencePages().pagePool();
+        exactPool = cache.sequencePages().exactPool();
         this.prefill = prefill;
     }
 
@@ -28,32 +34,34 @@ final class PageReservation implements AutoCloseable {
     }
 
     private void reservePages(CacheSequence sequence, int count) {
-        int begin = cache.stored(sequence, sequence.length());
-        int end = cache.stored(sequence, sequence.length() + count);
-        while (sequence.pages.size() < KvCache.pagesFor(end)) {
-            sequence.pages.add(allocate(cache.pagePool(), sequence, count));
+        int begin = layout.stored(sequence, sequence.length());
+        int end = layout.stored(sequence, sequence.length() + count);
+        while (sequence.pages.size() < TokenLayout.pagesFor(end)) {
+            sequence.pages.add(allocate(pagePool, sequence, count));
         }
-        for (int i = begin / KvCache.PAGE_TOKENS; i < KvCache.pagesFor(end) && begin < end; ++i) {
-            own(cache.pagePool(), sequence.pages, i, sequence, count);
+        for (int i = begin / KvCache.PAGE_TOKENS;
+                i < TokenLayout.pagesFor(end) && begin < end;
+                ++i) {
+            own(pagePool, sequence.pages, i, sequence, count);
         }
     }
 
     private void reserveExact(CacheSequence sequence, int count) {
         int length = sequence.length();
-        int sinkPages = cache.sinkPages();
-        int ring = cache.ring();
+        int sinkPages = layout.sinkPages();
+        int ring = layout.ring();
         int runs = (length + count + KvCache.EXACT_TOKENS - 1) / KvCache.EXACT_TOKENS;
         while (sequence.exactPages.size() < sinkPages + Math.min(ring, runs)) {
-            sequence.exactPages.add(allocate(cache.exactPool(), sequence, count));
+            sequence.exactPages.add(allocate(exactPool, sequence, count));
         }
         boolean sinksChange =
                 prefill || sequence.truncated || length < cache.options().exact().maxSinks();
         for (int i = 0; i < sinkPages && sinksChange; ++i) {
-            own(cache.exactPool(), sequence.exactPages, i, sequence, count);
+            own(exactPool, sequence.exactPages, i, sequence, count);
         }
         int firstRun = Math.max(length / KvCache.EXACT_TOKENS, runs - ring);
         for (int run = firstRun; run < runs && ring > 0; ++run) {
-            own(cache.exactPool(), sequence.exactPages, sinkPages + run % ring, sequence, count);
+            own(exactPool, sequence.exactPages, sinkPages + run % ring, sequence, count);
         }
     }
 
@@ -69,7 +77,7 @@ final class PageReservation implements AutoCloseable {
         if (copy < 0) {
             return;
         }
-        boolean exact = pool == cache.exactPool();
+        boolean exact = pool == exactPool;
         (exact ? exactSources : pageSources).add(page);
         (exact ? exactTargets : pageTargets).add(copy);
         pool.release(page);
@@ -88,11 +96,11 @@ final class PageReservation implements AutoCloseable {
     }
 
     private CacheFullException full(PagePool pool, CacheSequence sequence, int count) {
-        boolean exact = pool == cache.exactPool();
+        boolean exact = pool == exactPool;
         String what =
                 exact
                         ? "all exact pages, enough for "
-                                + pool.size() / cache.exactColumns()
+                                + pool.size() / layout.exactColumns()
                                 + " sequences, are in use"
                         : "all " + cache.capacity() + " tokens that fit are in use";
         return new CacheFullException(
@@ -110,7 +118,7 @@ final class PageReservation implements AutoCloseable {
 
     @Override
     public void close() {
-        cache.copyPages(false, pageSources, pageTargets);
-        cache.copyPages(true, exactSources, exactTargets);
+        cache.tensors().copyPages(false, pageSources, pageTargets);
+        cache.tensors().copyPages(true, exactSources, exactTargets);
     }
 }

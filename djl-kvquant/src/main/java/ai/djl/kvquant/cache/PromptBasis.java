@@ -28,8 +28,8 @@ public final class PromptBasis implements AutoCloseable {
         this.cache = cache;
         this.sequence = sequence;
         schedule = SvdqSchedule.of(cache.options().dtype().keyBits());
-        sequence.own = cache.newParams();
-        manager = cache.newManager();
+        sequence.own = cache.tensors().newParams();
+        manager = cache.tensors().newManager();
         algebra = new LinearAlgebra(manager);
     }
 
@@ -57,7 +57,7 @@ public final class PromptBasis implements AutoCloseable {
                         new StaticFormat.Basis(heads, basis.forward(), basis.inverse()),
                         null,
                         null);
-        sequence.own.set(layer, cache.pack(manager, format.withKeys(own)));
+        sequence.own.set(layer, cache.tensors().pack(manager, format.withKeys(own)));
     }
 
     /** Start and step of each place: its codes reach from the least value to the largest. */

@@ -16,7 +16,7 @@ final class RopeTable {
      */
     static NDArray create(NDManager manager, CacheGeometry geometry) {
         int half = geometry.headDim() / 2;
-        int bases = KvCache.pagesFor(geometry.maxTokens()) + 1;
+        int bases = TokenLayout.pagesFor(geometry.maxTokens()) + 1;
         int steps = KvCache.PAGE_TOKENS;
         float[] table = new float[(steps + bases) * 2 * half];
         double[] frequencies = geometry.inverseFrequencies();

@@ -50,11 +50,11 @@ final class TinyCache implements AutoCloseable {
     }
 
     int pagesUsed() {
-        return cache.pagePool().used();
+        return cache.sequencePages().pagePool().used();
     }
 
     int exactPagesUsed() {
-        return cache.exactPool().used();
+        return cache.sequencePages().exactPool().used();
     }
 
     @Override
