@@ -7,11 +7,11 @@ import ai.djl.kvquant.cache.Calibration;
 import ai.djl.kvquant.llama.LlamaGradients;
 import ai.djl.kvquant.llama.LlamaLayers;
 import ai.djl.kvquant.llama.LlamaModel;
+import ai.djl.kvquant.llama.RopeAngles;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collection;
@@ -43,6 +43,7 @@ public final class Calibrator {
 
     private final LlamaModel model;
     private final List<int[]> windows;
+    private final RopeAngles angles;
 
     /**
      * Prepares a calibration.
@@ -53,6 +54,8 @@ public final class Calibrator {
     public Calibrator(LlamaModel model, List<int[]> windows) {
         this.model = model;
         this.windows = List.copyOf(windows);
+        int longest = windows.stream().mapToInt(window -> window.length).max().orElse(0);
+        angles = new RopeAngles(model.geometry().inverseFrequencies(), longest);
     }
 
     /**
@@ -163,8 +166,7 @@ public final class Calibrator {
 
     private void runForward(
             Set<Boolean> readers, BiConsumer<Integer, LayerSamples> writer, IntConsumer progress) {
-        int longest = windows.stream().mapToInt(window -> window.length).max().orElseThrow();
-        try (LlamaLayers layers = new LlamaLayers(model, longest);
+        try (LlamaLayers layers = new LlamaLayers(model, angles.positions());
                 NDManager inputs = layers.newManager()) {
             List<NDArray> hidden = new ArrayList<>();
             windows.forEach(window -> hidden.add(layers.embed(inputs, window)));
@@ -267,31 +269,17 @@ public final class Calibrator {
         NDArray attached = qkv.duplicate();
         attached.attach(scope);
         int length = Math.toIntExact(qkv.getShape().get(0));
-        return samples(attached, IntStream.range(0, length), scope);
+        return samples(attached, IntStream.range(0, length).toArray(), scope);
     }
 
     private LayerSamples samples(NDArray qkv, NDManager scope) {
         IntStream positions =
                 windows.stream().flatMapToInt(window -> IntStream.range(SKIPPED, window.length));
-        return samples(qkv, positions, scope);
+        return samples(qkv, positions.toArray(), scope);
     }
 
-    private LayerSamples samples(NDArray qkv, IntStream positions, NDManager scope) {
-        double[] frequencies = model.geometry().inverseFrequencies();
-        int half = frequencies.length;
-        double[] angles =
-                positions
-                        .boxed()
-                        .flatMapToDouble(p -> Arrays.stream(frequencies).map(f -> p * f))
-                        .toArray();
-        float[] cos = new float[angles.length];
-        float[] sin = new float[angles.length];
-        for (int i = 0; i < angles.length; ++i) {
-            cos[i] = (float) Math.cos(angles[i]);
-            sin[i] = (float) Math.sin(angles[i]);
-        }
-        Shape shape = new Shape(angles.length / half, 1, half);
+    private LayerSamples samples(NDArray qkv, int[] positions, NDManager scope) {
         return LayerSamples.of(
-                model.geometry(), qkv, scope.create(cos, shape), scope.create(sin, shape));
+                model.geometry(), qkv, angles.cos(scope, positions), angles.sin(scope, positions));
     }
 }

@@ -4,9 +4,8 @@ package ai.djl.kvquant.llama;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.Shape;
 import java.util.Arrays;
-import java.util.function.DoubleUnaryOperator;
+import java.util.stream.IntStream;
 
 /**
  * How the loss of a text, the mean cross-entropy of its next tokens, depends on what a layer stores
@@ -18,6 +17,7 @@ import java.util.function.DoubleUnaryOperator;
 public final class LlamaGradients {
 
     private final LlamaModel model;
+    private RopeAngles angles;
 
     /**
      * Prepares to take gradients.
@@ -82,6 +82,8 @@ public final class LlamaGradients {
     public Output ofLayer(NDManager manager, int layer, NDArray input, NDArray gradient) {
         try (NDManager scope = model.manager().newSubManager()) {
             int tokens = Math.toIntExact(input.getShape().get(0));
+            int[] positions = IntStream.range(0, tokens).toArray();
+            RopeAngles table = angles(tokens);
             NDList result =
                     model.module()
                             .runWithGradients(
@@ -89,21 +91,18 @@ public final class LlamaGradients {
                                     "layer_gradient",
                                     input,
                                     gradient,
-                                    angles(scope, tokens, Math::cos),
-                                    angles(scope, tokens, Math::sin),
+                                    table.cos(scope, positions),
+                                    table.sin(scope, positions),
                                     scope.create((long) layer));
             return new Output(result.get(0), result.get(1), result.get(2), result.get(3));
         }
     }
 
-    /** A function of RoPE's angles, [tokens, 1, headDim / 2]. */
-    private NDArray angles(NDManager manager, int tokens, DoubleUnaryOperator function) {
-        double[] frequencies = model.config().rope().inverseFrequencies();
-        int half = frequencies.length;
-        float[] values = new float[tokens * half];
-        for (int i = 0; i < values.length; ++i) {
-            values[i] = (float) function.applyAsDouble(i / half * frequencies[i % half]);
+    /** Angles of so many tokens at least, computed again for the longest text only. */
+    private synchronized RopeAngles angles(int tokens) {
+        if (angles == null || angles.positions() < tokens) {
+            angles = new RopeAngles(model.geometry().inverseFrequencies(), tokens);
         }
-        return manager.create(values, new Shape(tokens, 1, half));
+        return angles;
     }
 }
