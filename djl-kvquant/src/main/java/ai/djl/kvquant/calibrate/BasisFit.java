@@ -60,11 +60,14 @@ final class BasisFit implements KeyFit {
 
     @Override
     public void write(Calibration.Builder out, int layer, LayerSamples samples) {
-        NDArray mean = samples.weightedKeyMean();
+        double[][] ofTokens = samples.tokenWeights();
+        NDArray mean = samples.weightedKeyMean(ofTokens);
         out.put(layer, "keys.mean", mean.toFloatArray());
         NDArray centred = samples.keys().sub(mean);
+        double[][] ofCodes = codeWeights(ofTokens);
         try (LinearAlgebra algebra = new LinearAlgebra(centred.getManager())) {
-            NDArray covariance = blocks(floor(covariance(samples, centred), COVARIANCE_FLOOR));
+            NDArray covariance =
+                    blocks(floor(covariance(samples, centred, ofCodes), COVARIANCE_FLOOR));
             NDArray whole = metric(samples);
             double scale = meanEigenvalue(whole);
             NDArray metric = blocks(floor(whole.div(scale), METRIC_FLOOR));
@@ -76,7 +79,9 @@ final class BasisFit implements KeyFit {
             NDArray axes = principal.get(1).flip(2);
             NDArray forward = whole(axes.transpose(0, 2, 1).matMul(root), samples);
             NDArray inverse = whole(inverseRoot.matMul(axes), samples).transpose(0, 2, 1);
-            layers.put(layer, fitted(samples, groups(samples, centred), scale, forward, inverse));
+            layers.put(
+                    layer,
+                    fitted(samples, groups(samples, centred), ofCodes, scale, forward, inverse));
         }
     }
 
@@ -104,7 +109,12 @@ final class BasisFit implements KeyFit {
 
     /** Fits codes; forward and inverse [groups, latents, channels]. */
     private Fitted fitted(
-            LayerSamples samples, NDArray centred, double scale, NDArray forward, NDArray inverse) {
+            LayerSamples samples,
+            NDArray centred,
+            double[][] ofCodes,
+            double scale,
+            NDArray forward,
+            NDArray inverse) {
         int heads = samples.geometry().numKvHeads();
         int headDim = samples.geometry().headDim();
         NDArray forward32 = forward.toType(DataType.FLOAT32, false);
@@ -113,8 +123,7 @@ final class BasisFit implements KeyFit {
         for (double[] row : weights) {
             Arrays.fill(row, scale);
         }
-        KeyCodes.Fits codes =
-                KeyCodes.fit(channels(latents, heads, headDim), tokenWeights(samples), weights);
+        KeyCodes.Fits codes = KeyCodes.fit(channels(latents, heads, headDim), ofCodes, weights);
         return new Fitted(
                 forward32.toFloatArray(),
                 inverse.toType(DataType.FLOAT32, false).toFloatArray(),
@@ -219,11 +228,12 @@ final class BasisFit implements KeyFit {
     }
 
     /** Weights of tokens for the codes of each head; one basis has codes of all heads in each. */
-    private double[][] tokenWeights(LayerSamples samples) {
-        double[][] weights = samples.tokenWeights();
-        if (layerWide) {
-            Arrays.fill(weights, mean(weights));
+    private double[][] codeWeights(double[][] ofTokens) {
+        if (!layerWide) {
+            return ofTokens;
         }
+        double[][] weights = new double[ofTokens.length][];
+        Arrays.fill(weights, mean(ofTokens));
         return weights;
     }
 
@@ -238,8 +248,8 @@ final class BasisFit implements KeyFit {
     }
 
     /** Weighted second moments of centred keys, FLOAT64 [groups, n, n]. */
-    private NDArray covariance(LayerSamples samples, NDArray centred) {
-        NDArray weights = samples.column(tokenWeights(samples));
+    private NDArray covariance(LayerSamples samples, NDArray centred, double[][] ofCodes) {
+        NDArray weights = samples.column(ofCodes);
         NDArray wide = groups(samples, centred.toType(DataType.FLOAT64, false));
         NDArray weighted = groups(samples, centred.toType(DataType.FLOAT64, false).mul(weights));
         return wide.transpose(0, 2, 1)

@@ -114,9 +114,9 @@ record LayerSamples(
         return Arrays.stream(weights).map(weight -> weight + least).toArray();
     }
 
-    /** The mean of keys over tokens by their weights, {@code [kv heads, headDim]}. */
-    NDArray weightedKeyMean() {
-        NDArray weights = column(tokenWeights());
+    /** The mean of keys over tokens by {@link #tokenWeights}, {@code [kv heads, headDim]}. */
+    NDArray weightedKeyMean(double[][] tokenWeights) {
+        NDArray weights = column(tokenWeights);
         return keys.toType(DataType.FLOAT64, false)
                 .mul(weights)
                 .sum(new int[] {0})

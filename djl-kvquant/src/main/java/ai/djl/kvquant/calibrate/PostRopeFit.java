@@ -30,12 +30,11 @@ final class PostRopeFit implements KeyFit {
 
     @Override
     public void write(Calibration.Builder out, int layer, LayerSamples samples) {
-        NDArray mean = samples.weightedKeyMean();
+        double[][] ofTokens = samples.tokenWeights();
+        NDArray mean = samples.weightedKeyMean(ofTokens);
         out.put(layer, "keys.mean", mean.toFloatArray());
         NDArray centred = samples.rope(samples.keys().sub(mean));
-        layers.put(
-                layer,
-                KeyCodes.fit(byChannel(centred), samples.tokenWeights(), samples.turnedWeights()));
+        layers.put(layer, KeyCodes.fit(byChannel(centred), ofTokens, samples.turnedWeights()));
     }
 
     @Override
