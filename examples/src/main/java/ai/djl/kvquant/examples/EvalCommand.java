@@ -17,6 +17,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
@@ -46,21 +47,7 @@ final class EvalCommand implements Callable<Integer> {
                     "a text for perplexity, repeatable; errors by layer are measured on the first")
     private List<Path> texts = new ArrayList<>();
 
-    @Option(
-            names = "--context",
-            paramLabel = "N",
-            defaultValue = "2048",
-            description = "tokens of a window (default: ${DEFAULT-VALUE})")
-    private int context;
-
-    @Option(
-            names = "--windows",
-            paramLabel = "N",
-            defaultValue = "10",
-            description =
-                    "windows of each text, spread evenly, or all if there are fewer (default:"
-                            + " ${DEFAULT-VALUE})")
-    private int windows;
+    @Mixin private WindowOptions windows;
 
     @Option(
             names = "--measure",
@@ -171,8 +158,10 @@ final class EvalCommand implements Callable<Integer> {
         require(
                 !texts.isEmpty() || !needsText,
                 "--text is missing: perplexity and layers need one (or give --measure needle).");
-        require(context > 1, "--context is " + context + "; allowed: 2 or more.");
-        require(windows > 0, "--windows is " + windows + "; allowed: 1 or more.");
+        require(
+                windows.context() > 1,
+                "--context is " + windows.context() + "; allowed: 2 or more.");
+        require(windows.most() > 0, "--windows is " + windows.most() + "; allowed: 1 or more.");
         require(jobs > 0, "--jobs is " + jobs + "; allowed: 1 or more.");
         require(needleTrials > 0, "--needle-trials is " + needleTrials + "; allowed: 1 or more.");
         require(
@@ -209,10 +198,10 @@ final class EvalCommand implements Callable<Integer> {
             EvalHeading heading = EvalHeading.of(session, run, head);
             EvalMeasurer measurer = new EvalMeasurer(session, store, heading, caches, jobs);
             if (parts.contains(EvalPart.PERPLEXITY)) {
-                measurer.perplexity(texts, context, windows);
+                measurer.perplexity(texts, windows.context(), windows.most());
             }
             if (parts.contains(EvalPart.LAYERS)) {
-                measurer.layers(texts.get(0), context);
+                measurer.layers(texts.get(0), windows.context());
             }
             if (parts.contains(EvalPart.NEEDLE)) {
                 measurer.needle(plan(filler, session.model().geometry().maxTokens()));

@@ -11,6 +11,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParentCommand;
@@ -24,29 +25,13 @@ import picocli.CommandLine.Spec;
                         + " are from those of the cache auto.")
 final class PerplexityCommand implements Callable<Integer> {
 
-    private static final int DEFAULT_WINDOWS = 10;
-
     @ParentCommand private Kvq kvq;
     @Spec private CommandSpec spec;
 
     @Option(names = "--text", required = true, paramLabel = "FILE", description = "the text")
     private Path text;
 
-    @Option(
-            names = "--context",
-            paramLabel = "N",
-            defaultValue = "2048",
-            description = "tokens of a window (default: ${DEFAULT-VALUE})")
-    private int context;
-
-    @Option(
-            names = "--windows",
-            paramLabel = "N",
-            description =
-                    "windows to evaluate, spread evenly over the text (default: "
-                            + DEFAULT_WINDOWS
-                            + ", or all if there are fewer)")
-    private Integer windows;
+    @Mixin private WindowOptions windows;
 
     @Override
     public Integer call() throws Exception {
@@ -54,15 +39,10 @@ final class PerplexityCommand implements Callable<Integer> {
         String content = Files.readString(text);
         try (Session session = Session.open(kvq)) {
             int[] tokens = Perplexity.tokenize(session.tokenizer(), content);
-            int count =
-                    windows != null
-                            ? windows
-                            : Math.min(
-                                    DEFAULT_WINDOWS,
-                                    Math.max(1, tokens.length / Math.max(1, context)));
             List<CacheOptions> options =
                     session.complete(caches.stream().map(CacheArguments.Named::options).toList());
-            List<int[]> chosen = Perplexity.windows(tokens, context, count);
+            List<int[]> chosen =
+                    Perplexity.windows(tokens, windows.context(), windows.of(tokens.length));
             print(caches, measure(session, options, chosen));
         }
         return 0;
@@ -70,7 +50,7 @@ final class PerplexityCommand implements Callable<Integer> {
 
     private List<PerplexityResult> measure(
             Session session, List<CacheOptions> caches, List<int[]> chosen) {
-        try (Perplexity perplexity = new Perplexity(session.model(), caches, context);
+        try (Perplexity perplexity = new Perplexity(session.model(), caches, windows.context());
                 Progress progress = Progress.of("Perplexity", chosen.size())) {
             for (int[] window : chosen) {
                 perplexity.add(window);
