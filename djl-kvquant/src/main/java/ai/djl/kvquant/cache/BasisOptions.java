@@ -27,7 +27,8 @@ record BasisOptions(String name, CacheMethod method) {
     static BasisOptions of(OptionValues values, CacheDtype dtype) {
         CacheMethod method = dtype.keyMethod();
         if (method != CacheMethod.LATENT && method != CacheMethod.SVDQ) {
-            values.refuse(BASIS, "keys are stored in a basis", dtype);
+            values.refuse(
+                    BASIS, "keys are stored in a basis", dtype, "a kv_cache_dtype such as latent2");
         }
         List<String> allowed =
                 method == CacheMethod.SVDQ

@@ -1,6 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.cache;
 
+import java.util.List;
+
 /**
  * How KVQuant's codes are made.
  *
@@ -23,8 +25,13 @@ record CodebookOptions(double outliers, boolean normalized) {
      */
     static CodebookOptions of(OptionValues values, CacheDtype dtype) {
         if (!dtype.uses(CacheMethod.KVQUANT)) {
-            values.refuse(OUTLIERS, "keys or values are stored by kvquant", dtype);
-            values.refuse(NORMALIZED, "keys or values are stored by kvquant", dtype);
+            for (String name : List.of(OUTLIERS, NORMALIZED)) {
+                values.refuse(
+                        name,
+                        "keys or values are stored by kvquant",
+                        dtype,
+                        "a kv_cache_dtype such as kvquant2");
+            }
         }
         double outliers =
                 values.number(

@@ -96,6 +96,23 @@ class CacheOptionsTest {
     }
 
     @ParameterizedTest
+    @CsvSource({
+        "auto,kv_clip,1,a quantized kv_cache_dtype",
+        "int2,kv_clip,1,a kv_cache_dtype such as rotatekv4",
+        "int2,kv_basis,layer,a kv_cache_dtype such as latent2",
+        "rotatekv2,kv_outliers,0,a kv_cache_dtype such as kvquant2"
+    })
+    void anErrorNamesADataTypeThatTakesTheOption(
+            String dtype, String name, String value, String better) {
+        IllegalArgumentException e =
+                assertThrows(
+                        IllegalArgumentException.class,
+                        () -> options("kv_cache_dtype", dtype, name, value));
+        String expected = "kv_cache_dtype is " + dtype + ". Remove it or choose " + better + ".";
+        assertTrue(e.getMessage().endsWith(expected), e::getMessage);
+    }
+
+    @ParameterizedTest
     @CsvSource(
             delimiter = '|',
             value = {
