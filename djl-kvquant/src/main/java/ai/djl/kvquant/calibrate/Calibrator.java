@@ -50,11 +50,20 @@ public final class Calibrator {
      *
      * @param model the model
      * @param windows token ids of pieces of text, each at most as long as the model's context
+     * @throws IllegalArgumentException if there is no window
      */
     public Calibrator(LlamaModel model, List<int[]> windows) {
         this.model = model;
         this.windows = List.copyOf(windows);
-        int longest = windows.stream().mapToInt(window -> window.length).max().orElse(0);
+        int longest =
+                windows.stream()
+                        .mapToInt(window -> window.length)
+                        .max()
+                        .orElseThrow(
+                                () ->
+                                        new IllegalArgumentException(
+                                                "There is no text to calibrate on; give one or"
+                                                        + " more windows of tokens."));
         angles = new RopeAngles(model.geometry().inverseFrequencies(), longest);
     }
 

@@ -34,7 +34,9 @@ class WikiTextTest {
     private static final double ROTATEKV2 = 66.0;
     private static final double TOLERANCE = 0.2;
 
-    /** Divergence of int2, calibrated by itself; calibrated on much text of this kind it is less. */
+    /**
+     * Divergence of int2, calibrated by itself; calibrated on much text of this kind it is less.
+     */
     private static final double INT2_KL = 0.0228;
 
     private record Golden(List<int[]> windows) {}
