@@ -50,6 +50,21 @@ public interface DecodingBatch extends AutoCloseable {
     void keep(int[] rows);
 
     /**
+     * Takes over the rows of another batch, behind its own.
+     *
+     * @param other a batch of the same model, closed by this call
+     */
+    void add(DecodingBatch other);
+
+    /**
+     * Takes a row out; the rows behind it move up. It keeps its KV cache and can be added again.
+     *
+     * @param row the row, not the only one
+     * @return a batch of that row; the caller closes it
+     */
+    DecodingBatch take(int row);
+
+    /**
      * Returns what the KV cache of this batch takes now.
      *
      * @return the usage

@@ -1,25 +1,19 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.generate;
 
-import ai.djl.Device;
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.djl.kvquant.cache.CacheFullException;
-import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.types.DataType;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.HashMap;
 import java.util.List;
-import java.util.Map;
-import java.util.concurrent.ThreadLocalRandom;
 
 /**
  * Decodes a batch of prompts, one token of each sequence a call.
  *
  * <p>Used by one thread at a time, except {@link Cancellation#cancel}.
  */
-final class DecodingLoop implements AutoCloseable {
+final class DecodingLoop implements GenerationRun {
 
     private final LanguageModel model;
     private final List<int[]> prompts;
@@ -29,7 +23,7 @@ final class DecodingLoop implements AutoCloseable {
     private final float[] row;
     private final GenerationResult[] results;
     private final long startNanos = System.nanoTime();
-    private List<GeneratingSequence> running = new ArrayList<>();
+    private List<GeneratingSequence> running;
     private DecodingBatch batch;
     private boolean stepDue;
 
@@ -47,24 +41,12 @@ final class DecodingLoop implements AutoCloseable {
         sampler = new Sampler(config, model.vocabularySize());
         row = new float[model.vocabularySize()];
         results = new GenerationResult[prompts.size()];
-        long seed = config.getSeed().orElseGet(() -> ThreadLocalRandom.current().nextLong());
-        Map<List<Integer>, Integer> copies = new HashMap<>();
-        for (int i = 0; i < prompts.size(); i++) {
-            int[] prompt = prompts.get(i);
-            int copy = copies.merge(Arrays.stream(prompt).boxed().toList(), 1, Integer::sum) - 1;
-            SamplerState state = new SamplerState(config, seed, copy, prompt);
-            running.add(
-                    new GeneratingSequence(
-                            i, prompt, model.contextLength(), config, state, tokenizer));
-        }
+        running = GeneratingSequence.of(prompts, model, config, tokenizer);
     }
 
-    /**
-     * Gives every running sequence one token.
-     *
-     * @return whether any sequence goes on
-     */
-    boolean advance() {
+    /** Gives every running sequence one token. */
+    @Override
+    public boolean advance() {
         if (!cancellation.isCancelled() && batch == null && !running.isEmpty()) {
             batch = model.prefill(prompts);
         }
@@ -77,7 +59,8 @@ final class DecodingLoop implements AutoCloseable {
         return !running.isEmpty();
     }
 
-    List<GenerationResult> results() {
+    @Override
+    public List<GenerationResult> results() {
         return List.of(results);
     }
 
@@ -105,35 +88,12 @@ final class DecodingLoop implements AutoCloseable {
     }
 
     private void chooseTokens() {
-        NDArray logits = batch.logits();
-        if (logits.getDevice().isGpu()) {
-            try (NDArray copy = logits.toDevice(Device.cpu(), true)) {
-                chooseTokens(copy);
-            }
-        } else {
-            chooseTokens(logits);
-        }
-    }
-
-    private void chooseTokens(NDArray logits) {
-        long[] shape = logits.getShape().getShape();
-        long[] expected = {running.size(), row.length};
-        if (logits.getDataType() != DataType.FLOAT32 || !Arrays.equals(shape, expected)) {
-            throw new IllegalStateException(
-                    "The model gave logits "
-                            + logits.getDataType()
-                            + " "
-                            + Arrays.toString(shape)
-                            + " where FLOAT32 "
-                            + Arrays.toString(expected)
-                            + " was expected.");
-        }
-        FloatBuffer buffer = logits.toByteBuffer(true).asFloatBuffer();
+        FloatBuffer buffer = LogitRows.of(batch, row.length);
         for (int i = 0; i < running.size(); i++) {
             buffer.position(i * row.length);
             buffer.get(row);
             GeneratingSequence sequence = running.get(i);
-            GeneratedToken token = sequence.advance(row, sampler);
+            GeneratedToken token = sequence.accept(sequence.choose(row, sampler));
             boolean goOn = listener.onToken(token);
             if (sequence.finished()) {
                 finish(sequence, "", "");

@@ -5,7 +5,10 @@ import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ThreadLocalRandom;
 
 /** One sequence on its way: its tokens and text so far, and why it ends. */
 final class GeneratingSequence {
@@ -26,7 +29,27 @@ final class GeneratingSequence {
     private long lastNanos;
     private FinishReason finishReason;
 
-    GeneratingSequence(
+    /** One sequence per prompt of a call; equal prompts get different random numbers. */
+    static List<GeneratingSequence> of(
+            List<int[]> prompts,
+            LanguageModel model,
+            GenerationConfig config,
+            HuggingFaceTokenizer tokenizer) {
+        long seed = config.getSeed().orElseGet(() -> ThreadLocalRandom.current().nextLong());
+        Map<List<Integer>, Integer> copies = new HashMap<>();
+        List<GeneratingSequence> sequences = new ArrayList<>();
+        for (int i = 0; i < prompts.size(); i++) {
+            int[] prompt = prompts.get(i);
+            int copy = copies.merge(Arrays.stream(prompt).boxed().toList(), 1, Integer::sum) - 1;
+            SamplerState state = new SamplerState(config, seed, copy, prompt);
+            sequences.add(
+                    new GeneratingSequence(
+                            i, prompt, model.contextLength(), config, state, tokenizer));
+        }
+        return sequences;
+    }
+
+    private GeneratingSequence(
             int index,
             int[] prompt,
             int contextLength,
@@ -42,22 +65,44 @@ final class GeneratingSequence {
         this.stops = new StopStrings(config.getStopStrings());
     }
 
-    /** Chooses the next token from the raw logits of this sequence. */
-    GeneratedToken advance(float[] logits, Sampler sampler) {
+    /**
+     * Chooses the next token from the raw logits of this sequence. Uses nothing that {@link
+     * #accept} changes, so that another thread may be ahead with choosing.
+     */
+    Choice choose(float[] logits, Sampler sampler) {
         int token = sampler.sample(logits, state);
-        float logProb = Float.NaN;
-        List<TokenLogProb> alternatives = List.of();
+        float logProb = config.isLogProbs() ? Sampler.logProb(logits, token) : Float.NaN;
+        List<TokenLogProb> alternatives =
+                config.isLogProbs() && config.getTopLogProbs() > 0
+                        ? Sampler.topLogProbs(logits, config.getTopLogProbs())
+                        : List.of();
+        return new Choice(token, logProb, alternatives, System.nanoTime());
+    }
+
+    /** Whether a sequence ends with its latest token, whatever its text is. */
+    boolean endsWith(int token, int size) {
+        return isEos(token) || size >= config.getMaxNewTokens() || size >= limit;
+    }
+
+    /** Appends a token that was chosen. */
+    GeneratedToken accept(Choice choice) {
         if (config.isLogProbs()) {
-            logProb = Sampler.logProb(logits, token);
-            logProbs.add(new TokenLogProb(token, logProb));
+            logProbs.add(new TokenLogProb(choice.token(), choice.logProb()));
             if (config.getTopLogProbs() > 0) {
-                alternatives = Sampler.topLogProbs(logits, config.getTopLogProbs());
-                topLogProbs.add(alternatives);
+                topLogProbs.add(choice.alternatives());
             }
         }
-        String piece = append(token);
+        lastNanos = choice.nanos();
+        firstNanos = size == 0 ? lastNanos : firstNanos;
+        String piece = append(choice.token());
         return new GeneratedToken(
-                index, size - 1, token, piece, logProb, alternatives, finishReason);
+                index,
+                size - 1,
+                choice.token(),
+                piece,
+                choice.logProb(),
+                choice.alternatives(),
+                finishReason);
     }
 
     private String append(int token) {
@@ -65,13 +110,15 @@ final class GeneratingSequence {
             tokens = Arrays.copyOf(tokens, 2 * size);
         }
         tokens[size++] = token;
-        lastNanos = System.nanoTime();
-        firstNanos = size == 1 ? lastNanos : firstNanos;
-        boolean eos = !config.isIgnoreEos() && config.getEosTokenIds().contains(token);
+        boolean eos = isEos(token);
         String piece = eos || pieces == null ? "" : stops.add(pieces.add(token));
         text.append(piece);
         finishReason = reasonAfter(eos);
         return finishReason == null ? piece : piece + flush();
+    }
+
+    private boolean isEos(int token) {
+        return !config.isIgnoreEos() && config.getEosTokenIds().contains(token);
     }
 
     private FinishReason reasonAfter(boolean eos) {

@@ -9,7 +9,8 @@ import java.util.List;
  * Generates text with a {@link LanguageModel}.
  *
  * <p>Prompts are token ids or, with a tokenizer, text. Thread-safe: each call has a KV cache of its
- * own, which is released before the call returns, however it ends.
+ * own, which is released before the call returns, however it ends. Calls of many threads are decoded
+ * together by a generator with a {@link BatchScheduler}.
  *
  * <pre>
  * Generator generator = new Generator(model, tokenizer);
@@ -24,6 +25,7 @@ public final class Generator {
     private static final GenerationListener SILENT = token -> true;
 
     private final LanguageModel model;
+    private final BatchScheduler scheduler;
     private final HuggingFaceTokenizer tokenizer;
 
     /**
@@ -44,6 +46,23 @@ public final class Generator {
      */
     public Generator(LanguageModel model, HuggingFaceTokenizer tokenizer) {
         this.model = model;
+        this.scheduler = null;
+        this.tokenizer = tokenizer;
+    }
+
+    /**
+     * Creates a generator whose calls share one running batch with all others of the scheduler.
+     *
+     * <p>Calls wait where the KV cache has no room for them now. A listener is called by the thread
+     * that called the generator, which the others do not wait for.
+     *
+     * @param scheduler the scheduler; it stays the caller's
+     * @param tokenizer the tokenizer of the model, see {@link #Generator(LanguageModel,
+     *     HuggingFaceTokenizer)}, or null
+     */
+    public Generator(BatchScheduler scheduler, HuggingFaceTokenizer tokenizer) {
+        this.model = scheduler.model();
+        this.scheduler = scheduler;
         this.tokenizer = tokenizer;
     }
 
@@ -106,7 +125,7 @@ public final class Generator {
             GenerationConfig config,
             GenerationListener listener,
             Cancellation cancellation) {
-        try (DecodingLoop loop = loop(prompts, config, listener, cancellation)) {
+        try (GenerationRun loop = loop(prompts, config, listener, cancellation)) {
             boolean running = true;
             while (running) {
                 running = loop.advance();
@@ -174,7 +193,7 @@ public final class Generator {
         return tokens;
     }
 
-    private DecodingLoop loop(
+    private GenerationRun loop(
             List<int[]> prompts,
             GenerationConfig config,
             GenerationListener listener,
@@ -188,6 +207,10 @@ public final class Generator {
             String name = prompts.size() == 1 ? "The prompt" : "Prompt " + i;
             check(prompts.get(i), name);
             copies.add(prompts.get(i).clone());
+        }
+        if (scheduler != null) {
+            return new ScheduledRun(
+                    scheduler, tokenizer, copies, config, listener, cancellation);
         }
         return new DecodingLoop(model, tokenizer, copies, config, listener, cancellation);
     }

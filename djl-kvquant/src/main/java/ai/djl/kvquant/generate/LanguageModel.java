@@ -33,4 +33,15 @@ public interface LanguageModel {
      * @throws ai.djl.kvquant.cache.CacheFullException if the prompts do not fit into the KV cache
      */
     DecodingBatch prefill(List<int[]> prompts);
+
+    /**
+     * Begins to process a prompt some tokens at a time. What comes out depends on the prompt and on
+     * the number of tokens at a time, not on what else the model does.
+     *
+     * @param prompt the token ids, at least one
+     * @param chunkTokens the most tokens to compute in one call, at least one
+     * @return the prompt, of which nothing is computed yet; the caller closes it
+     * @throws ai.djl.kvquant.cache.CacheFullException if the KV cache is too small for the prompt
+     */
+    ChunkedPrefill startPrefill(int[] prompt, int chunkTokens);
 }

@@ -22,12 +22,12 @@ import java.util.NoSuchElementException;
  */
 public final class TokenStream implements Iterator<GeneratedToken>, AutoCloseable {
 
-    private final DecodingLoop loop;
+    private final GenerationRun loop;
     private final Queue queue;
     private final Cancellation cancellation;
     private boolean closed;
 
-    TokenStream(DecodingLoop loop, Queue queue, Cancellation cancellation) {
+    TokenStream(GenerationRun loop, Queue queue, Cancellation cancellation) {
         this.loop = loop;
         this.queue = queue;
         this.cancellation = cancellation;

@@ -7,11 +7,13 @@ import ai.djl.kvquant.cache.KvCache;
 import ai.djl.kvquant.generate.CacheUsage;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /** Sequences of a LLaMA model that are decoded together. */
 final class LlamaBatch implements DecodingBatch {
@@ -268,10 +270,7 @@ final class LlamaBatch implements DecodingBatch {
                             + (size() - 1)
                             + ". Close the batch to keep none.");
         }
-        try (NDManager scope = manager.newSubManager()) {
-            NDArray index = scope.create(Arrays.stream(rows).asLongStream().toArray());
-            replaceLogits(logits.get(index));
-        }
+        selectLogits(rows);
         List<CacheSequence> kept = new ArrayList<>();
         for (int row : rows) {
             CacheSequence sequence = sequences.get(row);
@@ -280,6 +279,51 @@ final class LlamaBatch implements DecodingBatch {
         }
         sequences.stream().filter(s -> !kept.contains(s)).forEach(cache::retire);
         sequences = kept;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public void add(DecodingBatch other) {
+        requireOpen();
+        if (other == this || !(other instanceof LlamaBatch rows) || rows.cache != cache) {
+            throw new IllegalArgumentException(
+                    "Only another batch of the same model and cache can be added.");
+        }
+        rows.requireOpen();
+        NDArray all = NDArrays.concat(new NDList(logits, rows.logits));
+        all.attach(manager);
+        replaceLogits(all);
+        sequences.addAll(rows.sequences);
+        rows.release();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public DecodingBatch take(int row) {
+        requireOpen();
+        if (row < 0 || row >= size() || size() == 1) {
+            throw new IllegalArgumentException(
+                    "take got the row " + row + " of " + size() + "; allowed: one of several.");
+        }
+        float[] ofRow = logits.get(row).toFloatArray();
+        LlamaBatch taken = of(model, cache, sequences.get(row), ofRow);
+        sequences.remove(row);
+        int[] rest = IntStream.rangeClosed(0, size()).filter(r -> r != row).toArray();
+        selectLogits(rest);
+        return taken;
+    }
+
+    /** Ends this batch without its sequences. */
+    void release() {
+        sequences = List.of();
+        manager.close();
+    }
+
+    private void selectLogits(int[] rows) {
+        try (NDManager scope = manager.newSubManager()) {
+            NDArray index = scope.create(Arrays.stream(rows).asLongStream().toArray());
+            replaceLogits(logits.get(index));
+        }
     }
 
     /** {@inheritDoc} */
@@ -307,7 +351,6 @@ final class LlamaBatch implements DecodingBatch {
     @Override
     public void close() {
         sequences.forEach(cache::retire);
-        sequences = List.of();
-        manager.close();
+        release();
     }
 }

@@ -3,6 +3,7 @@ package ai.djl.kvquant.llama;
 
 import ai.djl.kvquant.cache.CacheSequence;
 import ai.djl.kvquant.cache.KvCache;
+import ai.djl.kvquant.generate.ChunkedPrefill;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.generate.LanguageModel;
 import java.util.ArrayList;
@@ -54,6 +55,26 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
             sequences.forEach(CacheSequence::close);
             throw e;
         }
+    }
+
+    /**
+     * {@inheritDoc}
+     *
+     * <p>A prompt that begins like an earlier sequence, still held, takes over its cache.
+     */
+    @Override
+    public ChunkedPrefill startPrefill(int[] prompt, int chunkTokens) {
+        model.requireOpen();
+        checkPrompt(prompt);
+        if (chunkTokens < 1) {
+            throw new IllegalArgumentException(
+                    "A prompt cannot be computed "
+                            + chunkTokens
+                            + " tokens at a time; give at least 1.");
+        }
+        cache.requireRoom(prompt.length);
+        int[] copy = prompt.clone();
+        return new LlamaPrefill(model, cache, cache.sequenceFor(copy), copy, chunkTokens);
     }
 
     private void checkPrompt(int[] prompt) {

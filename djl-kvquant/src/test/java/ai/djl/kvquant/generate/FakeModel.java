@@ -6,6 +6,8 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.function.Function;
 
@@ -16,8 +18,8 @@ final class FakeModel implements LanguageModel {
     private final int contextLength;
     private final int capacity;
     private final Function<List<Integer>, float[]> logits;
-    private final List<String> calls = new ArrayList<>();
-    private int open;
+    private final List<String> calls = Collections.synchronizedList(new ArrayList<>());
+    private final List<Batch> live = Collections.synchronizedList(new ArrayList<>());
     private Runnable onStep = () -> {};
 
     FakeModel(
@@ -47,7 +49,7 @@ final class FakeModel implements LanguageModel {
     }
 
     int open() {
-        return open;
+        return live.size();
     }
 
     List<String> calls() {
@@ -79,10 +81,60 @@ final class FakeModel implements LanguageModel {
             }
             rows.add(row);
         }
-        Batch batch = new Batch(rows);
-        batch.checkCapacity(rows.stream().mapToInt(List::size).sum());
-        open++;
-        return batch;
+        checkCapacity(rows.stream().mapToInt(List::size).sum());
+        return new Batch(rows);
+    }
+
+    /** Refuses more tokens than all open batches together have room for. */
+    private void checkCapacity(int more) {
+        int used = live.stream().flatMap(b -> b.rows.stream()).mapToInt(List::size).sum();
+        if (used + more > capacity) {
+            throw new CacheFullException("KV cache is full: " + capacity + " tokens fit.");
+        }
+    }
+
+    @Override
+    public ChunkedPrefill startPrefill(int[] prompt, int chunkTokens) {
+        if (prompt.length > capacity) {
+            throw new CacheFullException("A prompt never fits: " + capacity + " tokens do.");
+        }
+        List<Integer> row = new ArrayList<>();
+        Batch batch = new Batch(new ArrayList<>(List.of(row)));
+        return new ChunkedPrefill() {
+
+            private boolean finished;
+
+            @Override
+            public int remaining() {
+                return prompt.length - row.size();
+            }
+
+            @Override
+            public void advance() {
+                int count = Math.min(chunkTokens, remaining());
+                calls.add("chunk " + count);
+                checkCapacity(count);
+                for (int i = 0; i < count; i++) {
+                    row.add(prompt[row.size()]);
+                }
+            }
+
+            @Override
+            public DecodingBatch finish() {
+                if (remaining() > 0) {
+                    throw new AssertionError("not computed: " + remaining());
+                }
+                finished = true;
+                return batch;
+            }
+
+            @Override
+            public void close() {
+                if (!finished) {
+                    batch.close();
+                }
+            }
+        };
     }
 
     private final class Batch implements DecodingBatch {
@@ -94,6 +146,7 @@ final class FakeModel implements LanguageModel {
 
         Batch(List<List<Integer>> rows) {
             this.rows = rows;
+            live.add(this);
         }
 
         @Override
@@ -125,7 +178,7 @@ final class FakeModel implements LanguageModel {
             if (tokens.length != rows.size()) {
                 throw new AssertionError(tokens.length + " tokens for " + rows.size() + " rows");
             }
-            checkCapacity(rows.stream().mapToInt(List::size).sum() + tokens.length);
+            checkCapacity(tokens.length);
             discard();
             for (int i = 0; i < tokens.length; i++) {
                 rows.get(i).add(tokens[i]);
@@ -134,13 +187,31 @@ final class FakeModel implements LanguageModel {
 
         @Override
         public void keep(int[] kept) {
-            calls.add("keep " + java.util.Arrays.toString(kept));
+            calls.add("keep " + Arrays.toString(kept));
             discard();
             List<List<Integer>> left = new ArrayList<>();
             for (int row : kept) {
                 left.add(rows.get(row));
             }
             rows = left;
+        }
+
+        @Override
+        public void add(DecodingBatch other) {
+            calls.add("add " + other.size());
+            discard();
+            rows.addAll(((Batch) other).rows);
+            other.close();
+        }
+
+        @Override
+        public DecodingBatch take(int row) {
+            calls.add("take " + row);
+            if (rows.size() == 1) {
+                throw new AssertionError("take leaves nothing");
+            }
+            discard();
+            return new Batch(new ArrayList<>(List.of(rows.remove(row))));
         }
 
         @Override
@@ -153,14 +224,8 @@ final class FakeModel implements LanguageModel {
         public void close() {
             if (!closed) {
                 closed = true;
-                open--;
+                live.remove(this);
                 manager.close();
-            }
-        }
-
-        void checkCapacity(int tokens) {
-            if (tokens > capacity) {
-                throw new CacheFullException("KV cache is full: " + capacity + " tokens fit.");
             }
         }
 

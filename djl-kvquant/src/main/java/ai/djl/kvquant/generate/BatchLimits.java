@@ -1,0 +1,33 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+/**
+ * How much a {@link BatchScheduler} does at once.
+ *
+ * @param maxRunning the most sequences that are decoded together
+ * @param maxWaiting the most sequences that wait for their turn; more are refused
+ * @param prefillTokens the most tokens of prompts that are computed between two decoding steps:
+ *     fewer let running streams wait less, more compute prompts faster
+ */
+public record BatchLimits(int maxRunning, int maxWaiting, int prefillTokens) {
+
+    /** 16 sequences together, 1024 waiting, 128 tokens of prompts between two steps. */
+    public static final BatchLimits DEFAULT = new BatchLimits(16, 1024, 128);
+
+    /**
+     * Creates limits.
+     *
+     * @throws IllegalArgumentException if one is less than 1
+     */
+    public BatchLimits {
+        require("maxRunning", maxRunning);
+        require("maxWaiting", maxWaiting);
+        require("prefillTokens", prefillTokens);
+    }
+
+    private static void require(String name, int value) {
+        if (value < 1) {
+            throw new IllegalArgumentException(name + " is " + value + "; allowed: 1 or more.");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import java.util.PriorityQueue;
+
+/**
+ * Decodes what many threads ask of one model together (continuous batching); thread-safe.
+ *
+ * <p>Requests join and leave the running batch at any step, in the order in which they came. Long
+ * prompts are computed in parts between the steps of those that run. When the KV cache is full, the
+ * youngest requests wait; what was generated for them is kept. A request's tokens are those that it
+ * would get alone with the same {@link BatchLimits#prefillTokens}.
+ *
+ * <p>A {@link Generator} made with a scheduler sends all its calls through it. The scheduler has a
+ * thread while there are requests.
+ */
+public final class BatchScheduler implements AutoCloseable {
+
+    private final LanguageModel model;
+    private final BatchLimits limits;
+    private final PriorityQueue<ScheduledRequest> waiting =
+            new PriorityQueue<>(Comparator.comparingLong(ScheduledRequest::arrival));
+    private long arrivals;
+    private Thread thread;
+    private boolean closed;
+
+    /**
+     * Creates a scheduler.
+     *
+     * @param model the model; it stays the caller's and is closed after the scheduler
+     * @param limits how much is done at once
+     */
+    public BatchScheduler(LanguageModel model, BatchLimits limits) {
+        this.model = model;
+        this.limits = limits;
+    }
+
+    LanguageModel model() {
+        return model;
+    }
+
+    BatchLimits limits() {
+        return limits;
+    }
+
+    synchronized void submit(List<ScheduledRequest> requests) {
+        if (closed) {
+            throw closedException();
+        }
+        if (waiting.size() + requests.size() > limits.maxWaiting()) {
+            throw new TooManyRequestsException(
+                    waiting.size()
+                            + " requests wait for the model, and "
+                            + requests.size()
+                            + " more would exceed the limit of "
+                            + limits.maxWaiting()
+                            + ". Try again later, or raise the scheduler's maxWaiting.");
+        }
+        for (ScheduledRequest request : requests) {
+            request.arrive(arrivals++);
+            waiting.add(request);
+        }
+        if (thread == null && !requests.isEmpty()) {
+            thread = new Thread(this::run, "kvquant-batch");
+            thread.setDaemon(true);
+            thread.start();
+        }
+    }
+
+    private void run() {
+        BatchWorker worker = new BatchWorker(this);
+        while (goesOn(worker)) {
+            worker.advance();
+        }
+    }
+
+    private synchronized boolean goesOn(BatchWorker worker) {
+        if (closed) {
+            worker.failAll(closedException());
+            for (ScheduledRequest request : waiting) {
+                request.fail(closedException());
+                request.report(null);
+            }
+            waiting.clear();
+        }
+        if (waiting.isEmpty() && worker.isIdle()) {
+            thread = null;
+            notifyAll();
+            return false;
+        }
+        return true;
+    }
+
+    private static IllegalStateException closedException() {
+        return new IllegalStateException(
+                "The model was closed, which ended all requests to it; load it again.");
+    }
+
+    /** The request that has waited longest, or null. */
+    synchronized ScheduledRequest poll() {
+        return waiting.poll();
+    }
+
+    /** A request had to give up its pages; it keeps its place. */
+    synchronized void putBack(ScheduledRequest request) {
+        waiting.add(request);
+    }
+
+    synchronized List<ScheduledRequest> removeCancelled() {
+        List<ScheduledRequest> cancelled = new ArrayList<>();
+        waiting.removeIf(request -> request.isCancelled() && cancelled.add(request));
+        return cancelled;
+    }
+
+    /**
+     * Ends all requests with an error that says so, and waits for the step in progress; further
+     * calls do nothing.
+     */
+    @Override
+    public synchronized void close() {
+        closed = true;
+        boolean interrupted = false;
+        while (thread != null) {
+            try {
+                wait();
+            } catch (InterruptedException e) {
+                interrupted = true;
+            }
+        }
+        if (interrupted) {
+            Thread.currentThread().interrupt();
+        }
+    }
+}

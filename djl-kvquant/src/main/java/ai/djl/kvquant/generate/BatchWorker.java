@@ -1,0 +1,247 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import ai.djl.kvquant.cache.CacheFullException;
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * What a {@link BatchScheduler}'s thread does: between two decoding steps it computes some tokens of
+ * the next prompt, and makes room when the KV cache is full.
+ *
+ * <p>Who came first goes first. When a step finds no room, the youngest that holds pages gives way:
+ * a prompt in the making is put back; a running request is parked, which keeps its pages, and if
+ * that is not enough is put back, too. Then nobody is let in until a request ends.
+ */
+final class BatchWorker {
+
+    private final BatchScheduler scheduler;
+    private final LanguageModel model;
+    private final BatchLimits limits;
+    private final RunningBatch running;
+    private Admission admission;
+    private Parked parked;
+    private boolean blocked;
+
+    /** A prompt in the making. */
+    private record Admission(ScheduledRequest request, ChunkedPrefill prefill) {}
+
+    /** A request that keeps its pages but is not decoded. */
+    private record Parked(ScheduledRequest request, DecodingBatch batch) {}
+
+    BatchWorker(BatchScheduler scheduler) {
+        this.scheduler = scheduler;
+        model = scheduler.model();
+        limits = scheduler.limits();
+        running = new RunningBatch(model.vocabularySize());
+    }
+
+    boolean isIdle() {
+        return running.isEmpty() && admission == null && parked == null;
+    }
+
+    /** Lets in who may, then gives each running request a token. */
+    void advance() {
+        try {
+            endCancelled();
+            admit();
+            step();
+        } catch (RuntimeException | Error e) {
+            failAll(e);
+        }
+    }
+
+    private void endCancelled() {
+        for (ScheduledRequest request : scheduler.removeCancelled()) {
+            end(request, FinishReason.CANCELLED, "");
+        }
+        if (admission != null && admission.request.isCancelled()) {
+            end(takeAdmission(), FinishReason.CANCELLED, "");
+        }
+        if (parked != null && parked.request.isCancelled()) {
+            end(takeParked(), FinishReason.CANCELLED, "");
+        }
+        for (ScheduledRequest request : running.requests()) {
+            if (request.isCancelled()) {
+                request.end(FinishReason.CANCELLED, "");
+            }
+        }
+        dropEnding();
+    }
+
+    private void admit() {
+        int budget = limits.prefillTokens();
+        while (!blocked) {
+            if (parked != null) {
+                Parked resumed = parked;
+                parked = null;
+                running.add(resumed.request, resumed.batch);
+            } else if (admission != null || startNext()) {
+                int tokens = Math.min(limits.prefillTokens(), admission.prefill.remaining());
+                if (tokens > budget) {
+                    return;
+                }
+                budget -= tokens;
+                prefill();
+            } else {
+                return;
+            }
+        }
+    }
+
+    private boolean startNext() {
+        while (running.size() < limits.maxRunning()) {
+            ScheduledRequest next = scheduler.poll();
+            if (next == null) {
+                return false;
+            }
+            try {
+                int tokens = limits.prefillTokens();
+                admission = new Admission(next, model.startPrefill(next.prompt(), tokens));
+                return true;
+            } catch (RuntimeException | Error e) {
+                fail(next, e);
+            }
+        }
+        return false;
+    }
+
+    /** Computes the next tokens of the prompt in the making. */
+    private void prefill() {
+        try {
+            admission.prefill.advance();
+            if (admission.prefill.remaining() == 0) {
+                join();
+            }
+        } catch (CacheFullException e) {
+            if (!running.isEmpty()) {
+                blocked = true;
+                return;
+            }
+            ScheduledRequest request = takeAdmission();
+            if (request.hasTokens()) {
+                end(request, FinishReason.CACHE_FULL, e.getMessage());
+            } else {
+                fail(request, e);
+            }
+        } catch (RuntimeException | Error e) {
+            fail(takeAdmission(), e);
+        }
+    }
+
+    /** The prompt is computed: its first token, and into the batch. */
+    private void join() {
+        ScheduledRequest request = admission.request;
+        RunningBatch alone = new RunningBatch(model.vocabularySize());
+        DecodingBatch batch = admission.prefill.finish();
+        alone.add(request, batch);
+        admission = null;
+        try {
+            alone.choose();
+            if (request.isEnding()) {
+                CacheUsage usage = batch.usage();
+                batch.close();
+                request.report(usage);
+            } else {
+                running.add(request, batch);
+            }
+        } catch (RuntimeException | Error e) {
+            batch.close();
+            fail(request, e);
+        }
+    }
+
+    private void step() {
+        if (running.isEmpty()) {
+            return;
+        }
+        try {
+            stepWithRoom();
+        } catch (CacheFullException e) {
+            running.requests().forEach(r -> r.end(FinishReason.CACHE_FULL, e.getMessage()));
+        }
+        dropEnding();
+    }
+
+    private void stepWithRoom() {
+        boolean stepped = false;
+        while (!stepped) {
+            try {
+                running.step();
+                stepped = true;
+            } catch (CacheFullException e) {
+                if (!makeRoom()) {
+                    throw e;
+                }
+            }
+        }
+        running.choose();
+    }
+
+    /** The youngest gives way; false if there is only one that holds pages. */
+    private boolean makeRoom() {
+        blocked = true;
+        if (admission != null) {
+            scheduler.putBack(takeAdmission());
+        } else if (parked != null) {
+            scheduler.putBack(takeParked());
+        } else if (running.size() > 1) {
+            ScheduledRequest youngest = running.youngest();
+            parked = new Parked(youngest, running.take(youngest));
+        } else {
+            return false;
+        }
+        return true;
+    }
+
+    private ScheduledRequest takeAdmission() {
+        Admission taken = admission;
+        admission = null;
+        taken.prefill.close();
+        return taken.request;
+    }
+
+    private ScheduledRequest takeParked() {
+        Parked taken = parked;
+        parked = null;
+        taken.batch.close();
+        taken.request.rewind();
+        return taken.request;
+    }
+
+    private void dropEnding() {
+        List<ScheduledRequest> ending =
+                running.requests().stream().filter(ScheduledRequest::isEnding).toList();
+        if (!ending.isEmpty()) {
+            CacheUsage usage = running.usage();
+            running.dropEnding();
+            ending.forEach(request -> request.report(usage));
+            blocked = false;
+        }
+    }
+
+    private void end(ScheduledRequest request, FinishReason reason, String message) {
+        request.end(reason, message);
+        request.report(null);
+        blocked = false;
+    }
+
+    private void fail(ScheduledRequest request, Throwable error) {
+        request.fail(error);
+        request.report(null);
+        blocked = false;
+    }
+
+    /** Ends all that hold pages. */
+    void failAll(Throwable error) {
+        List<ScheduledRequest> failing = new ArrayList<>(running.requests());
+        running.close();
+        if (admission != null) {
+            failing.add(takeAdmission());
+        }
+        if (parked != null) {
+            failing.add(takeParked());
+        }
+        failing.forEach(request -> fail(request, error));
+    }
+}

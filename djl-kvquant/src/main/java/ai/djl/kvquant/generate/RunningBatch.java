@@ -1,0 +1,103 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.IntStream;
+
+/** Requests that are decoded together, one row each. */
+final class RunningBatch {
+
+    private final float[] row;
+    private final List<ScheduledRequest> requests = new ArrayList<>();
+    private DecodingBatch batch;
+
+    RunningBatch(int vocabularySize) {
+        row = new float[vocabularySize];
+    }
+
+    int size() {
+        return requests.size();
+    }
+
+    boolean isEmpty() {
+        return requests.isEmpty();
+    }
+
+    List<ScheduledRequest> requests() {
+        return requests;
+    }
+
+    /** Takes over a batch of one row. */
+    void add(ScheduledRequest request, DecodingBatch other) {
+        if (batch == null) {
+            batch = other;
+        } else {
+            batch.add(other);
+        }
+        requests.add(request);
+    }
+
+    /** Feeds each row its next token. */
+    void step() {
+        batch.step(requests.stream().mapToInt(ScheduledRequest::nextToken).toArray());
+        requests.forEach(ScheduledRequest::stepped);
+    }
+
+    /** Chooses a token for each row that has used up those chosen before. */
+    void choose() {
+        FloatBuffer logits = LogitRows.of(batch, row.length);
+        for (int i = 0; i < requests.size(); ++i) {
+            if (!requests.get(i).isReplaying()) {
+                logits.position(i * row.length);
+                logits.get(row);
+                requests.get(i).choose(row);
+            }
+        }
+    }
+
+    ScheduledRequest youngest() {
+        ScheduledRequest youngest = requests.get(0);
+        for (ScheduledRequest request : requests) {
+            youngest = request.arrival() > youngest.arrival() ? request : youngest;
+        }
+        return youngest;
+    }
+
+    /** Takes a request out, with its cache; it is not the only one. */
+    DecodingBatch take(ScheduledRequest request) {
+        int index = requests.indexOf(request);
+        DecodingBatch taken = batch.take(index);
+        requests.remove(index);
+        return taken;
+    }
+
+    CacheUsage usage() {
+        return batch.usage();
+    }
+
+    /** Releases the cache of the requests that end. */
+    void dropEnding() {
+        int[] rest =
+                IntStream.range(0, requests.size())
+                        .filter(i -> !requests.get(i).isEnding())
+                        .toArray();
+        if (rest.length == 0) {
+            close();
+        } else {
+            batch.keep(rest);
+            requests.removeIf(ScheduledRequest::isEnding);
+        }
+    }
+
+    /** Releases all. */
+    void close() {
+        requests.clear();
+        if (batch != null) {
+            DecodingBatch closing = batch;
+            batch = null;
+            closing.close();
+        }
+    }
+}

@@ -1,0 +1,135 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.generate;
+
+import java.util.Arrays;
+import java.util.concurrent.BlockingQueue;
+
+/**
+ * One prompt on its way through a {@link BatchScheduler}: the tokens chosen for it so far, and how
+ * it ends. Used by the scheduler's thread, except {@link #abandon}.
+ *
+ * <p>Its tokens outlive its KV cache: a request that had to give up its pages is prefilled anew and
+ * fed the tokens it has, one a step as before, so that it goes on exactly.
+ */
+final class ScheduledRequest {
+
+    private final int[] prompt;
+    private final GeneratingSequence sequence;
+    private final GenerationConfig config;
+    private final Cancellation cancellation;
+    private final BlockingQueue<Event> events;
+    private volatile boolean abandoned;
+    private long arrival;
+    private Sampler sampler;
+    private int[] tokens = new int[16];
+    private int size;
+    private int fed;
+    private Outcome outcome;
+
+    /** What the thread that waits for a request hears of it. */
+    sealed interface Event permits Chosen, Ended {}
+
+    /** A token. */
+    record Chosen(int index, Choice choice) implements Event {}
+
+    /** The end, after which no pages are held. */
+    record Ended(int index, Outcome outcome, CacheUsage usage) implements Event {}
+
+    /** How a request ended; the reason is null if its tokens say why, or if an error ended it. */
+    record Outcome(FinishReason reason, String message, Throwable error) {}
+
+    ScheduledRequest(
+            int[] prompt,
+            GeneratingSequence sequence,
+            GenerationConfig config,
+            Cancellation cancellation,
+            BlockingQueue<Event> events) {
+        this.prompt = prompt;
+        this.sequence = sequence;
+        this.config = config;
+        this.cancellation = cancellation;
+        this.events = events;
+    }
+
+    int[] prompt() {
+        return prompt;
+    }
+
+    void arrive(long number) {
+        arrival = number;
+    }
+
+    long arrival() {
+        return arrival;
+    }
+
+    /** Nobody waits for more tokens; any thread may say so. */
+    void abandon() {
+        abandoned = true;
+    }
+
+    boolean isCancelled() {
+        return abandoned || cancellation.isCancelled();
+    }
+
+    boolean hasTokens() {
+        return size > 0;
+    }
+
+    /** Whether the token that follows what the cache holds was chosen before. */
+    boolean isReplaying() {
+        return fed < size;
+    }
+
+    int nextToken() {
+        return tokens[fed];
+    }
+
+    /** The next token is in the cache. */
+    void stepped() {
+        ++fed;
+    }
+
+    /** Nothing is in the cache any more. */
+    void rewind() {
+        fed = 0;
+    }
+
+    /** Chooses the next token; an error ends this request only. */
+    void choose(float[] logits) {
+        try {
+            if (sampler == null) {
+                sampler = new Sampler(config, logits.length);
+            }
+            Choice choice = sequence.choose(logits, sampler);
+            if (size == tokens.length) {
+                tokens = Arrays.copyOf(tokens, 2 * size);
+            }
+            tokens[size++] = choice.token();
+            events.add(new Chosen(sequence.index(), choice));
+            if (sequence.endsWith(choice.token(), size)) {
+                end(null, "");
+            }
+        } catch (RuntimeException | Error e) {
+            fail(e);
+        }
+    }
+
+    void end(FinishReason reason, String message) {
+        outcome = outcome == null ? new Outcome(reason, message, null) : outcome;
+    }
+
+    void fail(Throwable error) {
+        outcome = outcome == null ? new Outcome(null, "", error) : outcome;
+    }
+
+    boolean isEnding() {
+        return outcome != null;
+    }
+
+    /** Tells who waits how it ended. */
+    void report(CacheUsage usage) {
+        sampler = null;
+        events.add(new Ended(sequence.index(), outcome, usage));
+    }
+}
