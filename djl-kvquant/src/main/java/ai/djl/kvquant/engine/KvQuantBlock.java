@@ -1,6 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.engine;
 
+import ai.djl.kvquant.generate.BatchLimits;
+import ai.djl.kvquant.generate.BatchScheduler;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.generate.LanguageModel;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
@@ -26,9 +28,11 @@ import java.util.List;
 public final class KvQuantBlock extends AbstractSymbolBlock {
 
     private final LlamaLanguageModel model;
+    private final BatchScheduler scheduler;
 
     KvQuantBlock(LlamaLanguageModel model) {
         this.model = model;
+        scheduler = new BatchScheduler(model, BatchLimits.DEFAULT);
     }
 
     /**
@@ -38,6 +42,15 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
      */
     public LanguageModel languageModel() {
         return model;
+    }
+
+    /**
+     * Returns the scheduler that decodes the requests of all threads and predictors together.
+     *
+     * @return the scheduler, closed with the DJL model
+     */
+    public BatchScheduler scheduler() {
+        return scheduler;
     }
 
     /** {@inheritDoc} */

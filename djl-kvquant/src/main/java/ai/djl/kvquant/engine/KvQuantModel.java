@@ -72,6 +72,15 @@ final class KvQuantModel extends BaseModel {
         }
     }
 
+    /** Ends the requests in progress, then frees weights and cache. */
+    @Override
+    public void close() {
+        if (block instanceof KvQuantBlock loaded) {
+            loaded.scheduler().close();
+        }
+        super.close();
+    }
+
     /** Options and arguments alike; DJL makes arguments the model's properties. Options win. */
     private Map<String, String> settings(Map<String, ?> options) {
         Map<String, String> settings = new HashMap<>(getProperties());

@@ -18,7 +18,8 @@ import java.util.List;
 import java.util.Map;
 
 /**
- * Generates text from prompts; a batch of prompts is decoded together.
+ * Generates text from prompts; those of a batch, and of all predictors of the model, are decoded
+ * together.
  *
  * <p>Arguments of the criteria are those of {@link GenerationConfig.Builder#configure}, over the
  * model's generation_config.json, and {@code apply_chat_template}: whether a prompt is wrapped as a
@@ -55,7 +56,7 @@ final class TextTranslator implements Translator<String, String> {
         HuggingFaceTokenizer tokenizer = Tokenizers.load(model.getModelPath());
         model.getNDManager().attachInternal(tokenizer.getUid(), tokenizer);
         return new TextTranslator(
-                new Generator(block.languageModel(), tokenizer), config, template);
+                new Generator(block.scheduler(), tokenizer), config, template);
     }
 
     /** The model's options as text, and the arguments as they are unless an option differs. */
