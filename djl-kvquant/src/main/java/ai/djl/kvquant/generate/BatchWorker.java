@@ -6,8 +6,8 @@ import java.util.ArrayList;
 import java.util.List;
 
 /**
- * What a {@link BatchScheduler}'s thread does: between two decoding steps it computes some tokens of
- * the next prompt, and makes room when the KV cache is full.
+ * What a {@link BatchScheduler}'s thread does: between two decoding steps it computes some tokens
+ * of the next prompt, and makes room when the KV cache is full.
  *
  * <p>Who came first goes first. When a step finds no room, the youngest that holds pages gives way:
  * a prompt in the making is put back; a running request is parked, which keeps its pages, and if
@@ -173,6 +173,9 @@ final class BatchWorker {
                 if (!makeRoom()) {
                     throw e;
                 }
+            } catch (RuntimeException | Error e) {
+                running.stepOneByOne();
+                stepped = true;
             }
         }
         running.choose();
@@ -235,7 +238,12 @@ final class BatchWorker {
     /** Ends all that hold pages. */
     void failAll(Throwable error) {
         List<ScheduledRequest> failing = new ArrayList<>(running.requests());
-        running.close();
+        try {
+            running.close();
+        } catch (RuntimeException e) {
+            // Callers hear of what went wrong first.
+            error.addSuppressed(e);
+        }
         if (admission != null) {
             failing.add(takeAdmission());
         }

@@ -4,8 +4,8 @@ package ai.djl.kvquant.generate;
 /**
  * Receives tokens as they are generated.
  *
- * <p>All calls come from the thread that generates. An exception ends the generation, closes it and
- * reaches the caller.
+ * <p>All calls come from the thread that asked for the generation. An exception ends the
+ * generation, closes it and reaches the caller.
  */
 @FunctionalInterface
 public interface GenerationListener {

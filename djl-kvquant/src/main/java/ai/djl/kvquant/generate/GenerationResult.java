@@ -19,8 +19,8 @@ import java.util.List;
  *     this sequence's first token; zero if there is none
  * @param tokensPerSecond the decoding speed of this sequence after its first token; 0 with fewer
  *     than two tokens
- * @param cacheUsage the KV cache of the whole batch when this sequence ended; {@code null} if the
- *     generation was cancelled before prefill
+ * @param cacheUsage the KV cache of the whole batch when this sequence ended; {@code null} if it
+ *     was not being decoded then
  */
 public record GenerationResult(
         int[] tokens,

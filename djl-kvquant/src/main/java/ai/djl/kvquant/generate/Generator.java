@@ -9,8 +9,8 @@ import java.util.List;
  * Generates text with a {@link LanguageModel}.
  *
  * <p>Prompts are token ids or, with a tokenizer, text. Thread-safe: each call has a KV cache of its
- * own, which is released before the call returns, however it ends. Calls of many threads are decoded
- * together by a generator with a {@link BatchScheduler}.
+ * own, which is released before the call returns, however it ends. Calls of many threads are
+ * decoded together by a generator with a {@link BatchScheduler}.
  *
  * <pre>
  * Generator generator = new Generator(model, tokenizer);
@@ -209,8 +209,7 @@ public final class Generator {
             copies.add(prompts.get(i).clone());
         }
         if (scheduler != null) {
-            return new ScheduledRun(
-                    scheduler, tokenizer, copies, config, listener, cancellation);
+            return new ScheduledRun(scheduler, tokenizer, copies, config, listener, cancellation);
         }
         return new DecodingLoop(model, tokenizer, copies, config, listener, cancellation);
     }

@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.generate;
 
+import ai.djl.kvquant.cache.CacheFullException;
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
@@ -29,14 +30,20 @@ final class RunningBatch {
         return requests;
     }
 
-    /** Takes over a batch of one row. */
+    /** Takes over a batch of one row; an error ends its request. */
     void add(ScheduledRequest request, DecodingBatch other) {
-        if (batch == null) {
-            batch = other;
-        } else {
-            batch.add(other);
+        try {
+            if (batch == null) {
+                batch = other;
+            } else {
+                batch.add(other);
+            }
+            requests.add(request);
+        } catch (RuntimeException | Error e) {
+            other.close();
+            request.fail(e);
+            request.report(null);
         }
-        requests.add(request);
     }
 
     /** Feeds each row its next token. */
@@ -45,11 +52,33 @@ final class RunningBatch {
         requests.forEach(ScheduledRequest::stepped);
     }
 
-    /** Chooses a token for each row that has used up those chosen before. */
+    /**
+     * Feeds each row its next token on its own, so that an error ends its own request only. A row
+     * without room stays as it is.
+     */
+    void stepOneByOne() {
+        List<ScheduledRequest> all = List.copyOf(requests);
+        for (ScheduledRequest request : all) {
+            DecodingBatch alone = requests.size() == 1 ? batch : take(request);
+            try {
+                alone.step(new int[] {request.nextToken()});
+                request.stepped();
+            } catch (CacheFullException e) {
+                // Its next step finds out again, and then makes room.
+            } catch (RuntimeException | Error e) {
+                request.fail(e);
+            }
+            if (alone != batch) {
+                add(request, alone);
+            }
+        }
+    }
+
+    /** Chooses a token for each row that was fed all tokens chosen before. */
     void choose() {
         FloatBuffer logits = LogitRows.of(batch, row.length);
         for (int i = 0; i < requests.size(); ++i) {
-            if (!requests.get(i).isReplaying()) {
+            if (!requests.get(i).isReplaying() && !requests.get(i).isEnding()) {
                 logits.position(i * row.length);
                 logits.get(row);
                 requests.get(i).choose(row);

@@ -55,8 +55,7 @@ final class TextTranslator implements Translator<String, String> {
         ChatTemplate template = template(model, settings);
         HuggingFaceTokenizer tokenizer = Tokenizers.load(model.getModelPath());
         model.getNDManager().attachInternal(tokenizer.getUid(), tokenizer);
-        return new TextTranslator(
-                new Generator(block.scheduler(), tokenizer), config, template);
+        return new TextTranslator(new Generator(block.scheduler(), tokenizer), config, template);
     }
 
     /** The model's options as text, and the arguments as they are unless an option differs. */

@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.djl.kvquant.cache.CacheFullException;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -21,6 +22,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
@@ -109,10 +111,16 @@ class BatchSchedulerTest {
     @ValueSource(ints = {75, 100, 150})
     void requestsThatGaveWayGoOnWhereTheyWere(int capacity) throws Exception {
         FakeModel model = model(capacity);
-        try (BatchScheduler scheduler =
-                new BatchScheduler(model, new BatchLimits(16, 64, 8))) {
+        try (BatchScheduler scheduler = new BatchScheduler(model, new BatchLimits(16, 64, 8))) {
             requireEqualsAlone(scheduler, 64);
         }
+        int computed =
+                model.calls().stream()
+                        .filter(c -> c.startsWith("chunk "))
+                        .mapToInt(c -> Integer.parseInt(c.substring(6)))
+                        .sum();
+        int prompts = IntStream.range(0, 64).map(i -> 1 + 7 * i % 40).sum();
+        assertTrue(computed > prompts + 100, "hardly a prompt was computed again: " + computed);
         assertTrue(model.calls().stream().anyMatch(c -> c.startsWith("take ")), "nobody gave way");
         assertEquals(0, model.open());
     }
@@ -126,15 +134,16 @@ class BatchSchedulerTest {
             assertEquals(FinishReason.CACHE_FULL, result.finishReason());
             assertEquals("KV cache is full: 20 tokens fit.", result.message());
             assertArrayEquals(alone(prompt(15, 1), 6), result.tokens());
-            assertThrows(
-                    CacheFullException.class, () -> generate(generator, prompt(21, 1), 1));
+            assertThrows(CacheFullException.class, () -> generate(generator, prompt(21, 1), 1));
             assertArrayEquals(
                     alone(prompt(15, 2), 3), generate(generator, prompt(15, 2), 3).tokens());
         }
         assertEquals(0, model.open());
     }
 
-    /** While one request runs, a long prompt is computed: never two parts without a step between. */
+    /**
+     * While one request runs, a long prompt is computed: never two parts without a step between.
+     */
     @Test
     void aLongPromptIsComputedBetweenSteps() throws Exception {
         FakeModel model = model(100000);
@@ -148,8 +157,7 @@ class BatchSchedulerTest {
                         await(submitted);
                     }
                 });
-        try (BatchScheduler scheduler =
-                new BatchScheduler(model, new BatchLimits(16, 64, 10))) {
+        try (BatchScheduler scheduler = new BatchScheduler(model, new BatchLimits(16, 64, 10))) {
             Generator generator = new Generator(scheduler, null);
             Future<GenerationResult> first =
                     threads.submit(() -> generate(generator, prompt(5, 1), 100));
@@ -159,8 +167,7 @@ class BatchSchedulerTest {
             List<Integer> tokens = new ArrayList<>();
             second.forEachRemaining(token -> tokens.add(token.id()));
             second.close();
-            assertArrayEquals(
-                    alone(prompt(405, 2), 5), tokens.stream().mapToInt(t -> t).toArray());
+            assertArrayEquals(alone(prompt(405, 2), 5), tokens.stream().mapToInt(t -> t).toArray());
             assertArrayEquals(alone(prompt(5, 1), 100), first.get().tokens());
         }
         List<String> calls = model.calls();
@@ -185,8 +192,7 @@ class BatchSchedulerTest {
     @Test
     void shortPromptsAreComputedTogether() {
         FakeModel model = model(100000);
-        try (BatchScheduler scheduler =
-                new BatchScheduler(model, new BatchLimits(16, 64, 10))) {
+        try (BatchScheduler scheduler = new BatchScheduler(model, new BatchLimits(16, 64, 10))) {
             List<int[]> prompts = List.of(prompt(4, 1), prompt(4, 2), prompt(4, 3));
             new Generator(scheduler, null).generate(prompts, config(3));
         }
@@ -212,8 +218,7 @@ class BatchSchedulerTest {
                         ends.add(sequence);
                     }
                 };
-        try (BatchScheduler scheduler =
-                new BatchScheduler(model, new BatchLimits(1, 64, 10))) {
+        try (BatchScheduler scheduler = new BatchScheduler(model, new BatchLimits(1, 64, 10))) {
             List<int[]> prompts = new ArrayList<>();
             for (int i = 0; i < 8; i++) {
                 prompts.add(prompt(80 - 10 * i, i));
@@ -263,8 +268,7 @@ class BatchSchedulerTest {
         try (BatchScheduler scheduler = new BatchScheduler(model, BatchLimits.DEFAULT)) {
             GenerationResult result =
                     new Generator(scheduler, null)
-                            .generate(
-                                    List.of(prompt(9, 2)), config(9), token -> true, cancellation)
+                            .generate(List.of(prompt(9, 2)), config(9), token -> true, cancellation)
                             .get(0);
             assertEquals(FinishReason.CANCELLED, result.finishReason());
             assertEquals(0, result.tokens().length);
@@ -374,8 +378,7 @@ class BatchSchedulerTest {
             }
         }
         assertTrue(ended > 0);
-        assertThrows(
-                IllegalStateException.class, () -> generate(generator, prompt(1, 1), 1));
+        assertThrows(IllegalStateException.class, () -> generate(generator, prompt(1, 1), 1));
         scheduler.close();
     }
 
@@ -408,8 +411,7 @@ class BatchSchedulerTest {
                         .optLogProbs(true)
                         .build();
         List<int[]> prompts = List.of(prompt(3, 1), prompt(3, 1), prompt(8, 2));
-        List<GenerationResult> expected =
-                new Generator(model(100000)).generate(prompts, sampling);
+        List<GenerationResult> expected = new Generator(model(100000)).generate(prompts, sampling);
         assertFalse(Arrays.equals(expected.get(0).tokens(), expected.get(1).tokens()));
         try (BatchScheduler scheduler = new BatchScheduler(model(60), BatchLimits.DEFAULT)) {
             Generator generator = new Generator(scheduler, null);
@@ -421,6 +423,123 @@ class BatchSchedulerTest {
                 assertEquals(expected.get(i).logProbs(), results.get(i).logProbs());
             }
             other.get();
+        }
+    }
+
+    /** A step of all rows that fails is taken one by one: the one at fault ends, no other. */
+    @Test
+    void aStepThatFailsHurtsOneRequestOnly() throws Exception {
+        FakeModel model = model(100000);
+        int[] bad = {VOCABULARY - 1, VOCABULARY - 2, VOCABULARY - 3};
+        model.failOn(
+                row ->
+                        row.size() > 10
+                                && row.get(0) == bad[0]
+                                && row.get(1) == bad[1]
+                                && row.get(2) == bad[2]);
+        try (BatchScheduler scheduler = new BatchScheduler(model, BatchLimits.DEFAULT)) {
+            Generator generator = new Generator(scheduler, null);
+            List<Callable<GenerationResult>> tasks = new ArrayList<>();
+            for (int i = 0; i < 5; i++) {
+                int[] prompt = prompt(5 + i, i);
+                tasks.add(() -> generate(generator, prompt, 60));
+            }
+            tasks.add(() -> generate(generator, bad, 60));
+            List<Future<GenerationResult>> futures = start(tasks);
+            for (int i = 0; i < 5; i++) {
+                int[] tokens = futures.get(i).get().tokens();
+                assertArrayEquals(alone(prompt(5 + i, i), 60), tokens, "request " + i);
+            }
+            ExecutionException error =
+                    assertThrows(ExecutionException.class, () -> futures.get(5).get());
+            assertEquals("broken row", error.getCause().getMessage());
+            assertEquals(0, model.open());
+        }
+    }
+
+    /** The listener of one request waits until another request is done. */
+    @Test
+    void aSlowListenerHoldsUpNobodyElse() throws Exception {
+        CountDownLatch otherIsDone = new CountDownLatch(1);
+        try (BatchScheduler scheduler = new BatchScheduler(model(100000), BatchLimits.DEFAULT)) {
+            Generator generator = new Generator(scheduler, null);
+            Future<List<GenerationResult>> slow =
+                    threads.submit(
+                            () ->
+                                    generator.generate(
+                                            List.of(prompt(5, 1)),
+                                            config(40),
+                                            token -> {
+                                                await(otherIsDone);
+                                                return true;
+                                            },
+                                            new Cancellation()));
+            generate(generator, prompt(5, 2), 100);
+            otherIsDone.countDown();
+            assertArrayEquals(alone(prompt(5, 1), 40), slow.get().get(0).tokens());
+        }
+    }
+
+    @Test
+    void anInterruptEndsTheCallOfItsThread() throws Exception {
+        FakeModel model = model(100000);
+        CountDownLatch running = new CountDownLatch(1);
+        CountDownLatch interrupted = new CountDownLatch(1);
+        model.onStep(
+                () -> {
+                    running.countDown();
+                    await(interrupted);
+                });
+        try (BatchScheduler scheduler = new BatchScheduler(model, BatchLimits.DEFAULT)) {
+            Generator generator = new Generator(scheduler, null);
+            Thread[] caller = new Thread[1];
+            Future<GenerationResult> call =
+                    threads.submit(
+                            () -> {
+                                caller[0] = Thread.currentThread();
+                                return generate(generator, prompt(5, 1), 900);
+                            });
+            await(running);
+            caller[0].interrupt();
+            interrupted.countDown();
+            ExecutionException error = assertThrows(ExecutionException.class, call::get);
+            assertTrue(
+                    error.getCause().getMessage().contains("was interrupted"),
+                    error.getCause().getMessage());
+            assertEquals(0, model.open());
+        }
+    }
+
+    /** Text is made where the call is; the request ends in the batch as well. */
+    @Test
+    void stopStringsEndTheText() throws Exception {
+        try (HuggingFaceTokenizer tokenizer = Tokenizers.byteLevel()) {
+            String said = "hello the hello";
+            int[] script =
+                    Arrays.stream(tokenizer.encode(said, false, false).getIds())
+                            .mapToInt(Math::toIntExact)
+                            .toArray();
+            FakeModel model = FakeModel.saying(400, 1, Arrays.copyOf(script, 900));
+            GenerationConfig config =
+                    GenerationConfig.builder()
+                            .optMaxNewTokens(800)
+                            .optStopStrings(List.of("the h"))
+                            .build();
+            try (BatchScheduler scheduler = new BatchScheduler(model, BatchLimits.DEFAULT)) {
+                List<GeneratedToken> heard = new ArrayList<>();
+                GenerationResult result =
+                        new Generator(scheduler, tokenizer)
+                                .generate(
+                                        List.of(new int[] {1}),
+                                        config,
+                                        heard::add,
+                                        new Cancellation())
+                                .get(0);
+                assertEquals("hello ", result.text());
+                assertEquals(FinishReason.STOP, result.finishReason());
+                assertEquals(heard.size(), result.tokens().length);
+                assertEquals(0, model.open());
+            }
         }
     }
 }

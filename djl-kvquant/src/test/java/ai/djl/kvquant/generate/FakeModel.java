@@ -10,6 +10,7 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.function.Function;
+import java.util.function.Predicate;
 
 /** A model whose logits are a function of the tokens so far, and which counts what is open. */
 final class FakeModel implements LanguageModel {
@@ -21,6 +22,7 @@ final class FakeModel implements LanguageModel {
     private final List<String> calls = Collections.synchronizedList(new ArrayList<>());
     private final List<Batch> live = Collections.synchronizedList(new ArrayList<>());
     private Runnable onStep = () -> {};
+    private Predicate<List<Integer>> broken = row -> false;
 
     FakeModel(
             int vocabularySize,
@@ -54,6 +56,11 @@ final class FakeModel implements LanguageModel {
 
     List<String> calls() {
         return calls;
+    }
+
+    /** Makes steps fail that a row takes part in. */
+    void failOn(Predicate<List<Integer>> row) {
+        broken = row;
     }
 
     void onStep(Runnable action) {
@@ -177,6 +184,9 @@ final class FakeModel implements LanguageModel {
             calls.add("step " + tokens.length);
             if (tokens.length != rows.size()) {
                 throw new AssertionError(tokens.length + " tokens for " + rows.size() + " rows");
+            }
+            if (rows.stream().anyMatch(broken)) {
+                throw new IllegalArgumentException("broken row");
             }
             checkCapacity(tokens.length);
             discard();

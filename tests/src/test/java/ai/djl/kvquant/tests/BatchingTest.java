@@ -132,8 +132,7 @@ class BatchingTest {
         }
     }
 
-    private void requireSame(String dtype, LanguageModel lm, int rows, int count)
-            throws Exception {
+    private void requireSame(String dtype, LanguageModel lm, int rows, int count) throws Exception {
         List<int[]> expected = alone(dtype, count);
         try (BatchScheduler scheduler = scheduler(lm, rows)) {
             List<GenerationResult> results = together(new Generator(scheduler, null), count);
@@ -147,8 +146,7 @@ class BatchingTest {
 
     static Stream<Arguments> batches() {
         return Stream.of("auto", "int2", "rotatekv4", "rotatekv2")
-                .flatMap(
-                        dtype -> Stream.of(1, 2, 3, 5, 8, 16).map(n -> Arguments.of(dtype, n)));
+                .flatMap(dtype -> Stream.of(1, 2, 3, 5, 8, 16).map(n -> Arguments.of(dtype, n)));
     }
 
     @ParameterizedTest
