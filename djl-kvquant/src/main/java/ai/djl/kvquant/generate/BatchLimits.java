@@ -17,6 +17,9 @@ public record BatchLimits(int maxRunning, int maxWaiting, int prefillTokens) {
     /**
      * Creates limits.
      *
+     * @param maxRunning the most sequences that are decoded together
+     * @param maxWaiting the most sequences that wait for their turn
+     * @param prefillTokens the most tokens of prompts that are computed between two steps
      * @throws IllegalArgumentException if one is less than 1
      */
     public BatchLimits {
