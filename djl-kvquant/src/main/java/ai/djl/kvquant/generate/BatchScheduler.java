@@ -25,7 +25,7 @@ public final class BatchScheduler implements AutoCloseable {
             new PriorityQueue<>(Comparator.comparingLong(ScheduledRequest::arrival));
     private long arrivals;
     private Thread thread;
-    private boolean closed;
+    private volatile boolean closed;
 
     /**
      * Creates a scheduler.
@@ -46,10 +46,14 @@ public final class BatchScheduler implements AutoCloseable {
         return limits;
     }
 
-    synchronized void submit(List<ScheduledRequest> requests) {
+    void requireOpen() {
         if (closed) {
             throw closedException();
         }
+    }
+
+    synchronized void submit(List<ScheduledRequest> requests) {
+        requireOpen();
         if (waiting.size() + requests.size() > limits.maxWaiting()) {
             throw new TooManyRequestsException(
                     waiting.size()

@@ -15,6 +15,7 @@ import java.util.concurrent.LinkedBlockingQueue;
 final class ScheduledRun implements GenerationRun {
 
     private final BlockingQueue<ScheduledRequest.Event> events = new LinkedBlockingQueue<>();
+    private final BatchScheduler scheduler;
     private final List<GeneratingSequence> sequences;
     private final List<ScheduledRequest> requests = new ArrayList<>();
     private final GenerationListener listener;
@@ -30,6 +31,7 @@ final class ScheduledRun implements GenerationRun {
             GenerationConfig config,
             GenerationListener listener,
             Cancellation cancellation) {
+        this.scheduler = scheduler;
         this.listener = listener;
         results = new GenerationResult[prompts.size()];
         remainders = new String[prompts.size()];
@@ -74,6 +76,8 @@ final class ScheduledRun implements GenerationRun {
     }
 
     private boolean accept(ScheduledRequest.Chosen chosen) {
+        // The tokenizer may be gone with the model.
+        scheduler.requireOpen();
         GeneratingSequence sequence = sequences.get(chosen.index());
         GeneratedToken token = sequence.accept(chosen.choice());
         boolean goOn = listener.onToken(token);

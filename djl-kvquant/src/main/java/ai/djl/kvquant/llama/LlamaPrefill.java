@@ -62,14 +62,21 @@ final class LlamaPrefill implements ChunkedPrefill {
         }
     }
 
-    /** {@inheritDoc} */
+    /**
+     * {@inheritDoc}
+     *
+     * <p>Prompts that begin alike may take over the cache from now on, while it is decoded.
+     */
     @Override
     public DecodingBatch finish() {
         if (batch == null) {
             throw new IllegalStateException(
                     remaining() + " tokens of the prompt remain; call advance until none do.");
         }
-        finished = true;
+        if (!finished) {
+            finished = true;
+            cache.retire(sequence.fork());
+        }
         return batch;
     }
 

@@ -23,6 +23,7 @@ import ai.djl.kvquant.llama.WeightType;
 import ai.djl.ndarray.NDManager;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -220,6 +221,41 @@ class BatchingTest {
                 assertEquals(192, whole.length(0));
             }
         }
+    }
+
+    /** A prompt takes over the beginning of one that is still being decoded. */
+    @ParameterizedTest
+    @ValueSource(strings = {"auto", "int2", "rotatekv4"})
+    void promptsShareTheirBeginningWhileDecoded(String dtype) {
+        int[] system = SmallModel.prompt(200, 1);
+        int[] one = concat(system, SmallModel.prompt(20, 2));
+        int[] other = concat(system, SmallModel.prompt(30, 3));
+        try (LlamaLanguageModel lm = roomy(dtype);
+                LlamaLanguageModel fresh = roomy(dtype);
+                DecodingBatch batch = prefill(lm, one);
+                DecodingBatch alone = prefill(fresh, one)) {
+            try (ChunkedPrefill second = lm.startPrefill(other, CHUNK)) {
+                int window = "auto".equals(dtype) ? 0 : 32;
+                assertEquals(30 + window, second.remaining());
+                for (int i = 0; i < 20; ++i) {
+                    if (second.remaining() > 0) {
+                        second.advance();
+                    }
+                    batch.step(new int[] {i});
+                    alone.step(new int[] {i});
+                }
+                assertArrayEquals(
+                        alone.logits().toFloatArray(), batch.logits().toFloatArray(), 1e-4f);
+                batch.add(second.finish());
+                assertEquals(2, batch.size());
+            }
+        }
+    }
+
+    private static int[] concat(int[] a, int[] b) {
+        int[] all = Arrays.copyOf(a, a.length + b.length);
+        System.arraycopy(b, 0, all, a.length, b.length);
+        return all;
     }
 
     /** Rows that change their batch go on as if they had always been in one. */
