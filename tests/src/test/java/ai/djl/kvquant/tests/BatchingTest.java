@@ -46,6 +46,9 @@ class BatchingTest {
     private static final int CHUNK = 48;
     private static final int NEW_TOKENS = 40;
 
+    /** Prompts that are long enough have parameters of their own. */
+    private static final String PROMPT_BASIS = "svdq2.25, a basis per prompt";
+
     @TempDir Path directory;
     private NDManager manager;
     private LlamaModel model;
@@ -66,7 +69,10 @@ class BatchingTest {
     /** Calibrated on some tokens; the window is short, so that much is read from codes. */
     private LlamaLanguageModel cache(String dtype, int tokens, int maxBatchSize) {
         Map<String, String> map = new HashMap<>();
-        map.put("kv_cache_dtype", dtype);
+        map.put("kv_cache_dtype", PROMPT_BASIS.equals(dtype) ? "svdq2.25" : dtype);
+        if (PROMPT_BASIS.equals(dtype)) {
+            map.put("kv_basis", "prompt");
+        }
         map.put("kv_cache_tokens", Integer.toString(tokens));
         map.put("max_batch_size", Integer.toString(maxBatchSize));
         if (!"auto".equals(dtype)) {
@@ -146,7 +152,7 @@ class BatchingTest {
     }
 
     static Stream<Arguments> batches() {
-        return Stream.of("auto", "int2", "rotatekv4", "rotatekv2")
+        return Stream.of("auto", "int2", "rotatekv4", "rotatekv2", PROMPT_BASIS)
                 .flatMap(dtype -> Stream.of(1, 2, 3, 5, 8, 16).map(n -> Arguments.of(dtype, n)));
     }
 
@@ -160,7 +166,7 @@ class BatchingTest {
 
     /** Room for about three requests of sixteen: many give way and go on later. */
     @ParameterizedTest
-    @ValueSource(strings = {"auto", "int2", "rotatekv4"})
+    @ValueSource(strings = {"auto", "int2", "rotatekv4", PROMPT_BASIS})
     void sameTokensInAPoolThatIsTooSmall(String dtype) throws Exception {
         try (LlamaLanguageModel lm = cache(dtype, 384, 2)) {
             CountingModel counting = new CountingModel(lm);
