@@ -11,8 +11,8 @@ package ai.djl.kvquant.generate;
  */
 public record BatchLimits(int maxRunning, int maxWaiting, int prefillTokens) {
 
-    /** 16 sequences together, 1024 waiting, 128 tokens of prompts between two steps. */
-    public static final BatchLimits DEFAULT = new BatchLimits(16, 1024, 128);
+    /** 16 sequences together, 1024 waiting, 512 tokens of prompts between two steps. */
+    public static final BatchLimits DEFAULT = new BatchLimits(16, 1024, 512);
 
     /**
      * Creates limits.
