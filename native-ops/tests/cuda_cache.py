@@ -43,17 +43,19 @@ class Packer:
         return 208 + len(self.tables) - np.asarray(values).size * np.dtype(dtype).itemsize
 
     @staticmethod
-    def side(format, bits, rotation=0, order=0, mean=0, steps=0, levels=0, noise=0, widths=(0,) * 16):
-        return struct.pack("<4if11i16B", format, bits, rotation, 0, 1.0, 0, order, mean, steps, levels, 0, 0, 0, 0, noise,
-                           0, *widths)
+    def side(format, bits, rotation=0, group=0, clip=1.0, zero=0, order=0, mean=0, steps=0, levels=0, basis_heads=0,
+             basis=0, inverse=0, noise=0, outliers=0, widths=(0,) * 16):
+        return struct.pack("<4if11i16B", format, bits, rotation, group, clip, zero, order, mean, steps, levels,
+                           basis_heads, basis, inverse, 0, noise, outliers, *widths)
 
 
 class Layer:
     def __init__(self, keys="int", values=2, heads=8, kv_heads=2, head_dim=128, window=128, sinks=4, schedule="wide",
-                 base=5e5, positions=1 << 17, levels=None, mean=2.0, seed=0, order=True, noise=True):
-        """keys: int, fp16 or fp32; values: bits of a norm format, or 16 or 32."""
+                 base=5e5, positions=1 << 17, levels=None, mean=2.0, seed=0, order=True, noise=True, massive=False):
+        """keys: int, fp16, fp32 or a side of cuda_formats.py; values: bits of a norm format, 16, 32 or such a side."""
         rng = np.random.default_rng(seed)
         self.heads, self.kv_heads, self.head_dim, self.window, self.sinks = heads, kv_heads, head_dim, window, sinks
+        self.massive = massive
         self.frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
         self.rope = rope_table(self.frequencies, positions)
         channels, packer = kv_heads * head_dim, Packer()
@@ -80,16 +82,21 @@ class Layer:
                 3, 0, order=packer.table(np.concatenate(orders), "<i2") if order else 0,
                 mean=packer.table(self.mean, "<f4"), steps=packer.table(steps.astype("<f4"), "<f4"),
                 noise=packer.table(noises * 0.3, "<f4") if noise else 0, widths=SCHEDULES[schedule])
+        elif callable(keys):
+            key_side = keys(packer, rng, self)
         else:
             key_side = Packer.side(*((1, 16) if keys == "fp16" else (0, 32)))
-        if values in LEVELS:
+        if isinstance(values, int) and values in LEVELS:
             upper = LEVELS[values] if levels is None else levels
             value_side = Packer.side(4, values, rotation=1,
                                      levels=packer.table([-x for x in reversed(upper)] + list(upper), "<f4"))
+        elif callable(values):
+            value_side = values(packer, rng, self)
         else:
             value_side = Packer.side(*((1, 16) if values == 16 else (0, 32)))
         header = struct.pack("<2i3i3iif2i", 0x3151564B, 208 + len(packer.tables), heads, kv_heads, head_dim, window,
-                             1 if sinks else 0, sinks, 0, 1 / np.sqrt(head_dim), 0, 0)
+                             (2 if massive else 1) if sinks else 0, sinks, int(getattr(keys, "pre_rope", False)),
+                             1 / np.sqrt(head_dim), 0, 0)
         self.params = torch.frombuffer(bytearray(header + key_side + value_side + packer.tables), dtype=torch.uint8)
         self.page_bytes, self.exact_bytes = (int(x) for x in torch.ops.kvquant.layout(self.params))
         self.sink_pages = (sinks + RUN - 1) // RUN
@@ -129,12 +136,15 @@ class Cache:
     def state(self):
         return (self.lengths, self.page_table, self.exact_table, self.pages, self.exact, self.rope, self.layer.params)
 
-    def append(self, rows, counts):
-        """Appends and counts the tokens."""
+    def append(self, rows, counts, hidden=None):
+        """Appends and counts the tokens; hidden: the layer's input, by whose entries massive sinks are chosen."""
         starts = torch.tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32, device=self.device)
-        none = torch.empty(0, device=self.device)
-        self.ops.append(rows, starts, none, none, *self.state())
+        massive = [torch.empty(0, device=self.device)] * 2
+        if self.layer.massive:
+            massive = self.ops.massive_entries(hidden, starts)
+        self.ops.append(rows, starts, *massive, *self.state())
         self.lengths[:, 0] += torch.tensor(counts, dtype=torch.int32, device=self.device)
+        return massive
 
     def decode(self, rows):
         """Appends one token per sequence and returns attention."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cuda_cache import Cache, Layer
+from cuda_formats import FORMATS as OTHER_FORMATS, Codebook, Rotated
 
 DEVICE, OPS = "cuda", torch.ops.kvquant
 # ||out - reference|| / ||reference|| of a head: rounding of the output, of queries, of products' operands.
@@ -43,8 +44,11 @@ def run_case(case, layer, dtype, counts, steps, scale=1.0, check_values=True):
     gpu = cpu.to(DEVICE, OPS)
     for chunk in counts:
         rows = layer.random_rows(sum(chunk), dtype)
-        cpu.append(rows.float(), chunk)
-        gpu.append(rows.to(DEVICE), chunk)
+        hidden = (4 * torch.randn(sum(chunk), 96)).round()  # whole numbers: many entries are equal
+        want = cpu.append(rows.float(), chunk, hidden)
+        got = gpu.append(rows.to(DEVICE), chunk, hidden.to(DEVICE))
+        for name, one, other in zip(("massive values", "massive rows"), got, want):
+            check_same(name, case, one, other)
         check_same("pages", case, gpu.pages, cpu.pages)
         check_same("exact pages", case, gpu.exact, cpu.exact)
     for _ in range(steps):
@@ -125,7 +129,7 @@ FORMATS = {
     "int2, 20 sinks": {"sinks": 20, "window": 32}, "int2/3": {"values": 3},
     "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0},
     "fp16 with window": {"keys": "fp16", "values": 16}, "fp32": {"keys": "fp32", "values": 32, "window": 0, "sinks": 0},
-    "int2/fp16": {"values": 16}, "fp16/int2": {"keys": "fp16", "window": 32},
+    "int2/fp16": {"values": 16}, "fp16/int2": {"keys": "fp16", "window": 32}, **OTHER_FORMATS,
 }
 SHAPES = [(8, 2, 128), (4, 4, 128), (8, 1, 128), (6, 3, 64), (7, 1, 128), (4, 1, 64)]
 LENGTHS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 132, 133, 191, 193, 257, 1000]

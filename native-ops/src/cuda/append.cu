@@ -7,6 +7,8 @@
 // coded with a thread for each channel, which owns all codes of that channel in the tile. Codes of other tokens of the
 // tile are kept as they are, so that tokens may come one by one.
 //
+// Formats whose codes depend on more than one head are coded by append_tokens.cu.
+//
 // One token per sequence (decoding): one launch, a block per sequence and kv head. Prompts: first all tiles in
 // parallel, then the exact copies, since the window may hold tokens that have yet to be coded.
 #include "append.cuh"
@@ -23,15 +25,6 @@ template <int D>
 struct Tile {
   float k[kTileTokens][D + 1], v[kTileTokens][D + 1];
   float rms[kTileTokens], inverse[kTileTokens];  // of values, about 1 / rms
-};
-
-/// Tokens [begin, end) of a sequence, all of one tile.
-struct TileRun {
-  int b, begin, end, kv_head;
-
-  __device__ int first() const { return begin % kTileTokens; }
-  __device__ int last() const { return first() + end - begin; }
-  __device__ int tile() const { return begin % kPageTokens / kTileTokens; }
 };
 
 template <int D>
@@ -270,14 +263,6 @@ __device__ void encode_tile(const CacheView& cache, const NewRows& rows, const T
   }
 }
 
-/// Tokens of a sequence that leave the window, tile by tile.
-__device__ inline bool tile_run(const CacheView& cache, int b, int count, int kv_head, int index, TileRun* run) {
-  const int length = cache.length(b), begin = cache.quantized(b, length), end = cache.quantized(b, length + count);
-  const int tile = begin / kTileTokens + index;
-  *run = {b, max(begin, tile * kTileTokens), min(end, (tile + 1) * kTileTokens), kv_head};
-  return count > 0 && run->begin < run->end;
-}
-
 /// A block per kv head and sequence does everything, in order.
 template <int D>
 __global__ void __launch_bounds__(D)
@@ -291,30 +276,18 @@ __global__ void __launch_bounds__(D)
     __syncthreads();
   }
   for (int i = 0; i < count; ++i) store_exact(cache, rows, b, i, kv_head, threadIdx.x);
-  if (kv_head == 0 && cache.sink_policy != SinkPolicy::kNone) {
+  if (kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
     for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, threadIdx.x);
   }
 }
 
-/// The blocks of a sequence of n new tokens are n / 16 + 2 or one more, whatever its tiles' number: which sequence a
-/// block belongs to follows from starts alone.
+/// A block per tile and kv head.
 template <int D>
 __global__ void __launch_bounds__(D)
     append_tiles(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
   __shared__ Tile<D> tile;
-  const auto first_block = [&](int b) { return rows.start(b) / kTileTokens + 2 * b; };
-  int low = 0, high = cache.batch - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (first_block(middle) <= static_cast<int>(blockIdx.x)) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
   TileRun run;
-  const int index = blockIdx.x - first_block(low);
-  if (tile_run(cache, low, rows.count(low), blockIdx.y, index, &run)) encode_tile(cache, rows, run, tile);
+  if (block_run(cache, rows, blockIdx.x, blockIdx.y, &run)) encode_tile(cache, rows, run, tile);
 }
 
 /// A block per new token and kv head keeps exact copies; behind those of tokens, one per sequence for its sinks'
@@ -325,32 +298,39 @@ __global__ void __launch_bounds__(D)
   const int row = blockIdx.x;
   if (row >= rows.tokens.count) {
     const int b = row - rows.tokens.count, count = rows.count(b);
-    if (blockIdx.y > 0 || count == 0 || cache.sink_policy == SinkPolicy::kNone) return;
+    if (blockIdx.y > 0 || count == 0 || cache.sink_policy != SinkPolicy::kFirst) return;
     for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, threadIdx.x);
     return;
   }
-  int low = 0, high = cache.batch - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (rows.start(middle) <= row) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  store_exact(cache, rows, low, row - rows.start(low), blockIdx.y, threadIdx.x);
+  const int b = find_sequence(cache.batch, row, [&](int i) { return rows.start(i); });
+  store_exact(cache, rows, b, row - rows.start(b), blockIdx.y, threadIdx.x);
+}
+
+/// Whether all that a head's codes depend on is in that head.
+bool head_by_head(const CacheView& cache) {
+  const auto plain = [](const SideView& side) {
+    return side.format == Format::kFloat32 || side.format == Format::kFloat16;
+  };
+  const bool keys = (plain(cache.keys) && cache.keys.rotation_heads == 0) ||
+                    (cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0);
+  return keys && (plain(cache.values) || cache.values.format == Format::kNorm);
 }
 
 template <int D>
 void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   const NewRows rows{tokens};
   const auto kv_heads = static_cast<unsigned>(cache.kv_heads), batch = static_cast<unsigned>(cache.batch);
-  if (tokens.count <= cache.batch) {
+  const bool by_head = head_by_head(cache);
+  if (by_head && tokens.count <= cache.batch) {
     launch("append", append_sequences<D>, {dim3(kv_heads, batch), D, 0, stream}, cache, rows);
     return;
   }
   const auto n = static_cast<unsigned>(tokens.count);
-  launch("append", append_tiles<D>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
+  if (by_head) {
+    launch("append", append_tiles<D>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
+  } else {
+    append_tokens(cache, tokens, stream);
+  }
   if (cache.window > 0 || cache.sink_pages > 0) {
     launch("append", append_exact<D>, {dim3(n + batch, kv_heads), D, 0, stream}, cache, rows);
   }
@@ -360,6 +340,7 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
 
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   if (tokens.count == 0) return;
+  if (cache.sink_policy == SinkPolicy::kMassive) update_massive_sinks(cache, tokens, stream);
   if (cache.head_dim == 64) {
     append_dim<64>(cache, tokens, stream);
   } else {

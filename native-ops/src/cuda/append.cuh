@@ -21,8 +21,48 @@ struct NewRows {
   __device__ float load(int64_t index) const { return load_element(tokens.type, tokens.qkv, index); }
 };
 
+/// Tokens [begin, end) of a sequence, all of one tile.
+struct TileRun {
+  int b, begin, end, kv_head;
+
+  __device__ int first() const { return begin % kTileTokens; }
+  __device__ int last() const { return first() + end - begin; }
+  __device__ int tile() const { return begin % kPageTokens / kTileTokens; }
+};
+
+/// Tokens of a sequence that leave the window, tile by tile.
+__device__ inline bool tile_run(const CacheView& cache, int b, int count, int kv_head, int index, TileRun* run) {
+  const int length = cache.length(b), begin = cache.quantized(b, length), end = cache.quantized(b, length + count);
+  const int tile = begin / kTileTokens + index;
+  *run = {b, max(begin, tile * kTileTokens), min(end, (tile + 1) * kTileTokens), kv_head};
+  return count > 0 && run->begin < run->end;
+}
+
+/// The last sequence of a batch that begins at or before an index; first(b): where sequence b begins.
+template <class First>
+__device__ int find_sequence(int batch, int index, First first) {
+  int low = 0, high = batch - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (first(middle) <= index) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+/// Of blocks for tiles: the blocks of a sequence of n new tokens are n / 16 + 2 or one more, whatever its tiles'
+/// number: which sequence a block belongs to follows from starts alone.
+__device__ inline bool block_run(const CacheView& cache, const NewRows& rows, int block, int kv_head, TileRun* run) {
+  const auto first = [&](int b) { return rows.start(b) / kTileTokens + 2 * b; };
+  const int b = find_sequence(cache.batch, block, first);
+  return tile_run(cache, b, rows.count(b), kv_head, block - first(b), run);
+}
+
 /// Copies one head of new token number i of a sequence to where it is kept exactly: into the window, if it is among the
-/// tokens that the ring holds, and into the slot of a sink. Sinks are the first tokens: token t has slot t.
+/// tokens that the ring holds, and into the slot of a first sinks, token t in slot t. Massive sinks: massive.cu.
 __device__ inline void store_exact(const CacheView& cache, const NewRows& rows, int b, int i, int kv_head,
                                    int channel) {
   const int before = cache.length(b), token = before + i, length = before + rows.count(b);

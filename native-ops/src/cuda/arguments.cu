@@ -12,21 +12,13 @@
 namespace kvquant::cuda {
 namespace {
 
-[[noreturn]] void no_kernel(const char* op, const std::string& what) {
-  fail(op, what + " has no CUDA kernel yet; use kv_cache_dtype=fp16 or int2, or run on the CPU");
-}
-
 void check_supported(const char* op, const LayerParams& params) {
-  const SideParams &keys = params.keys, &values = params.values;
   if (params.head_dim != 64 && params.head_dim != 128) {
-    no_kernel(op, "head_dim " + std::to_string(params.head_dim));
+    fail(op, "head_dim " + std::to_string(params.head_dim) + " has no CUDA kernel; allowed: 64, 128; run on the CPU");
   }
-  const auto plain = [](const SideParams& side) { return !is_quantized(side) && side.rotation_heads == 0; };
-  const bool codes = keys.format == Format::kStatic && keys.basis_heads == 0;
-  if ((!plain(keys) && !codes) || params.keys_pre_rope != 0) no_kernel(op, "the format of keys");
-  if (!plain(values) && values.format != Format::kNorm) no_kernel(op, "the format of values");
-  if (params.sink_policy == SinkPolicy::kMassive) no_kernel(op, "the choice of sinks by massive entries");
-  if (params.sparse_tokens > 0) no_kernel(op, "key sparsity");
+  if (params.sparse_tokens > 0) {
+    fail(op, "key sparsity has no CUDA kernel yet; leave it out, or run on the CPU");
+  }
 }
 
 SideView side_view(const LayerParams& params, const SideParams& side, const SideLayout& layout) {
@@ -34,13 +26,20 @@ SideView side_view(const LayerParams& params, const SideParams& side, const Side
   view.format = side.format;
   view.bits = side.bits;
   view.rotated = side.rotation_heads != 0;
+  view.rotation_heads = side.rotation_heads;
+  view.group_size = side.group_size;
+  view.basis_heads = side.basis_heads;
+  view.outliers = layout.outliers();
+  view.clip = side.clip;
+  view.float_zero = side.float_zero != 0;
   view.rounded = is_quantized(side) || params.window > 0;
   view.begin = layout.tile(0, 0);
   view.tile_bytes = static_cast<int>(layout.tile(0, 1) - layout.tile(0, 0));
-  if (side.format == Format::kNorm) {
-    view.norms = layout.norms(0, 0);
-    view.norm_tile_bytes = layout.norms(1, 0) - layout.norms(0, 0);
-    if (side.bits == 2) std::copy_n(packed_array<float>(params, side.levels_offset), 4, view.four_levels);
+  view.norms = layout.norms(0, 0);
+  view.norm_tile_bytes = layout.norms(1, 0) - layout.norms(0, 0);
+  view.outliers_begin = layout.outlier_values(0, 0);
+  if (side.format == Format::kNorm && side.bits == 2) {
+    std::copy_n(packed_array<float>(params, side.levels_offset), 4, view.four_levels);
   }
   for (int run = 0; run < kWidthRuns && side.format == Format::kStatic; ++run) {
     const int place = run * (params.head_dim / kWidthRuns);
@@ -58,6 +57,8 @@ void find_arrays(const uint8_t* params, const SideParams& side, SideView* view) 
   view->steps = array(side.steps_offset);
   view->levels = array(side.levels_offset);
   view->noise = array(side.noise_offset);
+  view->basis = array(side.basis_offset);
+  view->inverse = array(side.inverse_offset);
   view->order = reinterpret_cast<const int16_t*>(array(side.order_offset));
 }
 
@@ -156,6 +157,9 @@ void CacheArguments::find_params(const char* op) {
   const uint8_t* device = device_params(op, *params_);
   find_arrays(device, params_->keys, &view_.keys);
   find_arrays(device, params_->values, &view_.values);
+  if (has_group_table(*params_)) {
+    view_.keys.groups = reinterpret_cast<const uint16_t*>(device + group_table_offset(*params_));
+  }
 }
 
 }  // namespace kvquant::cuda

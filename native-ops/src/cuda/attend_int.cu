@@ -313,8 +313,10 @@ bool attend_int_supports(const CacheView& cache) {
   const float* levels = cache.values.four_levels;
   const bool symmetric = levels[0] == -levels[3] && levels[1] == -levels[2];
   const bool waves = cache.rope_rows >= kPageTokens + 2;  // 128 positions, which the mean term turns by
-  return cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
-         cache.values.rotated && symmetric && cache.head_dim == kDim && cache.max_sinks <= kSinkBits && waves;
+  const bool first = cache.sink_policy != SinkPolicy::kMassive && cache.keys_pre_rope == 0;
+  return first && cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm &&
+         cache.values.bits == 2 && cache.values.rotated && symmetric && cache.head_dim == kDim &&
+         cache.max_sinks <= kSinkBits && waves;
 }
 
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {

@@ -44,7 +44,7 @@ template <int D, class Element>
 __global__ void __launch_bounds__(kWarps* kWarp)
     attend_plain_kernel(const __grid_constant__ CacheView cache, Attention p) {
   constexpr int n = D / kWarp;
-  __shared__ float shared_maximum[kWarps], shared_weights[kWarps], shared_sums[2][kWarps][D];
+  __shared__ float shared_maximum[kWarps], shared_weights[kWarps], shared_sums[2][kWarps][D], scratch[kWarps][D];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int part = blockIdx.x, head = blockIdx.y, b = blockIdx.z;
   const int kv_head = head / (cache.heads / cache.kv_heads), position = cache.length(b);
@@ -53,10 +53,9 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       static_cast<const Element*>(p.qkv) + (static_cast<int64_t>(b) * (cache.heads + 2 * cache.kv_heads) + head) * D;
   const float scale = cache.score_scale * kLog2e;
   const SideView& keys = cache.keys;
-  const bool is_static = keys.format == Format::kStatic;
 
-  // The query: as it is turned, and by place; what coded keys lack.
-  float q[n], by_place[n], bias = 0.0f;
+  // The query as it is turned; what the scores of coded keys lack.
+  float q[n], bias = 0.0f;
 #pragma unroll
   for (int i = 0; i < n; ++i) q[i] = to_float(row[lane * n + i]);
   turn_head(cache, position, lane, q);
@@ -68,15 +67,6 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       squares[i] = q[i] * q[i];
     }
     bias = 0.5f * cache.score_scale * scale * dot(squares, noise);
-  }
-#pragma unroll
-  for (int i = 0; i < n; ++i) {
-    const int c = is_static ? channel_at<D>(keys, kv_head, lane * n + i) : lane * n + i;
-    by_place[i] = 0.0f;
-    for (int j = 0; j < n; ++j) {
-      const float value = __shfl_sync(0xffffffffu, q[j], c / n);
-      if (c % n == j) by_place[i] = value;
-    }
   }
 
   State<n> state;
@@ -93,17 +83,9 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       score = dot(q, k) * scale;
     } else {
       const uint8_t* page = cache.page(b, token / kPageTokens);
-      read_stored(keys, page, kv_head, token % kPageTokens, lane, k);
+      read_key<D>(cache, page, kv_head, token, lane, scratch[warp], k);
       read_stored(cache.values, page, kv_head, token % kPageTokens, lane, v);
-      score = dot(by_place, k);
-      if (keys.mean != nullptr) {
-        float mean[n];
-#pragma unroll
-        for (int i = 0; i < n; ++i) mean[i] = keys.mean[kv_head * D + lane * n + i];
-        turn_head(cache, token, lane, mean);
-        score += dot(q, mean);
-      }
-      score = score * scale + bias;
+      score = dot(q, k) * scale + bias;
     }
     state.add(score, v, place.exact == nullptr && cache.values.rotated);
   }

@@ -17,13 +17,18 @@ constexpr int kWarp = 32;
 struct SideView {
   Format format;
   int bits;
-  bool rotated;    // head by head
+  int rotation_heads, group_size, basis_heads, outliers;
+  float clip;
+  bool float_zero;
+  bool rotated;    // by whatever number of heads
   bool rounded;    // to fp16 before it is stored; see core/append.h
   int tile_bytes;  // of a head
   int64_t begin;
-  int64_t norms, norm_tile_bytes;  // kNorm
-  const float *mean, *steps, *levels, *noise;
+  int64_t norms, norm_tile_bytes;  // kNorm; kAffine, kCodebook of values: scales
+  int64_t outliers_begin;          // kCodebook
+  const float *mean, *steps, *levels, *noise, *basis, *inverse;
   const int16_t* order;
+  const uint16_t* groups;     // kAffine with an order: the group of each channel
   float four_levels[4];       // kNorm of 2 bits: levels, for the host
   int run_begin[kWidthRuns];  // kStatic: bytes from the beginning of a tile
   int width[kWidthRuns];
@@ -31,6 +36,16 @@ struct SideView {
   __device__ int64_t tile(int kv_head, int tile) const {
     return begin + (static_cast<int64_t>(kv_head) * kPageTiles + tile) * tile_bytes;
   }
+  /// kAffine: the scales of a group for a tile. kCodebook of values: its steps. Zeros or starts are 16 halves behind.
+  __device__ int64_t scales(int tile, int group) const {
+    return norms + tile * norm_tile_bytes + group * (4 * kTileTokens);
+  }
+  /// kCodebook: 16 values of a slot, then 16 channels.
+  __device__ int64_t outlier_slot(int tile, int slot) const {
+    return outliers_begin + (static_cast<int64_t>(tile) * outliers + slot) * (4 * kTileTokens);
+  }
+  /// kAffine.
+  __device__ int group(int channel) const { return groups != nullptr ? groups[channel] : channel / group_size; }
 };
 
 struct CacheView {

@@ -26,23 +26,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) dequantize_kernel(const __grid_
     turn_head(cache, token, lane, k);
   } else {
     const uint8_t* page = cache.page(b, token / kPageTokens);
-    read_stored(cache.keys, page, kv_head, token % kPageTokens, lane, k);
+    read_key<D>(cache, page, kv_head, token, lane, scratch[warp], k);
     read_stored(cache.values, page, kv_head, token % kPageTokens, lane, v);
-    if (cache.keys.format == Format::kStatic) {
-#pragma unroll
-      for (int i = 0; i < n; ++i) scratch[warp][channel_at<D>(cache.keys, kv_head, lane * n + i)] = k[i];
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < n; ++i) k[i] = scratch[warp][lane * n + i];
-    }
-    if (cache.keys.mean != nullptr) {
-      float mean[n];
-#pragma unroll
-      for (int i = 0; i < n; ++i) mean[i] = cache.keys.mean[kv_head * D + lane * n + i];
-      turn_head(cache, token, lane, mean);
-#pragma unroll
-      for (int i = 0; i < n; ++i) k[i] += mean[i];
-    }
     if (cache.values.rotated) walsh_hadamard(v, lane);
   }
   const int64_t to = (static_cast<int64_t>(kv_head) * (rows.end - rows.begin) + token - rows.begin) * D + lane * n;

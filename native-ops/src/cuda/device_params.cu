@@ -6,7 +6,9 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
+#include "core/codec.h"
 #include "device_params.h"
 #include "launch.cuh"
 
@@ -48,9 +50,14 @@ const uint8_t* device_params(const char* op, const LayerParams& params) {
   const std::lock_guard<std::mutex> lock(mutex);
   uint8_t*& copy = copies[key];
   if (copy == nullptr) {
+    std::vector<uint8_t> all(data, data + bytes);
+    if (has_group_table(params)) {
+      all.resize(group_table_offset(params) + 2 * static_cast<size_t>(params.channels()));
+      channel_groups(params, params.keys, reinterpret_cast<uint16_t*>(all.data() + group_table_offset(params)));
+    }
     void* memory = nullptr;
-    check_cuda(op, cudaMalloc(&memory, bytes));
-    check_cuda(op, cudaMemcpy(memory, data, bytes, cudaMemcpyHostToDevice));
+    check_cuda(op, cudaMalloc(&memory, all.size()));
+    check_cuda(op, cudaMemcpy(memory, all.data(), all.size(), cudaMemcpyHostToDevice));
     copy = static_cast<uint8_t*>(memory);
   }
   return copy;

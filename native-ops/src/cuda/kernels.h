@@ -14,9 +14,29 @@ struct NewTokens {
   ElementType type;
   const int32_t* starts;  // [batch + 1]
   int count;
+  const float* massive_values;  // [batch, kMassiveEntries]; nullptr while decoding
+  const int32_t* massive_rows;  // within the sequence's new tokens
 };
 
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append that stores tokens in pages, token by token: of any format.
+void append_tokens(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append that chooses and copies massive sinks.
+void update_massive_sinks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The largest |entries| of each sequence's rows of x [rows, hidden].
+struct MassiveEntries {
+  const void* x;
+  ElementType type;
+  int64_t hidden;
+  const int32_t* starts;
+  int batch;
+  float* values;  // [batch, kMassiveEntries]
+  int32_t* owners;
+};
+void massive_entries(const MassiveEntries& entries, cudaStream_t stream);
 
 /// Attention of one query per head and sequence, cut into parts of the history that blocks work on at once. A part
 /// leaves the maximum of its scores (base 2), the sum of its weights relative to it, and the sum of its weighted

@@ -19,19 +19,48 @@ NewTokens new_tokens(const char* op, const CacheView& view, const Tensor& qkv, c
   expect_range(op, "qkv's rows", qkv.size(0), 0, int64_t{1} << 30);
   starts.expect(op, "starts", DType::kInt32, 1, DeviceType::kCuda);
   expect_size(op, "starts", starts.size(0), view.batch + 1, "entries");
-  return {qkv.data<void>(), type, starts.data<int32_t>(), static_cast<int>(qkv.size(0))};
+  return {qkv.data<void>(), type, starts.data<int32_t>(), static_cast<int>(qkv.size(0)), nullptr, nullptr};
 }
 
-/// append as in operators.cpp; qkv is FLOAT32, FLOAT16 or BFLOAT16. Massive entries are not looked at: no format that
-/// has kernels chooses sinks by them.
+/// append as in operators.cpp; qkv is FLOAT32, FLOAT16 or BFLOAT16.
 void append_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "append";
-  Tensor qkv(stack[0]), starts(stack[1]), massive_values(stack[2]), massive_positions(stack[3]);
+  Tensor qkv(stack[0]), starts(stack[1]), massive_values(stack[2]), massive_rows(stack[3]);
   CacheArguments arguments(op, stack + 4);
-  const NewTokens tokens = new_tokens(op, arguments.view(), qkv, starts);
+  NewTokens tokens = new_tokens(op, arguments.view(), qkv, starts);
+  if (massive_values.numel() > 0 && arguments.params().sink_policy == SinkPolicy::kMassive) {
+    massive_values.expect(op, "massive_values", DType::kFloat, 2, DeviceType::kCuda);
+    massive_rows.expect(op, "massive_positions", DType::kInt32, 2, DeviceType::kCuda);
+    for (const Tensor* t : {&massive_values, &massive_rows}) {
+      expect_size(op, "massive entries", t->size(0), arguments.view().batch, "rows");
+      expect_size(op, "massive entries", t->size(1), kMassiveEntries, "columns");
+    }
+    tokens.massive_values = massive_values.data<float>();
+    tokens.massive_rows = massive_rows.data<int32_t>();
+  }
   const DeviceScope scope(op, arguments.device().index);
   arguments.find_params(op);
   append(arguments.view(), tokens, current_stream(arguments.device().index));
+}
+
+/// massive_entries as in operators.cpp; x is FLOAT32, FLOAT16 or BFLOAT16.
+void massive_entries_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "massive_entries";
+  Tensor x(stack[0]), starts(stack[1]);
+  const ElementType type = element_type(op, "x", x);
+  x.expect(op, "x", x.dtype(), 2, DeviceType::kCuda);
+  starts.expect(op, "starts", DType::kInt32, 1, DeviceType::kCuda);
+  expect_range(op, "starts' entries", starts.size(0), 1, 65536);
+  const int64_t batch = starts.size(0) - 1;
+  const DeviceScope scope(op, x.device().index);
+  Tensor values = Tensor::empty(DType::kFloat, {batch, kMassiveEntries}, x.device());
+  Tensor rows = Tensor::empty(DType::kInt32, {batch, kMassiveEntries}, x.device());
+  const MassiveEntries entries{
+      x.data<void>(),      type, x.size(1), starts.data<int32_t>(), static_cast<int>(batch), values.data<float>(),
+      rows.data<int32_t>()};
+  massive_entries(entries, current_stream(x.device().index));
+  stack[0] = values.release();
+  stack[1] = rows.release();
 }
 
 /// attend as in operators.cpp; the result has the dtype of qkv.
@@ -136,7 +165,7 @@ struct Operator {
 
 const Operator kOperators[] = {
     {"append", append_op},         {"attend", attend_op},         {"dequantize", dequantize_op},
-    {"rope_heads", rope_heads_op}, {"score_bias", score_bias_op},
+    {"rope_heads", rope_heads_op}, {"score_bias", score_bias_op}, {"massive_entries", massive_entries_op},
 };
 
 const bool registered = [] {

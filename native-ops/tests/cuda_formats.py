@@ -1,0 +1,92 @@
+# Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE.
+"""Sides of a layer in the formats beside int2 and fp16, for tests of the operators: each packs its parameters.
+
+Called with the packer, a random generator and the layer, whose spread and mean describe its keys; returns the side.
+"""
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """RotateKV: rotated over groups of heads, codes with scales and zeros."""
+    bits: int = 2
+    heads: int = 1
+    group: int = 64
+    clip: float = 0.95
+    float_zero: bool = False
+    order: bool = False
+    pre_rope: bool = True
+
+    def __call__(self, packer, rng, layer):
+        channels = layer.kv_heads * layer.head_dim
+        order = packer.table(rng.permutation(channels), "<i2") if self.order else 0
+        heads = next(h for h in (self.heads, 2, 1) if layer.kv_heads % max(h, 1) == 0)
+        return packer.side(2, self.bits, rotation=heads, group=int(np.gcd(self.group, channels)), clip=self.clip,
+                           zero=int(self.float_zero), order=order)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """Static codes before RoPE in a basis over each head or all, or in an order of channels."""
+    widths: tuple = (8, 4, 4, 4, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0)
+    whole_layer: bool = False
+    basis: bool = True
+    pre_rope: bool = True
+
+    def __call__(self, packer, rng, layer):
+        heads = layer.kv_heads if self.whole_layer else 1
+        size, groups = heads * layer.head_dim, layer.kv_heads // heads
+        matrices = np.stack([np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(groups)])
+        matrices *= 1 + 0.2 * rng.random((groups, size, 1))  # not orthogonal: the inverse is no transpose
+        widths = np.tile(np.repeat(self.widths, layer.head_dim // 16), layer.kv_heads)
+        reach = 1.5 * (0.5 + rng.random(widths.shape))
+        steps = np.stack([-reach, 2 * reach / np.maximum(2.0 ** widths - 1, 1)], 1)
+        tables = {"mean": packer.table(layer.mean, "<f4"), "steps": packer.table(steps, "<f4")}
+        if self.basis:
+            tables.update(basis_heads=heads, basis=packer.table(matrices, "<f4"),
+                          inverse=packer.table(np.linalg.inv(matrices), "<f4"))
+        else:
+            order = np.concatenate([h * layer.head_dim + rng.permutation(layer.head_dim)
+                                    for h in range(layer.kv_heads)])
+            tables["order"] = packer.table(order, "<i2")
+        return packer.side(3, 0, widths=self.widths, **tables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codebook:
+    """KVQuant: levels within ranges of channels (keys) or tokens (values), outliers apart."""
+    bits: int = 2
+    outliers: int = 4
+    keys: bool = True
+    reach: float = 1.5
+    pre_rope: bool = True
+
+    def __call__(self, packer, rng, layer):
+        levels = np.sort(rng.uniform(-1, 1, 1 << self.bits))
+        steps = packer.table(np.stack([layer.mean, self.reach * layer.spread], 1), "<f4") if self.keys else 0
+        both = packer.table(np.concatenate([levels, levels + 0.01 * np.arange(1 << self.bits)]), "<f4")
+        return packer.side(5, self.bits, steps=steps, levels=both, outliers=self.outliers)
+
+
+KVQUANT_VALUES = {bits: Codebook(bits, keys=False) for bits in (2, 3, 4)}
+FORMATS = {
+    "rotatekv2": {"keys": Rotated(heads=4), "values": Rotated(clip=0.8)},
+    "rotatekv3, grouped order": {"keys": Rotated(3, 2, 128, order=True), "values": Rotated(3, clip=1.0)},
+    "rotatekv4, float zero": {"keys": Rotated(4, 1, 64, 1.0, True, True), "values": Rotated(4, float_zero=True)},
+    "rotatekv2 after RoPE": {"keys": Rotated(pre_rope=False), "values": Rotated(group=32)},
+    "rotatekv2 without rotation": {"keys": Rotated(heads=0, group=16), "values": Rotated(heads=0)},
+    "rotatekv8/fp16": {"keys": Rotated(8, 3, 32), "values": 16, "window": 0},
+    "rotatekv2, massive sinks": {"keys": Rotated(heads=2, order=True), "values": Rotated(), "sinks": 24, "massive": True},
+    "int2, massive sinks": {"sinks": 20, "massive": True},
+    "latent2": {"keys": Latent()},
+    "latent in an order": {"keys": Latent(basis=False), "window": 32},
+    "svdq": {"keys": Latent(whole_layer=True, widths=(8, 4, 4, 2, 2, 2) + (0,) * 10)},
+    "latent2/kvquant2": {"keys": Latent(), "values": KVQUANT_VALUES[2]},
+    "kvquant2": {"keys": Codebook(2), "values": KVQUANT_VALUES[2]},
+    "kvquant3, no outliers": {"keys": Codebook(3, 0), "values": Codebook(3, 0, False)},
+    "kvquant4, many outliers": {"keys": Codebook(4, 9, reach=0.5), "values": Codebook(4, 7, False), "window": 0},
+    "kvquant2/int2": {"keys": Codebook(2)}, "fp16/kvquant4": {"keys": "fp16", "values": KVQUANT_VALUES[4]},
+    "int2/rotatekv2": {"values": Rotated()},
+}
