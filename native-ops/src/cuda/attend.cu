@@ -115,13 +115,18 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1, false};
   } else if (attend_int_supports(cache)) {
     plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1, false};
+  } else if (attend_rotated_supports(cache)) {
+    plan = {AttentionPlan::kRotated, attend_rotated_shape(cache), 1, false};
   }
   if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false};
   const bool plain = plan.kernel == AttentionPlan::kPlain;
   constexpr int kReservedBytes = 1024;  // of each block, by CUDA
   const int resident =
       std::max(1, std::min(plan.shape.blocks, shared_total / (plan.shape.shared_bytes + kReservedBytes)));
-  const int64_t pairs = static_cast<int64_t>(cache.batch) * (plain ? cache.heads : cache.kv_heads * head_groups(cache));
+  const int blocks = plain                                    ? cache.heads
+                     : plan.kernel == AttentionPlan::kRotated ? cache.kv_heads / kRotatedHeads
+                                                              : cache.kv_heads * head_groups(cache);
+  const int64_t pairs = static_cast<int64_t>(cache.batch) * blocks;
   plan.parts = best_parts(cache, plan.shape, std::max<int64_t>(1, pairs),
                           static_cast<int64_t>(multiprocessors) * resident, exact && !plain);
   plan.early = !plain && attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
@@ -131,6 +136,8 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
 void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& attention, cudaStream_t stream) {
   if (plan.kernel == AttentionPlan::kFp16) {
     attend_fp16(cache, attention, plan.shape, stream);
+  } else if (plan.kernel == AttentionPlan::kRotated) {
+    attend_rotated(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kInt) {
     attend_int(cache, attention, plan.shape, stream);
   } else {

@@ -1,43 +1,15 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Decode attention written for reading: a warp takes a token at a time, whatever its format. It serves formats and
 // sizes that have no kernel of their own and is what those are compared with on the device.
-#include "block_merge.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
+#include "query_state.cuh"
 #include "token_reader.cuh"
 
 namespace kvquant::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-
-template <int n>
-__device__ float dot(const float (&x)[n], const float (&y)[n]) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < n; ++i) sum = fmaf(x[i], y[i], sum);
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  return sum;
-}
-
-/// Online softmax of one query; values that are stored rotated are summed as they are.
-template <int n>
-struct State {
-  float maximum = kLowest, weights = 0.0f;
-  float natural[n] = {}, rotated[n] = {};
-
-  __device__ void add(float score, const float (&v)[n], bool is_rotated) {
-    const float raised = fmaxf(maximum, score), keep = exp2f(maximum - raised), weight = exp2f(score - raised);
-    maximum = raised;
-    weights = weights * keep + weight;
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      natural[i] = natural[i] * keep + (is_rotated ? 0.0f : weight * v[i]);
-      rotated[i] = rotated[i] * keep + (is_rotated ? weight * v[i] : 0.0f);
-    }
-  }
-};
 
 /// A block per part, query head and sequence; its warps take the part's tokens in turn.
 template <int D, class Element>
@@ -69,7 +41,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     bias = 0.5f * cache.score_scale * scale * dot(squares, noise);
   }
 
-  State<n> state;
+  QueryState<n> state;
   const int tokens = position + 1;
   const int begin = static_cast<int>(static_cast<int64_t>(tokens) * part / p.parts);
   const int end = static_cast<int>(static_cast<int64_t>(tokens) * (part + 1) / p.parts);

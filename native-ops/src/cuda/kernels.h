@@ -59,7 +59,7 @@ struct AttentionShape {
 
 /// Which kernel works on a layer, and in how many parts.
 struct AttentionPlan {
-  enum Kernel { kPlain, kFp16, kInt } kernel;
+  enum Kernel { kPlain, kFp16, kInt, kRotated } kernel;
   AttentionShape shape;
   int parts;
   bool early;  // parts let the kernel behind them start early
@@ -79,6 +79,12 @@ void attend_fp16(const CacheView& cache, const Attention& attention, const Atten
 bool attend_int_supports(const CacheView& cache);
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes);
 void attend_int(const CacheView& cache, const Attention& attention, const AttentionShape& shape, cudaStream_t stream);
+
+/// rotatekv2: 2-bit codes with scales and zeros, keys rotated over groups of heads before RoPE, in natural order.
+constexpr int kRotatedHeads = 4;  // kv heads of a block
+bool attend_rotated_supports(const CacheView& cache);
+AttentionShape attend_rotated_shape(const CacheView& cache);
+void attend_rotated(const CacheView& cache, const Attention& attention, cudaStream_t stream);
 
 /// Tokens [begin, end) of a sequence as attention sees them: k and v [kv_heads, end - begin, head_dim], after RoPE.
 struct Rows {

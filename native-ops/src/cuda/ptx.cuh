@@ -27,6 +27,14 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
       : "r"(a0), "r"(a1), "r"(b0));
 }
 
+/// c [16, 8] = a [16, 16] b [16, 8] in halves: c0 holds two elements of row g, c1 of row g + 8.
+__device__ __forceinline__ void mma_halves(uint32_t& c0, uint32_t& c1, uint32_t a0, uint32_t a1, uint32_t a2,
+                                           uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0,%1},{%2,%3,%4,%5},{%6,%7},{%8,%8};"
+      : "=r"(c0), "=r"(c1)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
+}
+
 /// Transposes an 8 x 8 matrix of halves: lane 4 g + c gives elements 2 c and 2 c + 1 of row g and gets those of column
 /// g.
 __device__ __forceinline__ uint32_t transpose8x8(uint32_t x) {
