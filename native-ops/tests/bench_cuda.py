@@ -1,7 +1,7 @@
 # Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE.
 """Decode attention and append on CUDA against the best fp16 attention of torch and a device copy, in one run.
 
-    python bench_cuda.py DIRECTORY [--json FILE] [--shapes 0,1] [--only int2,fp16] [--reference]
+    python bench_cuda.py DIRECTORY [--json FILE] [--shapes 0,1] [--only int2,rotatekv2] [--reference]
 
 DIRECTORY holds libkvquant_cpu.so and libkvquant_cuda.so. Times are per launch, of CUDA graphs of many launches that
 rotate among caches larger than L2 together, the median of several replays after a warm-up. Caches hold random tokens
@@ -17,12 +17,21 @@ import time
 import torch
 
 from cuda_cache import Cache, Layer
+from cuda_formats import KVQUANT_VALUES, Codebook, Latent, Rotated
 
 OPS = torch.ops.kvquant
 SHAPES = [(32, 32, 8, 128, 32768), (16, 32, 32, 128, 4096), (1, 32, 8, 128, 131072), (8, 40, 40, 128, 8192),
           (1, 32, 8, 128, 32768), (1, 32, 8, 128, 4096)]
 FORMATS = {"int2": {}, "int2 even levels": {"levels": [0.498, 1.494]}, "int2 flat": {"schedule": "flat"},
+           "rotatekv2": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 0},
+           "rotatekv2 sinks": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 20,
+                               "massive": True},
            "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0}}
+DEFAULT = ",".join(FORMATS)
+# Plain kernels; on request.
+FORMATS.update({"rotatekv2 ordered": {"keys": Rotated(2, 4, 128, order=True), "values": Rotated(2, 1, 128, 0.8),
+                                      "window": 0, "sinks": 0},
+                "kvquant2": {"keys": Codebook(2, 16), "values": KVQUANT_VALUES[2]}, "latent2": {"keys": Latent()}})
 L2_BYTES = 64 << 20
 
 
@@ -93,7 +102,8 @@ def filled_cache(layer, batch, tokens):
     generator = torch.Generator(device="cuda").manual_seed(11)
     for begin in range(0, tokens, 8192):
         count = min(8192, tokens - begin)
-        one.append(layer.random_rows(count, torch.float16, "cuda", generator=generator), [count])
+        rows = layer.random_rows(count, torch.float16, "cuda", generator=generator)
+        one.append(rows, [count], torch.randn(count, 64, device="cuda", generator=generator))
     for b in range(batch):
         n = one.page_table.shape[1]
         # Rolled by some pages, so that sequences differ.
@@ -143,7 +153,7 @@ def bench_format(name, options, shape, best, reference):
     rows = layer.random_rows(batch, torch.float16, "cuda")
     starts = torch.arange(batch + 1, dtype=torch.int32, device="cuda")
     none = torch.empty(0, device="cuda")
-    tables = (layer.sink_pages + layer.ring) * batch * layer.exact_bytes if layer.window else 0
+    tables = (layer.sink_pages + layer.ring) * batch * layer.exact_bytes
     size = batch * ((tokens + 63) // 64) * layer.page_bytes + tables
     copies, launches = copies_for(size)
     caches = [cache] + [clone(cache) for _ in range(copies - 1)]
@@ -182,7 +192,7 @@ def main():
     parser.add_argument("directory")
     parser.add_argument("--json")
     parser.add_argument("--shapes", default=",".join(str(i) for i in range(len(SHAPES))))
-    parser.add_argument("--only", default=",".join(FORMATS))
+    parser.add_argument("--only", default=DEFAULT)
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--once", action="store_true", help="one launch of each, for a profiler")
     arguments = parser.parse_args()

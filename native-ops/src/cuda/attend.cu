@@ -65,11 +65,14 @@ namespace {
 
 /// The number of parts that is done first, by what a block costs: its share of the history at its share of the memory's
 /// speed, and what it takes to begin and end. Blocks of exact tokens start last and fill slots that have become free.
-int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pairs, int64_t slots, bool exact) {
+/// kv_heads: of a block.
+int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pairs, int kv_heads, int64_t slots,
+               bool exact) {
   constexpr double kBytesPerNanosecond = 2800.0, kBlockNanoseconds = 3000.0;
   const double byte_time = static_cast<double>(slots) / kBytesPerNanosecond;
-  const double history = static_cast<double>(cache.page_bytes) / cache.kv_heads * cache.page_columns * byte_time;
-  const double exact_bytes = static_cast<double>(cache.exact_bytes) / cache.kv_heads;
+  const double share_of_heads = static_cast<double>(kv_heads) / cache.kv_heads;
+  const double history = static_cast<double>(cache.page_bytes) * share_of_heads * cache.page_columns * byte_time;
+  const double exact_bytes = static_cast<double>(cache.exact_bytes) * share_of_heads;
   const double window = (cache.ring + cache.sink_pages) * exact_bytes * byte_time + kBlockNanoseconds;
   const double exact_work = exact ? static_cast<double>(pairs) * window : 0;
   const int64_t units = static_cast<int64_t>(cache.page_columns) * kPageTokens / shape.unit_tokens;
@@ -128,6 +131,7 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
                                                               : cache.kv_heads * head_groups(cache);
   const int64_t pairs = static_cast<int64_t>(cache.batch) * blocks;
   plan.parts = best_parts(cache, plan.shape, std::max<int64_t>(1, pairs),
+                          plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : 1,
                           static_cast<int64_t>(multiprocessors) * resident, exact && !plain);
   plan.early = !plain && attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
   return plan;

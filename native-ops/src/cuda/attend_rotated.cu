@@ -47,7 +47,6 @@ struct Stage {
 /// product h / 2; with one, column 4 (h % 2) + 2 (h / 2) + r.
 template <int products>
 struct Columns {
-  static constexpr int kCount = 8 * products;
   static __device__ int head(int column) {
     return products == 2 ? column / 8 * 2 + column / 4 % 2 : column / 4 + column / 2 % 2 * 2;
   }
