@@ -144,6 +144,12 @@ def run_rotated():
         run_case(f"rotatekv2 {heads}/{kv_heads}, {together} heads together, {other}", layer, torch.float16,
                  [[300, 20, 129], [17, 2, 200]], 2, check_values=False, allowed=4e-3)
         passed += 1
+    for (heads, kv_heads), together in (((32, 8), 4), ((16, 8), 1), ((32, 32), 4)):
+        layer = Layer(heads=heads, kv_heads=kv_heads, keys=Rotated(2, together, 128, order=True),
+                      values=Rotated(2, 1, 128), window=32)
+        run_case(f"rotatekv2 {heads}/{kv_heads} in an order", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2,
+                 check_values=False, allowed=4e-3)
+        passed += 1
     layer = Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128), values=Rotated(2, 1, 128), window=0, sinks=0)
     run_case("rotatekv2, small scores", layer, torch.float16, [[900, 2000]], 2, scale=0.3)
     run_case("rotatekv2, flat scores", layer, torch.float32, [[900, 2000]], 2, scale=0.0)

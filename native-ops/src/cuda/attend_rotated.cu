@@ -26,7 +26,7 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = 128, kPairs = kDim / 2, kWarps = 8, kThreads = kWarps * kWarp, kStages = 4;
+constexpr int kDim = 128, kPairs = kDim / 2, kWarps = 8, kThreads = kWarps * kWarp;
 constexpr int kKeyStride = 512 + 64;  // of a tile in shared memory: quarter warps then read different banks
 constexpr int kScaleBytes = kRotatedHeads * 4 * kTileTokens;  // of a tile: 16 scales, 16 zeros of each head
 /// Weights are halves with this factor and fields are codes times 2^(p - 24): sums have a factor of 2^-21.
@@ -35,12 +35,21 @@ __device__ __forceinline__ float weight_unit(int product) {
 }
 constexpr float kSumFactor = 2097152.0f;
 
-/// A stage of the ring, in bytes.
+/// A stage of the ring, in bytes; keys' scales, of as many groups as they need, are its end.
 struct Stage {
-  static constexpr int kKeyScales = kRotatedHeads * 8 * kKeyStride;
-  static constexpr int kValues = kKeyScales + 8 * kScaleBytes;
+  static constexpr int kValues = kRotatedHeads * 8 * kKeyStride;
   static constexpr int kValueScales = kValues + kRotatedHeads * 8 * kValueStride;
-  static constexpr int kBytes = kValueScales + 8 * kScaleBytes;
+  static constexpr int kKeyScales = kValueScales + 8 * kScaleBytes;
+};
+
+/// What depends on the order of channels. In natural order each head has a group of its own; else any channel may be in
+/// any group of the layer.
+struct RotatedLayout {
+  int groups, steps;  // of keys' scales that a block reads; products of 16 groups each
+  int stages, stage_bytes;
+  int one_hot_bytes;  // [4 heads][8][steps][32 lanes] of 16 bytes
+
+  __host__ __device__ int key_scale_bytes() const { return groups * 4 * kTileTokens; }  // of a tile
 };
 
 /// Columns are query heads: with two products of 8 columns each, head h of the block has column 4 (h % 2) + r of
@@ -67,7 +76,8 @@ struct SharedState {
 };
 
 /// Copies 128 tokens.
-__device__ __forceinline__ void copy_group(const CacheView& cache, int first_head, int2 ids, unsigned char* stage) {
+__device__ __forceinline__ void copy_group(const CacheView& cache, const RotatedLayout& layout, int first_head,
+                                           int2 ids, unsigned char* stage) {
   const int thread = threadIdx.x;
   const uint8_t *page0 = cache.pages + ids.x * cache.page_bytes, *page1 = cache.pages + ids.y * cache.page_bytes;
 #pragma unroll
@@ -79,11 +89,17 @@ __device__ __forceinline__ void copy_group(const CacheView& cache, int first_hea
     copy_async(stage + Stage::kValues + (head * 8 + tile) * kValueStride + at,
                page + cache.values.tile(first_head + head, tile % kPageTiles) + at);
   }
-  const int side = thread / 128, tile = thread / 16 % 8, at = thread % 16 * 16;
-  const SideView& view = side == 0 ? cache.keys : cache.values;
-  const uint8_t* page = tile < kPageTiles ? page0 : page1;
-  copy_async(stage + (side == 0 ? Stage::kKeyScales : Stage::kValueScales) + tile * kScaleBytes + at,
-             page + view.scales(tile % kPageTiles, first_head) + at);
+  if (thread < 128) {
+    const int tile = thread / 16, at = thread % 16 * 16;
+    copy_async(stage + Stage::kValueScales + tile * kScaleBytes + at,
+               (tile < kPageTiles ? page0 : page1) + cache.values.scales(tile % kPageTiles, first_head) + at);
+  }
+  const int chunks = layout.groups * 4, first_group = cache.keys.order == nullptr ? first_head : 0;
+  for (int i = thread; i < 8 * chunks; i += kThreads) {
+    const int tile = i / chunks, at = i % chunks * 16;
+    copy_async(stage + Stage::kKeyScales + tile * layout.key_scale_bytes() + at,
+               (tile < kPageTiles ? page0 : page1) + cache.keys.scales(tile % kPageTiles, first_group) + at);
+  }
 }
 
 /// Bits of the 16 tokens of a warp, of tile g bits g (token w) and g + 8 (token w + 8): those that are in codes.
@@ -110,8 +126,9 @@ struct Queries {
   __device__ Queries(const CacheView& cache, const Attention& p, int b, int first_head) {
     const int pair = threadIdx.x % kPairs, per_head = cache.heads / cache.kv_heads;
     const float2 angle = rope_angle(cache, cache.length(b), pair);
-    // 2^9: products with H_16 have a factor of 2^-9.
-    const float scale = cache.score_scale * kLog2e * 512.0f * 0.08838834764831845f;
+    // 2^9: in natural order products with H_16 have a factor of 2^-9.
+    const float unit = cache.keys.order == nullptr ? 512.0f : 1.0f;
+    const float scale = cache.score_scale * kLog2e * unit * 0.08838834764831845f;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int column = threadIdx.x / kPairs * kOwn + i, r = Columns<products>::query(column);
@@ -139,7 +156,7 @@ struct Queries {
 };
 
 /// A warp's constants and its share of softmax.
-template <int products>
+template <int products, bool kOrdered>
 struct KeyWarp {
   uint32_t cosines[16], sines[16];  // of rows g, g + 8 and pairs 16 i + 2 c, + 8
   uint32_t h[4];                    // H_16: two words for columns 0 to 7, two for 8 to 15
@@ -157,7 +174,7 @@ struct KeyWarp {
       sines[i] = pack_halves(a.y, b.y);
     }
     // Rows 2 c, 2 c + 1, 2 c + 8 and 2 c + 9 of the operand are channels 4 c to 4 c + 3: a lane reads 16 bytes.
-    const float unit = static_cast<float>(1 << (15 - field_position(warp)));
+    const float unit = kOrdered ? 1.0f : static_cast<float>(1 << (15 - field_position(warp)));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int channel = 4 * c + i % 2 * 2, column = g + i / 2 * 8;
@@ -183,16 +200,76 @@ struct KeyWarp {
     }
   }
 
-  /// The transform of the codes of a head, but for bit 6: words of 16 channels each, rows g, g + 8, g, g + 8.
-  __device__ __forceinline__ void transform(uint32_t (&x)[8][4], const unsigned char* codes, int lane) const {
+  /// Scales and minus scales times zeros of the 16 tokens, groups 16 step to 16 step + 15, as first operands. Scales
+  /// are those of codes times 2^p.
+  __device__ __forceinline__ void load_scales(uint32_t (&scales)[4], uint32_t (&offsets)[4], const unsigned char* stage,
+                                              const RotatedLayout& layout, int step, int warp, int lane) const {
+    const float unit = 1.0f / static_cast<float>(1 << field_position(warp));
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      float scale[2], offset[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int group = 16 * step + 2 * (lane % 4) + r / 2 * 8 + j;
+        const auto* at =
+            reinterpret_cast<const __half*>(stage + Stage::kKeyScales + lane / 4 * layout.key_scale_bytes() +
+                                            group * 4 * kTileTokens) +
+            warp + r % 2 * 8;
+        const bool there = group < layout.groups;
+        scale[j] = there ? __half2float(at[0]) : 0.0f;
+        offset[j] = there ? -scale[j] * __half2float(at[kTileTokens]) : 0.0f;
+      }
+      scales[r] = pack_halves(scale[0] * unit, scale[1] * unit);
+      offsets[r] = pack_halves(offset[0], offset[1]);
+    }
+  }
+
+  /// The 16 tokens' elements of 16 channels, as first operand: codes as they are, or, in an order, times their groups'
+  /// scales, which products with one-hot columns spread over channels.
+  __device__ __forceinline__ void load_elements(uint32_t (&a)[4], const uint4& w, const uint32_t (&scales)[2][4],
+                                                const uint32_t (&offsets)[2][4], const uint4* one_hot, int steps,
+                                                int lane) const {
+    a[0] = __byte_perm(w.x, w.y, select_low) & mask;
+    a[1] = __byte_perm(w.x, w.y, select_high) & mask;
+    a[2] = __byte_perm(w.z, w.w, select_low) & mask;
+    a[3] = __byte_perm(w.z, w.w, select_high) & mask;
+    if constexpr (kOrdered) {
+      uint32_t factor[4] = {}, offset[4] = {};
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        if (step >= steps) break;
+        const uint4 hot = one_hot[step * kWarp + lane];
+        const auto spread = [&](uint32_t(&to)[4], const uint32_t(&from)[4]) {
+          uint32_t x[4];
+          mma_halves(x[0], x[1], from[0], from[1], from[2], from[3], hot.x, hot.y);
+          mma_halves(x[2], x[3], from[0], from[1], from[2], from[3], hot.z, hot.w);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) to[r] = step == 0 ? x[r] : as_bits(__hadd2(as_half2(to[r]), as_half2(x[r])));
+        };
+        spread(factor, scales[step]);
+        spread(offset, offsets[step]);
+      }
+      const __half2 magic = __float2half2_rn(1024.0f);  // with bits of codes in its mantissa: 1024 + code 2^p
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const __half2 code = __hsub2(as_half2(a[r] | 0x64006400u), magic);
+        a[r] = as_bits(__hfma2(code, as_half2(factor[r]), as_half2(offset[r])));
+      }
+    }
+  }
+
+  /// The transform of a head, but for bit 6: words of 16 channels each, rows g, g + 8, g, g + 8.
+  __device__ __forceinline__ void transform(uint32_t (&x)[8][4], const unsigned char* codes,
+                                            const uint32_t (&scales)[2][4], const uint32_t (&offsets)[2][4],
+                                            const uint4* one_hot, int steps, int lane) const {
     const unsigned char* from = codes + lane / 4 * kKeyStride + lane % 4 * 16;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const uint4 w = *reinterpret_cast<const uint4*>(from + 64 * i);
-      const uint32_t a0 = __byte_perm(w.x, w.y, select_low) & mask, a1 = __byte_perm(w.x, w.y, select_high) & mask;
-      const uint32_t a2 = __byte_perm(w.z, w.w, select_low) & mask, a3 = __byte_perm(w.z, w.w, select_high) & mask;
-      mma_halves(x[i][0], x[i][1], a0, a1, a2, a3, h[0], h[1]);
-      mma_halves(x[i][2], x[i][3], a0, a1, a2, a3, h[2], h[3]);
+      uint32_t a[4];
+      load_elements(a, *reinterpret_cast<const uint4*>(from + 64 * i), scales, offsets, one_hot + i * steps * kWarp,
+                    steps, lane);
+      mma_halves(x[i][0], x[i][1], a[0], a[1], a[2], a[3], h[0], h[1]);
+      mma_halves(x[i][2], x[i][3], a[0], a[1], a[2], a[3], h[2], h[3]);
     }
 #pragma unroll
     for (int step = 1; step <= 2; step *= 2) {
@@ -211,7 +288,13 @@ struct KeyWarp {
 
   /// Scores (base 2) of 16 tokens.
   __device__ __forceinline__ void score(float (&scores)[products][4], const unsigned char* stage,
-                                        const uint32_t (&queries)[products][4][kWarp][4], int warp, int lane) const {
+                                        const uint32_t (&queries)[products][4][kWarp][4], const RotatedLayout& layout,
+                                        const uint4* one_hot, int warp, int lane) const {
+    uint32_t scales_of[2][4] = {}, offsets[2][4] = {};
+    if constexpr (kOrdered) {
+      load_scales(scales_of[0], offsets[0], stage, layout, 0, warp, lane);
+      if (layout.steps > 1) load_scales(scales_of[1], offsets[1], stage, layout, 1, warp, lane);
+    }
     uint32_t q[products][16];
 #pragma unroll
     for (int n = 0; n < products; ++n) {
@@ -232,9 +315,10 @@ struct KeyWarp {
           reinterpret_cast<const __half*>(stage + Stage::kKeyScales + lane / 4 * kScaleBytes + head * 4 * kTileTokens) +
           warp;
       uint32_t x[8][4];
-      transform(x, stage + head * 8 * kKeyStride, lane);
+      transform(x, stage + head * 8 * kKeyStride, scales_of, offsets, one_hot + head * 8 * layout.steps * kWarp,
+                layout.steps, lane);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
+      for (int r = 0; r < 2 && !kOrdered; ++r) {
         const __half2 zero = __half2half2(scales[kTileTokens + 8 * r]);
         x[0][r] = as_bits(__hfma2(zero, element0, as_half2(x[0][r])));
         x[4][r] = as_bits(__hfma2(zero, element0, as_half2(x[4][r])));
@@ -256,7 +340,7 @@ struct KeyWarp {
           mma(sums[n], im[0], im[1], im[2], im[3], q[n][8 + 2 * i], q[n][9 + 2 * i]);
         }
       }
-      const float s0 = __half2float(scales[0]), s1 = __half2float(scales[8]);
+      const float s0 = kOrdered ? 1.0f : __half2float(scales[0]), s1 = kOrdered ? 1.0f : __half2float(scales[8]);
 #pragma unroll
       for (int n = 0; n < products; ++n) {
         const float f0 = s0 * mixing_of[head][n], f1 = s1 * mixing_of[head][n];
@@ -426,11 +510,27 @@ __device__ __noinline__ void attend_exact_heads(const CacheView& cache, const At
   }
 }
 
-template <int products>
+/// The one-hot columns of channels: in which of 16 groups a channel is. Columns g of two products are channels
+/// 4 (g / 2) + g % 2 and 2 more, where codes are in operands.
+__device__ __forceinline__ void fill_one_hot(const CacheView& cache, const RotatedLayout& layout, int first_head,
+                                             uint4* one_hot) {
+  for (int i = threadIdx.x; i < kRotatedHeads * 8 * layout.steps * kWarp; i += kThreads) {
+    const int lane = i % kWarp, step = i / kWarp % layout.steps, block = i / kWarp / layout.steps;
+    const int channel = first_head * kDim + block * 16 + lane / 8 * 4 + lane / 4 % 2, row = 16 * step + 2 * (lane % 4);
+    const auto word = [](int at) { return at == 0 ? 0x3c00u : at == 1 ? 0x3c000000u : 0u; };
+    const int low = cache.keys.group(channel) - row, high = cache.keys.group(channel + 2) - row;
+    one_hot[i] = make_uint4(word(low), word(low - 8), word(high), word(high - 8));
+  }
+}
+
+template <int products, bool kOrdered>
 __global__ void __launch_bounds__(kThreads, 1)
-    attend_rotated_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p) {
+    attend_rotated_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
+                          const __grid_constant__ RotatedLayout layout) {
   KVQUANT_DYNAMIC_SHARED(shared);
-  auto& state = *reinterpret_cast<SharedState<products>*>(shared + kStages * Stage::kBytes);
+  auto* one_hot = reinterpret_cast<uint4*>(shared + layout.stages * layout.stage_bytes);
+  auto& state =
+      *reinterpret_cast<SharedState<products>*>(shared + layout.stages * layout.stage_bytes + layout.one_hot_bytes);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int first_head = blockIdx.x * kRotatedHeads, b = blockIdx.y, part = blockIdx.z;
   const int per_head = cache.heads / cache.kv_heads;
@@ -451,10 +551,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int pages = (tokens + kPageTokens - 1) / kPageTokens;
   const int32_t* table = cache.page_table + static_cast<int64_t>(b) * cache.page_columns;
+  const auto stage_of = [&](int group) { return shared + (group - begin) % layout.stages * layout.stage_bytes; };
   const auto copy = [&](int group) {
     if (group < end) {
       const int2 ids = make_int2(table[2 * group], table[min(2 * group + 1, pages - 1)]);
-      copy_group(cache, first_head, ids, shared + (group - begin) % kStages * Stage::kBytes);
+      copy_group(cache, layout, first_head, ids, stage_of(group));
     }
     commit_copies();
   };
@@ -468,31 +569,37 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (sink >= length) sink = -1;
   }
   const Queries<products> queries(cache, p, b, first_head);
-  KeyWarp<products> keys(cache, warp, lane);
+  KeyWarp<products, kOrdered> keys(cache, warp, lane);
   ValueWarp values;
   float2 next = angle(begin + 1);
   queries.store(angle(begin), state.queries[begin % 2]);
+  if constexpr (kOrdered) fill_one_hot(cache, layout, first_head, one_hot);
+  const int ahead = layout.stages - 2;
   copy(begin);
-  copy(begin + 1);
+  if (ahead > 1) copy(begin + 1);
 
   const int head = warp / 2, column = Columns<products>::of(head, 0);
   const auto add_values = [&](int group) {
-    const unsigned char* stage = shared + (group - begin) % kStages * Stage::kBytes;
+    const unsigned char* stage = stage_of(group);
     values.add<products>(stage + Stage::kValues + head * 8 * kValueStride, state.weights[group % 2],
                          state.references[group % 2], column / 8, warp % 2, lane);
   };
   for (int group = begin; group < end; ++group) {
-    wait_copies<1>();
+    if (ahead > 1) {
+      wait_copies<1>();
+    } else {
+      wait_copies<0>();
+    }
     __syncthreads();
-    copy(group + 2);  // where group - 2 was, whose values all have added
+    copy(group + ahead);  // where group - 2 was, whose values all have added
     if (group + 1 < end) {
       queries.store(next, state.queries[(group + 1) % 2]);
       next = angle(group + 2);
     }
-    const unsigned char* stage = shared + (group - begin) % kStages * Stage::kBytes;
+    const unsigned char* stage = stage_of(group);
     const uint32_t valid = valid_rows(group, warp, tokens, sink);
     float scores[products][4] = {};
-    keys.score(scores, stage, state.queries[group % 2], warp, lane);
+    keys.score(scores, stage, state.queries[group % 2], layout, one_hot, warp, lane);
     keys.weigh(scores, valid, stage + Stage::kValueScales, state.weights[group % 2][warp],
                state.references[group % 2][warp], warp, lane);
     if (group > begin) add_values(group - 1);
@@ -539,23 +646,43 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <int products>
+RotatedLayout describe(const CacheView& cache) {
+  const bool ordered = cache.keys.order != nullptr;
+  RotatedLayout layout = {};
+  layout.groups = ordered ? cache.kv_heads : kRotatedHeads;
+  layout.steps = (layout.groups + 15) / 16;
+  layout.stages = layout.groups > 16 ? 3 : 4;
+  layout.stage_bytes = Stage::kKeyScales + 8 * layout.key_scale_bytes();
+  layout.one_hot_bytes = ordered ? kRotatedHeads * 8 * layout.steps * kWarp * 16 : 0;
+  return layout;
+}
+
+template <int products, bool kOrdered>
 void launch_rotated(const CacheView& cache, const Attention& p, cudaStream_t stream) {
   const dim3 blocks(static_cast<unsigned>(cache.kv_heads / kRotatedHeads), static_cast<unsigned>(cache.batch),
                     static_cast<unsigned>(p.parts));
   const LaunchShape shape{blocks, kThreads, static_cast<size_t>(attend_rotated_shape(cache).shared_bytes), stream};
-  launch("attend", attend_rotated_kernel<products>, shape, cache, p);
+  launch("attend", attend_rotated_kernel<products, kOrdered>, shape, cache, p, describe(cache));
+}
+
+template <int products>
+void launch_order(const CacheView& cache, const Attention& p, cudaStream_t stream) {
+  if (cache.keys.order != nullptr) {
+    launch_rotated<products, true>(cache, p, stream);
+  } else {
+    launch_rotated<products, false>(cache, p, stream);
+  }
 }
 
 }  // namespace
 
 bool attend_rotated_supports(const CacheView& cache) {
   const auto side = [](const SideView& x) {
-    return x.format == Format::kAffine && x.bits == 2 && x.group_size == kDim && x.order == nullptr;
+    return x.format == Format::kAffine && x.bits == 2 && x.group_size == kDim;
   };
-  const int heads = cache.keys.rotation_heads;
+  const int heads = cache.keys.rotation_heads, most = cache.keys.order != nullptr ? 32 : cache.kv_heads;
   return cache.head_dim == kDim && side(cache.keys) && side(cache.values) && cache.keys_pre_rope != 0 &&
-         cache.kv_heads % kRotatedHeads == 0 && (heads == 1 || heads == 2 || heads == 4) &&
+         cache.kv_heads % kRotatedHeads == 0 && cache.kv_heads <= most && (heads == 1 || heads == 2 || heads == 4) &&
          cache.heads / cache.kv_heads <= 4 && cache.sink_pages * kExactTokens <= kWarp &&
          cache.rope_rows >= kPageTokens + 2;  // 128 positions, which keys are turned by
 }
@@ -563,15 +690,17 @@ bool attend_rotated_supports(const CacheView& cache) {
 AttentionShape attend_rotated_shape(const CacheView& cache) {
   const bool two = cache.heads / cache.kv_heads > 2;
   const size_t state = two ? sizeof(SharedState<2>) : sizeof(SharedState<1>);
-  // A block's warps work on the same tokens: as one of a block that takes them one after another.
-  return {1, kStages * Stage::kBytes + static_cast<int>(state), 1, kGroupTokens};
+  const RotatedLayout layout = describe(cache);
+  const int bytes = layout.stages * layout.stage_bytes + layout.one_hot_bytes + static_cast<int>(state);
+  // A block's warps work on the same tokens: as one warp that takes them one after another.
+  return {1, bytes, 1, kGroupTokens};
 }
 
 void attend_rotated(const CacheView& cache, const Attention& p, cudaStream_t stream) {
   if (cache.heads / cache.kv_heads > 2) {
-    launch_rotated<2>(cache, p, stream);
+    launch_order<2>(cache, p, stream);
   } else {
-    launch_rotated<1>(cache, p, stream);
+    launch_order<1>(cache, p, stream);
   }
 }
 
