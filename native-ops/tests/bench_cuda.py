@@ -26,12 +26,12 @@ FORMATS = {"int2": {}, "int2 even levels": {"levels": [0.498, 1.494]}, "int2 fla
            "rotatekv2": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 0},
            "rotatekv2 sinks": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 20,
                                "massive": True},
+           "rotatekv2 ordered": {"keys": Rotated(2, 4, 128, order=True), "values": Rotated(2, 1, 128, 0.8),
+                                 "window": 0, "sinks": 0},
            "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0}}
 DEFAULT = ",".join(FORMATS)
 # Plain kernels; on request.
-FORMATS.update({"rotatekv2 ordered": {"keys": Rotated(2, 4, 128, order=True), "values": Rotated(2, 1, 128, 0.8),
-                                      "window": 0, "sinks": 0},
-                "kvquant2": {"keys": Codebook(2, 16), "values": KVQUANT_VALUES[2]}, "latent2": {"keys": Latent()}})
+FORMATS.update({"kvquant2": {"keys": Codebook(2, 16), "values": KVQUANT_VALUES[2]}, "latent2": {"keys": Latent()}})
 L2_BYTES = 64 << 20
 
 

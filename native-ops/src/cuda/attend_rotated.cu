@@ -14,6 +14,8 @@
 //     halves; 1 - j goes into the query;
 //   - zeros: a constant only meets element 0 of x0 and x1;
 //   - heads: every stored head meets all queries of the block; scales and mixing are factors of the sums.
+//   In an order of channels, elements have their groups' scales before they are transformed: products of scales with
+//   one-hot columns spread them over channels, which costs two products more for each of H_16's (for 16 groups).
 //   RoPE turns keys by their place in the 128 tokens, constants that a warp keeps; the query is turned back by the
 //   first token's position.
 #include "block_merge.cuh"
