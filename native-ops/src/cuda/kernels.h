@@ -80,7 +80,8 @@ bool attend_int_supports(const CacheView& cache);
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes);
 void attend_int(const CacheView& cache, const Attention& attention, const AttentionShape& shape, cudaStream_t stream);
 
-/// rotatekv2: 2-bit codes with scales and zeros, keys rotated over groups of heads before RoPE, in natural order or another.
+/// rotatekv2: 2-bit codes with scales and zeros, keys rotated over groups of heads before RoPE, in natural order or
+/// another.
 constexpr int kRotatedHeads = 4;  // kv heads of a block
 bool attend_rotated_supports(const CacheView& cache);
 AttentionShape attend_rotated_shape(const CacheView& cache);
