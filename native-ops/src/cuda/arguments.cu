@@ -91,13 +91,7 @@ ElementType element_type(const char* op, const char* name, const Tensor& tensor)
 }
 
 CacheView position_view(const char* op, const LayerParams& params, const Tensor& lengths, const Tensor& rope) {
-  lengths.expect(op, "lengths", DType::kInt32, 2, DeviceType::kCuda);
-  expect_size(op, "lengths", lengths.size(1), 2, "columns");
   expect_range(op, "lengths' rows", lengths.size(0), 0, 65535);
-  rope.expect(op, "rope", DType::kFloat, 3, DeviceType::kCuda);
-  expect_size(op, "rope", rope.size(1), 2, "parts");
-  expect_size(op, "rope", rope.size(2), params.head_dim / 2, "pairs of channels");
-  expect_range(op, "rope's rows", rope.size(0), kPageTokens + 1, int64_t{1} << 31);
   CacheView view = {};
   view.heads = params.num_heads;
   view.kv_heads = params.num_kv_heads;
@@ -111,25 +105,12 @@ CacheView position_view(const char* op, const LayerParams& params, const Tensor&
 }
 
 CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
-    : lengths_(stack[0]),
-      page_table_(stack[1]),
-      exact_table_(stack[2]),
-      pages_(stack[3]),
-      exact_(stack[4]),
-      rope_(stack[5]),
-      params_tensor_(stack[6]),
-      params_(read_params(op, params_tensor_)),
-      view_(position_view(op, *params_, lengths_, rope_)) {
+    : tensors_(stack), params_(read_params(op, tensors_.params)) {
+  tensors_.check(op, *params_, DeviceType::kCuda);
   check_supported(op, *params_);
+  view_ = position_view(op, *params_, tensors_.lengths, tensors_.rope);
   const PageLayout pages(*params_);
   const ExactLayout exact(*params_);
-  page_table_.expect(op, "page_table", DType::kInt32, 2, DeviceType::kCuda);
-  expect_size(op, "page_table", page_table_.size(0), lengths_.size(0), "rows");
-  exact_table_.expect(op, "exact_table", DType::kInt32, 2, DeviceType::kCuda);
-  expect_size(op, "exact_table", exact_table_.size(0), lengths_.size(0), "rows");
-  pages_.expect(op, "pages", DType::kUInt8, 2, DeviceType::kCuda);
-  expect_size(op, "pages", pages_.size(1), pages.bytes, "bytes a page");
-  exact_.expect(op, "exact", DType::kUInt8, 2, DeviceType::kCuda);
   view_.window = params_->window;
   view_.sink_policy = params_->sink_policy;
   view_.sink_pages = params_->sink_pages();
@@ -140,17 +121,13 @@ CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
   view_.page_bytes = pages.bytes;
   view_.exact_bytes = exact.bytes;
   view_.exact_values = exact.values_begin;
-  view_.pages = pages_.data<uint8_t>();
-  view_.exact = exact_.data<uint8_t>();
-  view_.page_table = page_table_.data<int32_t>();
-  view_.exact_table = exact_table_.data<int32_t>();
-  view_.page_columns = static_cast<int>(page_table_.size(1));
-  view_.exact_columns = static_cast<int>(exact_table_.size(1));
+  view_.pages = tensors_.pages.data<uint8_t>();
+  view_.exact = tensors_.exact.data<uint8_t>();
+  view_.page_table = tensors_.page_table.data<int32_t>();
+  view_.exact_table = tensors_.exact_table.data<int32_t>();
+  view_.page_columns = static_cast<int>(tensors_.page_table.size(1));
+  view_.exact_columns = static_cast<int>(tensors_.exact_table.size(1));
   view_.ring = view_.exact_columns - view_.sink_pages;
-  if (!params_->has_exact_pages()) return;
-  expect_size(op, "exact", exact_.size(1), exact.bytes, "bytes a page");
-  const int64_t ring = params_->window == 0 ? 0 : (params_->window + kExactTokens - 1) / kExactTokens + 1;
-  expect_range(op, "exact_table's columns", exact_table_.size(1), params_->sink_pages() + ring, int64_t{1} << 31);
 }
 
 void CacheArguments::find_params(const char* op) {

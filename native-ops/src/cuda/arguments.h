@@ -3,8 +3,8 @@
 // params. Contents of device tensors (lengths, tables) are not checked, since reading them would stop the stream.
 #pragma once
 #include "kernels.h"
+#include "ops/cache_tensors.h"
 #include "ops/layer_params.h"
-#include "ops/tensor.h"
 
 namespace kvquant::cuda {
 
@@ -26,7 +26,7 @@ class DeviceScope {
 /// FLOAT32, FLOAT16 or BFLOAT16; fails for others.
 ElementType element_type(const char* op, const char* name, const Tensor& tensor);
 
-/// What operators on positions need of the cache: lengths and rope.
+/// What operators on positions need of the cache: lengths and rope, whose shapes are checked.
 CacheView position_view(const char* op, const LayerParams& params, const Tensor& lengths, const Tensor& rope);
 
 class CacheArguments {
@@ -34,7 +34,7 @@ class CacheArguments {
   /// Takes the seven tensors at stack[0 .. 7); fails if the layer's format has no kernels.
   CacheArguments(const char* op, const StableIValue* stack);
 
-  Device device() const { return lengths_.device(); }
+  Device device() const { return tensors_.lengths.device(); }
   const LayerParams& params() const { return *params_; }
   int64_t columns() const { return static_cast<int64_t>(view_.heads + 2 * view_.kv_heads) * view_.head_dim; }
   const CacheView& view() const { return view_; }
@@ -42,7 +42,7 @@ class CacheArguments {
   void find_params(const char* op);
 
  private:
-  Tensor lengths_, page_table_, exact_table_, pages_, exact_, rope_, params_tensor_;
+  CacheTensors tensors_;
   const LayerParams* params_;
   CacheView view_;
 };

@@ -79,12 +79,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
   wait_copies<0>();
   __syncwarp();
 
-  auto* out = reinterpret_cast<float*>(keys) + 2 * (lane % 4) * kMergeStride<D> + lane / 4;
-#pragma unroll
-  for (int i = 0; i < Tile::kBlocks; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) out[j % 2 * kMergeStride<D> + 16 * i + j / 2 * 8] = sums[i][j];
-  }
+  put_sums<D>(reinterpret_cast<float*>(keys), sums, lane);
   publish(scratch, softmax, warp, lane);
   __syncthreads();
   merge_warps<D>(cache, p, heads, scratch, reinterpret_cast<const float*>(shared), Layout::kWarpBytes / 4, false);

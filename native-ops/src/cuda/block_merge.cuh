@@ -45,6 +45,17 @@ __device__ __forceinline__ void write_empty(const CacheView& cache, const Attent
   p.ranges[row * p.parts + heads.part] = make_float2(kLowest, 0.0f);
 }
 
+/// Writes a warp's sums of Fp16Tile, [8 heads] with kMergeStride, for merge_warps.
+template <int D>
+__device__ __forceinline__ void put_sums(float* out, const float (&sums)[Fp16Tile<D>::kBlocks][4], int lane) {
+  out += 2 * (lane % 4) * kMergeStride<D> + lane / 4;
+#pragma unroll
+  for (int i = 0; i < Fp16Tile<D>::kBlocks; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) out[j % 2 * kMergeStride<D> + 16 * i + j / 2 * 8] = sums[i][j];
+  }
+}
+
 /// Leaves a warp's references and weights in shared memory; its sums, [head][channel] with kMergeStride, are in its own
 /// buffer already.
 template <int warps>

@@ -123,6 +123,8 @@ void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor pages(stack[5]), exact(stack[6]), rope(stack[7]), params_tensor(stack[8]);
   element_type(op, "qkv", qkv);
   const LayerParams& params = *read_params(op, params_tensor);
+  check_lengths(op, lengths, DeviceType::kCuda);
+  check_rope(op, rope, params, DeviceType::kCuda);
   const CacheView view = position_view(op, params, lengths, rope);
   const NewTokens tokens = new_tokens(op, view, qkv, starts);
   const DeviceScope scope(op, qkv.device().index);

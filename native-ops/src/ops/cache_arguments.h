@@ -3,8 +3,8 @@
 // params.
 #pragma once
 #include "../core/cache.h"
+#include "cache_tensors.h"
 #include "layer_params.h"
-#include "tensor.h"
 
 namespace kvquant {
 
@@ -21,12 +21,11 @@ class CacheArguments {
   }
 
  private:
-  void check_shapes() const;
   void expect_room_for(int64_t b, int64_t added) const;
   void expect_ids(const char* name, const int32_t* ids, int64_t count, int64_t limit) const;
 
   const char* op_;
-  Tensor lengths_, page_table_, exact_table_, pages_, exact_, rope_, params_;
+  CacheTensors tensors_;
 
  public:
   const LayerParams* params;

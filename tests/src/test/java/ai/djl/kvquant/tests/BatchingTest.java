@@ -8,7 +8,6 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.engine.Engine;
 import ai.djl.kvquant.cache.CacheOptions;
-import ai.djl.kvquant.calibrate.Calibrator;
 import ai.djl.kvquant.generate.BatchLimits;
 import ai.djl.kvquant.generate.BatchScheduler;
 import ai.djl.kvquant.generate.ChunkedPrefill;
@@ -78,15 +77,8 @@ class BatchingTest {
         if (!"auto".equals(dtype)) {
             map.put("kv_recent_tokens", "32");
         }
-        CacheOptions options = new CacheOptions(map);
-        if (options.needsCalibration()) {
-            List<int[]> windows = List.of(SmallModel.prompt(400, 3));
-            options =
-                    options.withCalibration(
-                            new Calibrator(model, windows)
-                                    .run(List.of(options), Map.of(), layers -> {})
-                                    .get(0));
-        }
+        List<int[]> windows = List.of(SmallModel.prompt(400, 3));
+        CacheOptions options = SmallModel.calibrated(model, new CacheOptions(map), windows);
         return model.withCache(options);
     }
 

@@ -128,15 +128,10 @@ class EvaluationTest {
 
     /** On another text than the one that is evaluated. */
     private static CacheOptions calibrated(LlamaModel model, CacheOptions options) {
-        if (!options.needsCalibration()) {
-            return options;
-        }
         int vocabulary = model.config().vocabSize();
         int[] text = new Random(8).ints(4 * TOKENS, 0, vocabulary).toArray();
         List<int[]> windows = Calibrator.windows(text, text.length, model.geometry().maxTokens());
-        Calibrator calibrator = new Calibrator(model, windows);
-        return options.withCalibration(
-                calibrator.run(List.of(options), Map.of(), layers -> {}).get(0));
+        return SmallModel.calibrated(model, options, windows);
     }
 
     /**

@@ -9,7 +9,6 @@ import ai.djl.engine.Engine;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.Calibration;
 import ai.djl.kvquant.cache.SvdqSchedule;
-import ai.djl.kvquant.calibrate.Calibrator;
 import ai.djl.kvquant.evaluate.Perplexity;
 import ai.djl.kvquant.evaluate.PerplexityResult;
 import ai.djl.kvquant.generate.CacheUsage;
@@ -50,9 +49,7 @@ class PromptBasisTest {
 
     private static CacheOptions options(LlamaModel model, String dtype, String basis) {
         CacheOptions options = new CacheOptions(Map.of("kv_cache_dtype", dtype, "kv_basis", basis));
-        Calibrator calibrator = new Calibrator(model, List.of(text(1, 500)));
-        return options.withCalibration(
-                calibrator.run(List.of(options), Map.of(), layers -> {}).get(0));
+        return SmallModel.calibrated(model, options, List.of(text(1, 500)));
     }
 
     /** What a prompt's keys say, computed from the definition, in the form of a calibration. */

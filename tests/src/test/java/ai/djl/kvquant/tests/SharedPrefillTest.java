@@ -10,7 +10,6 @@ import ai.djl.engine.Engine;
 import ai.djl.kvquant.cache.CacheFullException;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.KvCache;
-import ai.djl.kvquant.calibrate.Calibrator;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
 import ai.djl.kvquant.llama.LlamaModel;
@@ -65,15 +64,8 @@ class SharedPrefillTest {
             String[] parts = setting.split("=");
             map.put(parts[0], parts[1]);
         }
-        CacheOptions options = new CacheOptions(map);
-        if (options.needsCalibration()) {
-            List<int[]> windows = List.of(SmallModel.prompt(400, 3));
-            options =
-                    options.withCalibration(
-                            new Calibrator(model, windows)
-                                    .run(List.of(options), Map.of(), layers -> {})
-                                    .get(0));
-        }
+        List<int[]> windows = List.of(SmallModel.prompt(400, 3));
+        CacheOptions options = SmallModel.calibrated(model, new CacheOptions(map), windows);
         return options.forOneSequence(ROOM);
     }
 

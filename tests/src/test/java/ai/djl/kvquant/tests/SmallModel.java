@@ -1,10 +1,13 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests;
 
+import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.calibrate.Calibrator;
 import ai.djl.kvquant.engine.KvQuantBlock;
 import ai.djl.kvquant.generate.GenerationConfig;
 import ai.djl.kvquant.generate.Generator;
 import ai.djl.kvquant.generate.LanguageModel;
+import ai.djl.kvquant.llama.LlamaModel;
 import ai.djl.kvquant.translate.KvQuantTranslatorFactory;
 import ai.djl.ndarray.NDList;
 import ai.djl.repository.zoo.Criteria;
@@ -135,6 +138,16 @@ final class SmallModel {
 
     static GenerationConfig config(int newTokens) {
         return GenerationConfig.builder().optMaxNewTokens(newTokens).optIgnoreEos(true).build();
+    }
+
+    /** Options with what a calibration on these windows says, if they need one. */
+    static CacheOptions calibrated(LlamaModel model, CacheOptions options, List<int[]> windows) {
+        if (!options.needsCalibration()) {
+            return options;
+        }
+        Calibrator calibrator = new Calibrator(model, windows);
+        return options.withCalibration(
+                calibrator.run(List.of(options), Map.of(), layers -> {}).get(0));
     }
 
     /** Token ids at random. */
