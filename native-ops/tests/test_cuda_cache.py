@@ -124,7 +124,7 @@ def check_truncation(layer):
 FORMATS = {
     "int2": {}, "int2 flat": {"schedule": "flat"}, "int2 odd widths": {"schedule": "odd"},
     "int8": {"schedule": "eight", "values": 8}, "int3/4": {"schedule": "odd", "values": 4},
-    "int2, uniform levels": {"levels": [0.498, 1.494]}, "int2, no window": {"window": 0, "sinks": 0},
+    "int2, uneven levels": {"levels": [0.4528, 1.5104]}, "int2, no window": {"window": 0, "sinks": 0},
     "int2, natural order": {"order": False, "noise": False, "schedule": "two"},
     "int2, 20 sinks": {"sinks": 20, "window": 32}, "int2/3": {"values": 3},
     "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0},

@@ -16,9 +16,13 @@ record NormFormat(int bits, int headDim) implements SideFormat {
     /** How far the 8-bit levels, which are uniform, reach, in units of the root mean square. */
     private static final float REACH = 5f;
 
-    /** The best levels for a normal distribution (Lloyd and Max), upper halves. */
+    /**
+     * The best levels for a normal distribution (Lloyd and Max), upper halves; of 2 bits the best
+     * equally spaced ones, whose error is 1 % larger and which tensor cores need one product for
+     * instead of two.
+     */
     private static final float[][] HALVES = {
-        {0.4528f, 1.5104f},
+        {0.4979f, 1.4936f},
         {0.2451f, 0.7560f, 1.3439f, 2.1520f},
         {0.1284f, 0.3881f, 0.6568f, 0.9424f, 1.2562f, 1.6181f, 2.0690f, 2.7326f}
     };

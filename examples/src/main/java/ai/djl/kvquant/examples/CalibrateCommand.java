@@ -7,6 +7,7 @@ import ai.djl.kvquant.calibrate.CalibratedOptions;
 import ai.djl.kvquant.calibrate.CalibrationFile;
 import ai.djl.kvquant.calibrate.CalibrationStore;
 import ai.djl.kvquant.calibrate.Sensitivity;
+import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
@@ -16,6 +17,7 @@ import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.ParentCommand;
 import picocli.CommandLine.Spec;
 
@@ -61,6 +63,9 @@ final class CalibrateCommand implements Callable<Integer> {
         String content = Files.readString(text);
         Sensitivity sensitivity = gradients ? Sensitivity.GRADIENTS : Sensitivity.QUERIES;
         int passes = gradients ? 2 : 1;
+        if (output != null) {
+            createOutput();
+        }
         try (Session session = Session.open(kvq);
                 Progress progress =
                         Progress.of(
@@ -83,6 +88,15 @@ final class CalibrateCommand implements Callable<Integer> {
             }
         }
         return 0;
+    }
+
+    /** Before the work, which takes minutes, and not after it. */
+    private void createOutput() throws IOException {
+        if (Files.isRegularFile(output)) {
+            throw new ParameterException(
+                    spec.commandLine(), "--output " + output + " is a file; name a directory.");
+        }
+        Files.createDirectories(output);
     }
 
     private void print(String name, Path file, Calibration calibration) {

@@ -71,6 +71,8 @@ class KvqTest {
                         + " allowed: 0 to 100 percent. See 'kvq eval --help'.",
                 "eval --text a --windows 0|kvq: --windows is 0; allowed: 1 or more. See 'kvq eval"
                         + " --help'.",
+                "calibrate --text pom.xml --output pom.xml|kvq: --output pom.xml is a file; name a"
+                        + " directory. See 'kvq calibrate --help'.",
                 "bench --batch 0|kvq: --batch is 0; allowed: 1 or more. See 'kvq bench --help'.",
                 "bench --depth -1|kvq: --depth is -1; allowed: 0 or more. See 'kvq bench --help'."
             })
