@@ -3,6 +3,7 @@ package ai.djl.kvquant.engine;
 
 import ai.djl.kvquant.generate.BatchLimits;
 import ai.djl.kvquant.generate.BatchScheduler;
+import ai.djl.kvquant.generate.CacheUsage;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.generate.LanguageModel;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
@@ -23,15 +24,20 @@ import java.util.List;
  *
  * <p>Programs that generate use {@link #languageModel}. As a plain block it maps token ids INT64
  * {@code [batch, tokens]} to the logits FLOAT32 {@code [batch, vocabulary]} that follow the last
- * token of each row.
+ * token of each row. With position ids, an attention mask and past keys and values behind them it
+ * follows DJL's contract for causal language models, as its {@code TextGenerator} and {@code
+ * PtGptTranslator} use it; in place of keys and values it returns what stands for sequences of the
+ * cache, freed when the manager of the token ids is closed.
  */
 public final class KvQuantBlock extends AbstractSymbolBlock {
 
     private final LlamaLanguageModel model;
     private final BatchScheduler scheduler;
+    private final SequenceHandles handles;
 
-    KvQuantBlock(LlamaLanguageModel model) {
+    KvQuantBlock(LlamaLanguageModel model, boolean keepHandles) {
         this.model = model;
+        handles = new SequenceHandles(new LlamaRunner(model), keepHandles);
         scheduler = new BatchScheduler(model, BatchLimits.DEFAULT);
     }
 
@@ -53,6 +59,24 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
         return scheduler;
     }
 
+    /**
+     * Returns how many sequences stand behind past keys and values at the moment.
+     *
+     * @return the number of sequences that DJL's searches hold
+     */
+    public int heldSequences() {
+        return handles.size();
+    }
+
+    /**
+     * Returns what the sequences behind past keys and values take in the cache.
+     *
+     * @return the usage; what sequences share counts in each
+     */
+    public CacheUsage heldUsage() {
+        return handles.usage();
+    }
+
     /** {@inheritDoc} */
     @Override
     protected NDList forwardInternal(
@@ -63,6 +87,9 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
         if (inputs.isEmpty()) {
             // A translator that generates by itself has nothing for the block to do.
             return new NDList();
+        }
+        if (inputs.size() > 2) {
+            return handles.forward(inputs);
         }
         NDArray ids = inputs.get(0);
         try (DecodingBatch batch = model.prefill(prompts(ids))) {

@@ -28,6 +28,9 @@ final class KvQuantModel extends BaseModel {
     private static final List<String> REFUSED_PROPERTIES =
             List.of("ai.djl.pytorch.enable_cuda_stream", "ai.djl.pytorch.use_mkldnn");
 
+    /** Whether callers of DJL's contract go back to earlier keys and values. */
+    private static final String KEEP_HANDLES = "keep_handles";
+
     KvQuantModel(String name, NDManager manager) {
         super(name);
         this.manager = manager;
@@ -62,7 +65,7 @@ final class KvQuantModel extends BaseModel {
                     llama.withCache(new CalibratedOptions(llama, modelDir).complete(cacheOptions));
             // Where translators find options, too.
             settings.forEach(this::setProperty);
-            block = new KvQuantBlock(model);
+            block = new KvQuantBlock(model, keepHandles(settings));
             wasLoaded = true;
             logLoaded(model);
         } catch (IOException | MalformedModelException | RuntimeException | Error e) {
@@ -88,6 +91,15 @@ final class KvQuantModel extends BaseModel {
             options.forEach((name, value) -> settings.put(name, String.valueOf(value)));
         }
         return settings;
+    }
+
+    private static boolean keepHandles(Map<String, String> settings) {
+        String value = settings.getOrDefault(KEEP_HANDLES, "false");
+        if (!List.of("true", "false").contains(value)) {
+            throw new IllegalArgumentException(
+                    KEEP_HANDLES + " is '" + value + "'; allowed: true or false.");
+        }
+        return Boolean.parseBoolean(value);
     }
 
     private void logLoaded(LlamaLanguageModel model) {

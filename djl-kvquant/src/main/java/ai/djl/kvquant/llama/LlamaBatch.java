@@ -142,7 +142,7 @@ final class LlamaBatch implements DecodingBatch {
         return result.get(0);
     }
 
-    private static int[] starts(int[] counts) {
+    static int[] starts(int[] counts) {
         int[] starts = new int[counts.length + 1];
         for (int i = 0; i < counts.length; ++i) {
             starts[i + 1] = starts[i] + counts[i];

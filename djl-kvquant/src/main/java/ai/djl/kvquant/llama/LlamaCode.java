@@ -134,6 +134,8 @@ final class LlamaCode {
             else:
               y = torch.linear(torch.rms_norm(x, [HIDDEN], self.wide(1), EPS), self.wide(2))
             return y
+          def states(self: __torch__.M, x: Tensor) -> Tuple[Tensor, Tensor]:
+            return (self.logits(x), torch.rms_norm(x, [HIDDEN], self.wide(1), EPS))
         """);
     }
 
@@ -141,7 +143,7 @@ final class LlamaCode {
     private String decode() {
         return fill(
                 """
-          def decode(self: __torch__.M, ids: Tensor, starts: Tensor, CACHE_PARAMETERS) -> Tensor:
+          def decode_layers(self: __torch__.M, ids: Tensor, starts: Tensor, CACHE_PARAMETERS) -> Tensor:
             x = self.embed(ids)
             none = (self.w)[3]
             for l in range(LAYERS):
@@ -149,7 +151,9 @@ final class LlamaCode {
               ops.kvquant.append(qkv, starts, none, none, LAYER_CACHE)
               a = ops.kvquant.attend(qkv, LAYER_CACHE)
               x = self.finish(x, a, l)
-            return self.logits(x)
+            return x
+          def decode(self: __torch__.M, ids: Tensor, starts: Tensor, CACHE_PARAMETERS) -> Tensor:
+            return self.logits(self.decode_layers(ids, starts, CACHE))
         """);
     }
 
@@ -202,7 +206,7 @@ final class LlamaCode {
     private String prefill() {
         return fill(
                 """
-          def prefill(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], biased_from: List[int], biased_to: List[int], last: Tensor, massive: bool, CACHE_PARAMETERS) -> Tensor:
+          def prefill_layers(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], biased_from: List[int], biased_to: List[int], massive: bool, CACHE_PARAMETERS) -> Tensor:
             x = self.embed(ids)
             none = (self.w)[3]
             for l in range(LAYERS):
@@ -220,6 +224,9 @@ final class LlamaCode {
                 _0 = torch.append(outs, self.attend_chunk(qb, kb, vb, b, past[b], biased_from[b], biased_to[b], l, CACHE))
               ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
               x = self.finish(x, torch.cat(outs), l)
+            return x
+          def prefill(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], biased_from: List[int], biased_to: List[int], last: Tensor, massive: bool, CACHE_PARAMETERS) -> Tensor:
+            x = self.prefill_layers(ids, starts, first, past, biased_from, biased_to, massive, CACHE)
             return self.logits(torch.index_select(x, 0, last))
         """);
     }

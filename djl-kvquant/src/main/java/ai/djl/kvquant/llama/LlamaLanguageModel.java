@@ -6,6 +6,7 @@ import ai.djl.kvquant.cache.KvCache;
 import ai.djl.kvquant.generate.ChunkedPrefill;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.generate.LanguageModel;
+import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.List;
 
@@ -75,6 +76,47 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
         cache.requireRoom(prompt.length);
         int[] copy = prompt.clone();
         return new LlamaPrefill(model, cache, cache.sequenceFor(copy), copy, chunkTokens);
+    }
+
+    /**
+     * Appends tokens to sequences of the cache and computes what follows each of them. One token to
+     * a sequence that is not empty is decoded; any other run is computed as a prompt is.
+     *
+     * @param owner the manager that the result is attached to
+     * @param sequences sequences of {@link #cache}, each of them once
+     * @param tokens the new tokens of each, one or more
+     * @return logits and hidden states of the new tokens
+     * @throws ai.djl.kvquant.cache.CacheFullException if there is no room; the sequences keep the
+     *     tokens that they had
+     */
+    public TokenStates append(
+            NDManager owner, List<CacheSequence> sequences, List<int[]> tokens) {
+        model.requireOpen();
+        for (int i = 0; i < sequences.size(); ++i) {
+            int past = sequences.get(i).length();
+            if (past == 0) {
+                checkPrompt(tokens.get(i));
+            } else {
+                checkContext(past, tokens.get(i));
+            }
+        }
+        return new LlamaAppend(model, cache, sequences, tokens).run(owner);
+    }
+
+    private void checkContext(int past, int[] tokens) {
+        for (int id : tokens) {
+            model.requireToken(id);
+        }
+        if (past + tokens.length > contextLength()) {
+            throw new IllegalArgumentException(
+                    "A sequence of "
+                            + past
+                            + " tokens can not take "
+                            + tokens.length
+                            + " more: the model's context is "
+                            + contextLength()
+                            + ". End it, or use a shorter prompt.");
+        }
     }
 
     private void checkPrompt(int[] prompt) {

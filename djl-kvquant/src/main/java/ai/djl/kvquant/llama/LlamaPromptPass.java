@@ -38,11 +38,17 @@ final class LlamaPromptPass {
     /** Finds the basis, appends the prompt in it and returns the last token's logits. */
     float[] prefill(int[] tokens) {
         try (NDManager scope = model.manager().newSubManager()) {
-            NDArray hidden = run(scope, tokens, true);
-            CacheBatch.commit(cache, List.of(sequence), List.of(tokens));
+            NDArray hidden = append(scope, tokens);
             NDArray last = hidden.get(tokens.length - 1 + ":");
             return model.module().run(scope, "logits", last).get(0).toFloatArray();
         }
+    }
+
+    /** Finds the basis and appends the prompt in it; returns what the last layer made of it. */
+    NDArray append(NDManager scope, int[] tokens) {
+        NDArray hidden = run(scope, tokens, true);
+        CacheBatch.commit(cache, List.of(sequence), List.of(tokens));
+        return hidden;
     }
 
     /** The hidden states after the last layer. */
