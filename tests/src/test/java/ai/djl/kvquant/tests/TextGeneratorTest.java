@@ -3,70 +3,95 @@ package ai.djl.kvquant.tests;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.inference.Predictor;
+import ai.djl.kvquant.cache.CacheFullException;
 import ai.djl.kvquant.engine.KvQuantBlock;
 import ai.djl.modality.nlp.generate.CausalLMOutput;
-import ai.djl.modality.nlp.generate.SearchConfig;
-import ai.djl.modality.nlp.generate.TextGenerator;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import ai.djl.pytorch.zoo.nlp.textgeneration.PtGptTranslatorFactory;
-import ai.djl.repository.zoo.Criteria;
+import ai.djl.ndarray.types.DataType;
+import ai.djl.ndarray.types.Shape;
 import ai.djl.repository.zoo.ZooModel;
+import ai.djl.translate.TranslateException;
+import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.stream.IntStream;
-import org.junit.jupiter.api.BeforeEach;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.MethodSource;
 
+/** DJL's TextGenerator, scheduler and GPT translator, unchanged, over the engine KvQuant. */
 class TextGeneratorTest {
 
+    private static final Path GOLDEN =
+            DefaultModel.repositoryRoot().resolve("tests/src/test/resources/golden");
+
     @TempDir Path directory;
-    private SmallModel small;
 
-    @BeforeEach
-    void copyModel() throws Exception {
-        small = SmallModel.in(directory);
-    }
-
-    private ZooModel<NDList, CausalLMOutput> load(String dtype) throws Exception {
-        return Criteria.builder()
-                .setTypes(NDList.class, CausalLMOutput.class)
-                .optModelPath(directory)
-                .optEngine("KvQuant")
-                .optTranslatorFactory(new PtGptTranslatorFactory())
-                .optOption("kv_cache_dtype", dtype)
-                .optOption("dtype", "fp32")
-                .build()
-                .loadModel();
-    }
-
-    @Test
-    void greedy() throws Exception {
-        for (String search : new String[] {"greedy", "beam", "contrastive"}) {
-        try (ZooModel<NDList, CausalLMOutput> model = load("auto");
-                Predictor<NDList, CausalLMOutput> predictor = model.newPredictor()) {
-            KvQuantBlock block = (KvQuantBlock) model.getBlock();
-            int[] prompt = SmallModel.prompt(20, 1);
-            int[] expected = SmallModel.greedy(block.languageModel(), prompt, 40);
-            SearchConfig config = new SearchConfig();
-            config.setMaxSeqLength(60);
-            config.setPadTokenId(300);
-            try (NDManager manager = model.getNDManager().newSubManager()) {
-                long[] ids = Arrays.stream(prompt).asLongStream().toArray();
-                NDArray in = manager.create(new long[][] {ids});
-                long[] out = new TextGenerator(predictor, search, config).generate(in).toLongArray();
-                System.out.println(search + " " + Arrays.toString(out));
-                System.out.println(manager.getManagedArrays().size() + " " + block.heldUsage());
-                if (search.equals("greedy"))
-                assertArrayEquals(
-                        IntStream.concat(Arrays.stream(prompt), Arrays.stream(expected)).asLongStream().toArray(), out);
-            }
-            assertEquals(0, block.heldSequences());
+    static Stream<String> checkpoints() throws IOException {
+        try (Stream<Path> files = Files.list(GOLDEN.resolve("checkpoints"))) {
+            return files.map(p -> p.getFileName().toString()).sorted().toList().stream();
         }
+    }
+
+    /** Two prompts, the second padded on the left; then the second alone. */
+    @ParameterizedTest
+    @MethodSource("checkpoints")
+    void searchesLikeTransformers(String name) throws Exception {
+        List<SearchGolden> goldens = SearchGolden.of(name);
+        try (Searches searches = Searches.load(GOLDEN.resolve("checkpoints/" + name), Map.of())) {
+            for (List<SearchGolden> batch : List.of(goldens, goldens.subList(1, 2))) {
+                for (String search : List.of("greedy", "beam", "contrastive")) {
+                    List<int[]> prompts = SearchGolden.prompts(batch);
+                    List<List<Integer>> rows =
+                            searches.run(search, prompts, SearchGolden.NEW_TOKENS);
+                    assertEquals(
+                            SearchGolden.answers(search, batch),
+                            SearchGolden.answers(rows, prompts.size()),
+                            search);
+                    assertEquals(0, searches.block().heldSequences());
+                }
+            }
+        }
+    }
+
+    /** What our own loop generates with the same cache; the window is left behind. */
+    @ParameterizedTest
+    @CsvSource({
+        "auto, 128",
+        "fp16, 128",
+        "int8, 128",
+        "int2, 16",
+        "rotatekv2, 16",
+        "rotatekv4/int4, 0"
+    })
+    void greedyEqualsOurOwnLoop(String dtype, String window) throws Exception {
+        List<int[]> prompts = List.of(SmallModel.prompt(70, 7), SmallModel.prompt(40, 8));
+        prompts.forEach(prompt -> prompt[0] = 1);
+        Map<String, String> options =
+                dtype.matches("auto|fp16")
+                        ? Map.of("kv_cache_dtype", dtype)
+                        : Map.of("kv_cache_dtype", dtype, "kv_recent_tokens", window);
+        try (Searches searches =
+                Searches.load(SmallModel.in(directory).tokenizer().directory(), options)) {
+            List<List<Integer>> both = searches.run("greedy", prompts, 120);
+            for (int row = 0; row < 2; ++row) {
+                int[] own =
+                        SmallModel.greedy(
+                                searches.block().languageModel(), prompts.get(row), 120);
+                assertEquals(SearchGolden.list(own), both.get(row));
+            }
         }
     }
 }
