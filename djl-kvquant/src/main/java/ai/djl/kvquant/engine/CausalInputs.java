@@ -41,7 +41,9 @@ final class CausalInputs {
         Shape shape = list.get(0).getShape();
         if (shape.dimension() != 2 || shape.size() == 0) {
             throw new IllegalArgumentException(
-                    "Token ids must be [batch, tokens] with at least one token, not " + shape + ".");
+                    "Token ids must be [batch, tokens] with at least one token, not "
+                            + shape
+                            + ".");
         }
         batch = Math.toIntExact(shape.get(0));
         newTokens = Math.toIntExact(shape.get(1));

@@ -10,12 +10,14 @@ import ai.djl.kvquant.llama.LlamaModel;
 import ai.djl.kvquant.llama.WeightType;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
+import ai.djl.nn.Block;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -57,22 +59,48 @@ final class KvQuantModel extends BaseModel {
                     "The model " + getName() + " is loaded already; close it and create another.");
         }
         Map<String, String> settings = settings(options);
+        Optional<Path> traced = TracedModel.find(modelDir, prefix == null ? modelName : prefix);
+        if (traced.isPresent()) {
+            loadTraced(traced.get(), settings);
+            return;
+        }
         CacheOptions cacheOptions = new CacheOptions(settings);
         WeightType weightType = WeightType.parse(settings.getOrDefault("dtype", "auto"));
         LlamaModel llama = LlamaModel.load(manager, modelDir, weightType);
         try {
             LlamaLanguageModel model =
                     llama.withCache(new CalibratedOptions(llama, modelDir).complete(cacheOptions));
-            // Where translators find options, too.
-            settings.forEach(this::setProperty);
-            block = new KvQuantBlock(model, keepHandles(settings));
-            wasLoaded = true;
+            finish(new KvQuantBlock(model, keepHandles(settings)), settings);
             logLoaded(model);
         } catch (IOException | MalformedModelException | RuntimeException | Error e) {
             // DJL does not close a model that it could not load.
             llama.close();
             throw e;
         }
+    }
+
+    private void loadTraced(Path file, Map<String, String> settings) {
+        NDManager ofModel = manager.newSubManager();
+        try {
+            TracedRunner runner = TracedModel.load(ofModel, file, settings);
+            finish(new KvQuantTracedBlock(runner, keepHandles(settings)), settings);
+            logger.info(
+                    "{}: traced model {}, kv_cache_dtype {} between calls, room for {} tokens",
+                    getName(),
+                    file.getFileName(),
+                    runner.cache().options().dtype().name(),
+                    runner.cache().capacity());
+        } catch (RuntimeException | Error e) {
+            ofModel.close();
+            throw e;
+        }
+    }
+
+    private void finish(Block loaded, Map<String, String> settings) {
+        // Where translators find options, too.
+        settings.forEach(this::setProperty);
+        block = loaded;
+        wasLoaded = true;
     }
 
     /** Ends the requests in progress, then frees weights and cache. */

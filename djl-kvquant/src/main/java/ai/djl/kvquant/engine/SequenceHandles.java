@@ -21,10 +21,10 @@ import java.util.Set;
  * Sequences under the names by which DJL's searches pass them on; thread-safe.
  *
  * <p>A search keeps past keys and values, reorders, repeats and cuts them, and never says which it
- * is done with. What it gets here in their place, FLOAT32 {@code [batch, 1, tokens, 1]}, repeats the
- * number of one sequence per row; 0 is none. The searches go forward only: what a call is not given
- * any more is freed, a sequence given once grows, one given several times is forked. With {@code
- * keep}, for callers who go back, nothing is freed before the session ends.
+ * is done with. What it gets here in their place, FLOAT32 {@code [batch, 1, tokens, 1]}, repeats
+ * the number of one sequence per row; 0 is none. The searches go forward only: what a call is not
+ * given any more is freed, a sequence given once grows, one given several times is forked. With
+ * {@code keep}, for callers who go back, nothing is freed before the session ends.
  */
 final class SequenceHandles {
 
@@ -242,8 +242,7 @@ final class SequenceHandles {
         KvCache cache = model.cache();
         List<CacheSequence> all = held.values().stream().map(Held::sequence).toList();
         long tokens = all.stream().mapToLong(CacheSequence::length).sum();
-        double read =
-                all.stream().mapToDouble(s -> s.length() * cache.keyReads(s).total()).sum();
+        double read = all.stream().mapToDouble(s -> s.length() * cache.keyReads(s).total()).sum();
         return new CacheUsage(
                 cache.bytes(all),
                 tokens * cache.geometry().fp16BytesPerToken(),

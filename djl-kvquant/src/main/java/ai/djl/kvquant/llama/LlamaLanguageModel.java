@@ -89,8 +89,7 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
      * @throws ai.djl.kvquant.cache.CacheFullException if there is no room; the sequences keep the
      *     tokens that they had
      */
-    public TokenStates append(
-            NDManager owner, List<CacheSequence> sequences, List<int[]> tokens) {
+    public TokenStates append(NDManager owner, List<CacheSequence> sequences, List<int[]> tokens) {
         model.requireOpen();
         for (int i = 0; i < sequences.size(); ++i) {
             int past = sequences.get(i).length();

@@ -45,14 +45,7 @@ public final class TorchModule implements AutoCloseable {
             Path file = Files.createTempFile("kvquant", ".pt");
             try {
                 Files.write(file, archive);
-                return new TorchModule(
-                        JniUtils.loadModule(
-                                (PtNDManager) manager,
-                                file,
-                                true,
-                                new String[0],
-                                new String[0],
-                                false));
+                return load(manager, file);
             } finally {
                 Files.deleteIfExists(file);
             }
@@ -63,6 +56,33 @@ public final class TorchModule implements AutoCloseable {
                             + "; set -Djava.io.tmpdir to a directory with free space.",
                     e);
         }
+    }
+
+    /**
+     * Loads a module that someone traced.
+     *
+     * @param manager a manager of the PyTorch engine, which decides the device; closing it closes
+     *     the module
+     * @param file the TorchScript file
+     * @return the module
+     */
+    public static TorchModule load(NDManager manager, Path file) {
+        OperatorLibrary.load();
+        return new TorchModule(
+                JniUtils.loadModule(
+                        (PtNDManager) manager, file, true, new String[0], new String[0], false));
+    }
+
+    /**
+     * Calls the method forward as DJL's PyTorch engine does: the names of inputs say how they form
+     * tuples and lists.
+     *
+     * @param inputs the inputs
+     * @return the tensors that the method returned, in order, attached to the first input's manager
+     */
+    public NDList forward(NDList inputs) {
+        JniUtils.setGraphExecutorOptimize(false);
+        return IValueUtils.forward(block, inputs, false);
     }
 
     /**

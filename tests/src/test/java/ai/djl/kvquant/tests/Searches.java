@@ -9,6 +9,7 @@ import ai.djl.modality.nlp.generate.TextGenerator;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
+import ai.djl.nn.Block;
 import ai.djl.pytorch.zoo.nlp.textgeneration.PtGptTranslatorFactory;
 import ai.djl.repository.zoo.Criteria;
 import ai.djl.repository.zoo.ZooModel;
@@ -16,6 +17,7 @@ import ai.djl.translate.TranslateException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 
@@ -32,7 +34,9 @@ final class Searches implements AutoCloseable {
 
     /** A model of the engine KvQuant; the translator keeps its 12 layers of 12 heads. */
     static Searches load(Path directory, Map<String, String> options) throws Exception {
-        return load(directory, "KvQuant", options, Map.of());
+        Map<String, String> all = new HashMap<>(options);
+        all.put("dtype", "fp32");
+        return load(directory, "KvQuant", all, Map.of());
     }
 
     static Searches load(
@@ -44,9 +48,6 @@ final class Searches implements AutoCloseable {
                         .optModelPath(directory)
                         .optEngine(engine)
                         .optTranslatorFactory(new PtGptTranslatorFactory());
-        if (engine.equals("KvQuant")) {
-            criteria.optOption("dtype", "fp32");
-        }
         options.forEach(criteria::optOption);
         arguments.forEach(criteria::optArgument);
         return new Searches(criteria.build().loadModel());
@@ -54,6 +55,10 @@ final class Searches implements AutoCloseable {
 
     KvQuantBlock block() {
         return (KvQuantBlock) model.getBlock();
+    }
+
+    Block anyBlock() {
+        return model.getBlock();
     }
 
     Predictor<NDList, CausalLMOutput> predictor() {

@@ -65,8 +65,7 @@ class SequenceHandlesTest {
             }
         }
         NDList inputs =
-                new NDList(
-                        manager.create(ids), manager.create(positions), manager.create(mask));
+                new NDList(manager.create(ids), manager.create(positions), manager.create(mask));
         inputs.addAll(past);
         return searches.predictor().predict(inputs);
     }
@@ -105,8 +104,7 @@ class SequenceHandlesTest {
                             Searches.padded(
                                     ofSearch,
                                     List.of(SmallModel.prompt(9, 1), SmallModel.prompt(9, 2)));
-                    new TextGenerator(
-                                    searches.predictor(), "greedy", Searches.config(lengths[i]))
+                    new TextGenerator(searches.predictor(), "greedy", Searches.config(lengths[i]))
                             .generate(ids);
                     arrays[i] = ofSearch.getManagedArrays().size();
                     bytes[i] = searches.block().heldUsage().bytes();
@@ -167,13 +165,11 @@ class SequenceHandlesTest {
         try (Searches searches = load();
                 NDManager manager = searches.newManager()) {
             ContrastiveSeqBatchScheduler scheduler =
-                    new ContrastiveSeqBatchScheduler(
-                            searches.predictor(), Searches.config(length));
+                    new ContrastiveSeqBatchScheduler(searches.predictor(), Searches.config(length));
             // A longer prompt joins shorter ones and the other way round; some end before others.
             int[] order = {1, 0, 1, 0, 1};
             for (int uid = 0; uid < order.length; ++uid) {
-                NDArray ids =
-                        Searches.padded(manager, List.of(goldens.get(order[uid]).prompt()));
+                NDArray ids = Searches.padded(manager, List.of(goldens.get(order[uid]).prompt()));
                 scheduler.addRequest(ids, manager.create(new long[][] {{uid}}));
                 scheduler.incrementForward(uid + 2);
             }
@@ -186,8 +182,7 @@ class SequenceHandlesTest {
                 SearchGolden golden = goldens.get(order[uid]);
                 long[] expected = Arrays.copyOf(longs(golden.prompt()), length);
                 int prompt = golden.prompt().length;
-                System.arraycopy(
-                        longs(golden.contrastive()), 0, expected, prompt, length - prompt);
+                System.arraycopy(longs(golden.contrastive()), 0, expected, prompt, length - prompt);
                 assertArrayEquals(expected, results.get((long) uid).toLongArray());
             }
         }

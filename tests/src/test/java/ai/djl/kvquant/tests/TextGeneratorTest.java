@@ -1,31 +1,14 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests;
 
-import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
-import static org.junit.jupiter.api.Assertions.assertThrows;
-import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import ai.djl.inference.Predictor;
-import ai.djl.kvquant.cache.CacheFullException;
-import ai.djl.kvquant.engine.KvQuantBlock;
-import ai.djl.modality.nlp.generate.CausalLMOutput;
-import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDList;
-import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.DataType;
-import ai.djl.ndarray.types.Shape;
-import ai.djl.repository.zoo.ZooModel;
-import ai.djl.translate.TranslateException;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
-import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -88,8 +71,7 @@ class TextGeneratorTest {
             List<List<Integer>> both = searches.run("greedy", prompts, 120);
             for (int row = 0; row < 2; ++row) {
                 int[] own =
-                        SmallModel.greedy(
-                                searches.block().languageModel(), prompts.get(row), 120);
+                        SmallModel.greedy(searches.block().languageModel(), prompts.get(row), 120);
                 assertEquals(SearchGolden.list(own), both.get(row));
             }
         }
