@@ -3,13 +3,15 @@ package ai.djl.kvquant.engine;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.ArrayDeque;
+import java.util.Deque;
 import java.util.HashSet;
 import java.util.Set;
 import java.util.UUID;
 
 /**
  * The sequences of one search, freed when the manager of its input ids is closed. Its owner's lock
- * guards all but the manager.
+ * guards what is not private.
  */
 final class HandleSession implements AutoCloseable {
 
@@ -19,11 +21,14 @@ final class HandleSession implements AutoCloseable {
     /** The handles in use. */
     final Set<Integer> handles = new HashSet<>();
 
-    /** What the last call returned in place of keys and values. */
-    NDArray returned;
-
     /** Set once the manager is closed. */
     boolean closed;
+
+    /**
+     * What the last two calls returned in place of keys and values. DJL's searches never close what
+     * they are done with, and look at the shape of what they passed on last.
+     */
+    private final Deque<NDArray> returned = new ArrayDeque<>();
 
     private NDManager manager;
 
@@ -47,11 +52,17 @@ final class HandleSession implements AutoCloseable {
         }
     }
 
-    void closeReturned() {
-        if (returned != null) {
-            returned.close();
-            returned = null;
+    /** Closes what was returned before the last call. */
+    synchronized void returned(NDArray array) {
+        if (returned.size() == 2) {
+            returned.removeFirst().close();
         }
+        returned.addLast(array);
+    }
+
+    synchronized void closeReturned() {
+        returned.forEach(NDArray::close);
+        returned.clear();
     }
 
     @Override

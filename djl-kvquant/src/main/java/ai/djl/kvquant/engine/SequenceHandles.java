@@ -196,13 +196,9 @@ final class SequenceHandles {
     private NDList outputs(Call call, CausalInputs inputs, NDList states, int[] handles) {
         NDManager owner = states.get(0).getManager();
         NDArray past = handleArray(owner, handles, inputs.pastColumns() + inputs.newTokens());
-        synchronized (this) {
-            if (!keep) {
-                // DJL's searches drop what they pass on, but never close it.
-                call.session.closeReturned();
-                call.merged.forEach(HandleSession::closeReturned);
-                call.session.returned = past;
-            }
+        if (!keep) {
+            call.merged.forEach(HandleSession::closeReturned);
+            call.session.returned(past);
         }
         NDList outputs = new NDList(states.get(0));
         int pairs = inputs.pairs() == 0 ? model.numLayers() : inputs.pairs();

@@ -161,8 +161,7 @@ final class TracedRunner implements CausalRunner {
         return floats;
     }
 
-    private static NDArray mask(
-            NDManager scope, CausalInputs inputs, long[] past, long columns) {
+    private static NDArray mask(NDManager scope, CausalInputs inputs, long[] past, long columns) {
         long[][] mask = new long[past.length][Math.toIntExact(columns) + inputs.newTokens()];
         for (int row = 0; row < mask.length; ++row) {
             int end = Math.toIntExact(columns);
@@ -177,8 +176,7 @@ final class TracedRunner implements CausalRunner {
     private void checkShapes(NDList both, Shape sizes) {
         CacheGeometry geometry = cache.geometry();
         Shape expected =
-                new Shape(
-                        sizes.get(0), geometry.numKvHeads(), sizes.get(2), geometry.headDim());
+                new Shape(sizes.get(0), geometry.numKvHeads(), sizes.get(2), geometry.headDim());
         for (NDArray array : both) {
             if (!array.getShape().equals(expected)) {
                 throw new IllegalArgumentException(

@@ -2,6 +2,7 @@
 package ai.djl.kvquant.translate;
 
 import ai.djl.Model;
+import ai.djl.modality.nlp.generate.CausalLMOutput;
 import ai.djl.ndarray.NDList;
 import ai.djl.translate.NoopTranslator;
 import ai.djl.translate.Translator;
@@ -32,7 +33,9 @@ public final class KvQuantTranslatorFactory implements TranslatorFactory, Serial
     @Override
     public Set<Pair<Type, Type>> getSupportedTypes() {
         return Set.of(
-                new Pair<>(String.class, String.class), new Pair<>(NDList.class, NDList.class));
+                new Pair<>(String.class, String.class),
+                new Pair<>(NDList.class, CausalLMOutput.class),
+                new Pair<>(NDList.class, NDList.class));
     }
 
     /** {@inheritDoc} */
@@ -43,13 +46,17 @@ public final class KvQuantTranslatorFactory implements TranslatorFactory, Serial
         if (input == NDList.class && output == NDList.class) {
             return (Translator<I, O>) new NoopTranslator();
         }
+        if (input == NDList.class && output == CausalLMOutput.class) {
+            return (Translator<I, O>) CausalLmTranslator.create(model);
+        }
         if (input != String.class || output != String.class) {
             throw new IllegalArgumentException(
                     "KvQuantTranslatorFactory has no translator from "
                             + input.getName()
                             + " to "
                             + output.getName()
-                            + "; use (String, String) or (NDList, NDList).");
+                            + "; use (String, String), (NDList, CausalLMOutput) or (NDList,"
+                            + " NDList).");
         }
         try {
             return (Translator<I, O>) TextTranslator.create(model, arguments);

@@ -14,6 +14,7 @@ import ai.djl.pytorch.zoo.nlp.textgeneration.PtGptTranslatorFactory;
 import ai.djl.repository.zoo.Criteria;
 import ai.djl.repository.zoo.ZooModel;
 import ai.djl.translate.TranslateException;
+import ai.djl.translate.TranslatorFactory;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -42,12 +43,22 @@ final class Searches implements AutoCloseable {
     static Searches load(
             Path directory, String engine, Map<String, String> options, Map<String, ?> arguments)
             throws Exception {
+        return load(directory, engine, new PtGptTranslatorFactory(), options, arguments);
+    }
+
+    static Searches load(
+            Path directory,
+            String engine,
+            TranslatorFactory factory,
+            Map<String, String> options,
+            Map<String, ?> arguments)
+            throws Exception {
         Criteria.Builder<NDList, CausalLMOutput> criteria =
                 Criteria.builder()
                         .setTypes(NDList.class, CausalLMOutput.class)
                         .optModelPath(directory)
                         .optEngine(engine)
-                        .optTranslatorFactory(new PtGptTranslatorFactory());
+                        .optTranslatorFactory(factory);
         options.forEach(criteria::optOption);
         arguments.forEach(criteria::optArgument);
         return new Searches(criteria.build().loadModel());

@@ -21,6 +21,7 @@ import ai.djl.translate.TranslateException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.junit.jupiter.api.BeforeEach;
@@ -44,7 +45,7 @@ class SequenceHandlesTest {
     }
 
     private Searches load(String... options) throws Exception {
-        Map<String, String> map = new java.util.HashMap<>(Map.of("kv_cache_dtype", "auto"));
+        Map<String, String> map = new HashMap<>(Map.of("kv_cache_dtype", "auto"));
         for (int i = 0; i < options.length; i += 2) {
             map.put(options[i], options[i + 1]);
         }

@@ -1,14 +1,25 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 
+import ai.djl.kvquant.translate.KvQuantTranslatorFactory;
+import ai.djl.modality.nlp.generate.ContrastiveSeqBatchScheduler;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.Callable;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -74,6 +85,79 @@ class TextGeneratorTest {
                         SmallModel.greedy(searches.block().languageModel(), prompts.get(row), 120);
                 assertEquals(SearchGolden.list(own), both.get(row));
             }
+        }
+    }
+
+    /** Our translator passes on one pair of keys and values and needs none to begin with. */
+    @Test
+    void ourOwnTranslator() throws Exception {
+        List<SearchGolden> goldens = SearchGolden.of("gqa4");
+        List<int[]> prompts = SearchGolden.prompts(goldens);
+        KvQuantTranslatorFactory factory = new KvQuantTranslatorFactory();
+        Path checkpoint = GOLDEN.resolve("checkpoints/gqa4");
+        try (Searches searches = Searches.load(checkpoint, "KvQuant", factory, Map.of(), Map.of());
+                NDManager manager = searches.newManager()) {
+            for (String search : List.of("greedy", "beam", "contrastive")) {
+                List<List<Integer>> rows = searches.run(search, prompts, SearchGolden.NEW_TOKENS);
+                assertEquals(
+                        SearchGolden.answers(search, goldens),
+                        SearchGolden.answers(rows, prompts.size()),
+                        search);
+            }
+            ContrastiveSeqBatchScheduler scheduler =
+                    new ContrastiveSeqBatchScheduler(
+                            searches.predictor(), Searches.config(prompts.get(0).length + 4));
+            NDArray ids = Searches.padded(manager, prompts.subList(0, 1));
+            scheduler.addRequest(ids, manager.create(new long[][] {{7}}));
+            scheduler.incrementForward(4);
+            long[] row = scheduler.collectResults().get(7L).toLongArray();
+            for (int i = 0; i < 4; ++i) {
+                assertEquals(goldens.get(0).contrastive()[i], row[prompts.get(0).length + i]);
+            }
+        }
+    }
+
+    /** Searches of many threads, and our own loop beside them, share a model. */
+    @Test
+    void searchesAtTheSameTime() throws Exception {
+        List<SearchGolden> goldens = SearchGolden.of("f32");
+        List<int[]> prompts = SearchGolden.prompts(goldens);
+        String[] names = {"greedy", "beam", "contrastive", "own"};
+        try (Searches searches =
+                Searches.load(GOLDEN.resolve("checkpoints/f32"), Map.of("max_batch_size", "16"))) {
+            List<Callable<Object>> tasks = new ArrayList<>();
+            for (int i = 0; i < 12; ++i) {
+                String name = names[i % names.length];
+                tasks.add(
+                        () -> {
+                            if (name.equals("own")) {
+                                int[] first = prompts.get(0);
+                                int[] tokens =
+                                        SmallModel.greedy(
+                                                searches.block().languageModel(),
+                                                first,
+                                                SearchGolden.NEW_TOKENS);
+                                assertArrayEquals(goldens.get(0).greedy(), tokens);
+                                return name;
+                            }
+                            List<List<Integer>> rows =
+                                    searches.run(name, prompts, SearchGolden.NEW_TOKENS);
+                            assertEquals(
+                                    SearchGolden.answers(name, goldens),
+                                    SearchGolden.answers(rows, prompts.size()),
+                                    name);
+                            return name;
+                        });
+            }
+            ExecutorService threads = Executors.newFixedThreadPool(6);
+            try {
+                for (Future<Object> done : threads.invokeAll(tasks)) {
+                    done.get();
+                }
+            } finally {
+                threads.shutdown();
+            }
+            assertEquals(0, searches.block().heldSequences());
         }
     }
 }

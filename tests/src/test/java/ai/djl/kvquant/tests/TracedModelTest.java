@@ -104,8 +104,7 @@ class TracedModelTest {
         List<Double> errors = new ArrayList<>();
         try (Searches exact = load("PyTorch", name, Map.of())) {
             float[] expected = behind(exact, prompt);
-            for (String dtype :
-                    List.of("auto", "fp16", "rotatekv4", "rotatekv3", "rotatekv2")) {
+            for (String dtype : List.of("auto", "fp16", "rotatekv4", "rotatekv3", "rotatekv2")) {
                 Map<String, String> options = new HashMap<>(Map.of("kv_cache_dtype", dtype));
                 if (dtype.startsWith("rotatekv")) {
                     options.put("kv_recent_tokens", "16");
@@ -131,10 +130,8 @@ class TracedModelTest {
             NDArray ids = Searches.padded(manager, List.of(SmallModel.prompt(128, 1)));
             NDArray positions = manager.arange(0, 128, 1, DataType.INT64).reshape(1, 128);
             NDArray mask = manager.ones(new Shape(1, 128), DataType.INT64);
-            CausalLMOutput output =
-                    searches.predictor().predict(new NDList(ids, positions, mask));
-            assertEquals(
-                    new Shape(1, 1, 128, 1), output.getPastKeyValuesList().get(0).getShape());
+            CausalLMOutput output = searches.predictor().predict(new NDList(ids, positions, mask));
+            assertEquals(new Shape(1, 1, 128, 1), output.getPastKeyValuesList().get(0).getShape());
             CacheUsage usage = ((KvQuantTracedBlock) searches.anyBlock()).heldUsage();
             assertEquals(128 * 2 * 2 * 2 * 32 * 2, usage.fp16Bytes());
             assertTrue(usage.bytes() * 3 < usage.fp16Bytes(), usage.toString());
@@ -177,8 +174,7 @@ class TracedModelTest {
         try (Searches searches = Searches.load(directory, "KvQuant", options, arguments)) {
             TranslateException error =
                     assertThrows(
-                            TranslateException.class,
-                            () -> searches.run("greedy", prompts(), 8));
+                            TranslateException.class, () -> searches.run("greedy", prompts(), 8));
             assertTrue(error.getMessage().contains(message), error.getMessage());
             assertEquals(0, ((KvQuantTracedBlock) searches.anyBlock()).heldSequences());
         }

@@ -1,0 +1,43 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.translate;
+
+import ai.djl.Model;
+import ai.djl.kvquant.engine.KvQuantBlock;
+import ai.djl.modality.nlp.generate.CausalLMOutput;
+import ai.djl.ndarray.NDList;
+import ai.djl.translate.NoBatchifyTranslator;
+import ai.djl.translate.TranslatorContext;
+
+/**
+ * The translator of DJL's TextGenerator. What stands for keys and values names whole sequences, so
+ * that one pair of them is enough, whatever the number of layers.
+ */
+final class CausalLmTranslator implements NoBatchifyTranslator<NDList, CausalLMOutput> {
+
+    private CausalLmTranslator() {}
+
+    static CausalLmTranslator create(Model model) {
+        if (!(model.getBlock() instanceof KvQuantBlock)) {
+            throw new IllegalArgumentException(
+                    "KvQuantTranslatorFactory has no translator for CausalLMOutput of "
+                            + model.getName()
+                            + ", which is no checkpoint of the engine KvQuant. Traced models need"
+                            + " PtGptTranslatorFactory of ai.djl.pytorch:pytorch-model-zoo.");
+        }
+        return new CausalLmTranslator();
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public NDList processInput(TranslatorContext context, NDList input) {
+        return input;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public CausalLMOutput processOutput(TranslatorContext context, NDList output) {
+        // Logits, pairs of keys and values, hidden states.
+        return new CausalLMOutput(
+                output.get(0), output.get(output.size() - 1), output.subNDList(1, 3));
+    }
+}
