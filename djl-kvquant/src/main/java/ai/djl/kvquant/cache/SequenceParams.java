@@ -4,6 +4,7 @@ package ai.djl.kvquant.cache;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.NDScope;
 import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;
@@ -29,6 +30,8 @@ final class SequenceParams {
 
     void set(int layer, NDArray params) {
         params.attach(manager);
+        // Callers may be in a scope that closes what is created there.
+        NDScope.unregister(params);
         layers.set(layer, params);
         bytes += params.size();
     }

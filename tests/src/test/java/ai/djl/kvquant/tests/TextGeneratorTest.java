@@ -4,6 +4,7 @@ package ai.djl.kvquant.tests;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 
+import ai.djl.kvquant.generate.LanguageModel;
 import ai.djl.kvquant.translate.KvQuantTranslatorFactory;
 import ai.djl.modality.nlp.generate.ContrastiveSeqBatchScheduler;
 import ai.djl.ndarray.NDArray;
@@ -157,6 +158,26 @@ class TextGeneratorTest {
             } finally {
                 threads.shutdown();
             }
+            assertEquals(0, searches.block().heldSequences());
+        }
+    }
+
+    /** DJL's searches close what is created while they run; a basis is kept. */
+    @Test
+    void aBasisOfEachPrompt() throws Exception {
+        List<int[]> prompts = List.of(SmallModel.prompt(200, 7), SmallModel.prompt(180, 8));
+        prompts.forEach(prompt -> prompt[0] = 1);
+        Map<String, String> options = Map.of("kv_cache_dtype", "svdq2.25", "kv_basis", "prompt");
+        try (Searches searches =
+                Searches.load(SmallModel.in(directory).tokenizer().directory(), options)) {
+            List<List<Integer>> both = searches.run("greedy", prompts, 40);
+            for (int row = 0; row < 2; ++row) {
+                LanguageModel own = searches.block().languageModel();
+                int[] tokens = SmallModel.greedy(own, prompts.get(row), 40);
+                assertEquals(SearchGolden.list(tokens), both.get(row));
+            }
+            searches.run("beam", prompts, 20);
+            searches.run("contrastive", prompts, 20);
             assertEquals(0, searches.block().heldSequences());
         }
     }
