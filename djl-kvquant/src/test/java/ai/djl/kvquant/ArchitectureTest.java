@@ -30,10 +30,10 @@ class ArchitectureTest {
     private static final Path REPOSITORY = Path.of("").toAbsolutePath().getParent();
     private static final Pattern NATIVE_FOREIGN_HEADER =
             Pattern.compile("#\\s*include\\s*[<\"]((torch|ATen|c10|caffe2)/|jni\\.h)");
-    // Not behind a quote: the name of a system property is no class.
+    // Not behind a quote: the name of a system property is no class. DJL's model zoo is for users.
     private static final Pattern NOT_PUBLIC_API =
             Pattern.compile(
-                    "(?<!\")\\bai\\.djl\\.(pytorch|kvquant\\.torch|kvquant\\.([a-z]+\\.)*internal)\\b");
+                    "(?<!\")\\bai\\.djl\\.(pytorch(?!\\.zoo\\b)|kvquant\\.torch|kvquant\\.([a-z]+\\.)*internal)\\b");
     private static JavaClasses classes;
 
     @BeforeAll

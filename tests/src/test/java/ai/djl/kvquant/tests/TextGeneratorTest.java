@@ -9,10 +9,13 @@ import ai.djl.kvquant.translate.KvQuantTranslatorFactory;
 import ai.djl.modality.nlp.generate.ContrastiveSeqBatchScheduler;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import com.google.gson.Gson;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
@@ -179,6 +182,27 @@ class TextGeneratorTest {
             searches.run("beam", prompts, 20);
             searches.run("contrastive", prompts, 20);
             assertEquals(0, searches.block().heldSequences());
+        }
+    }
+
+    /** Prompt and greedy continuation of the default model, by transformers. */
+    private record DefaultGolden(int[] prompt, int[] continuation) {}
+
+    @Test
+    void defaultModelLikeTransformers() throws Exception {
+        String json = Files.readString(GOLDEN.resolve("default_model.json"));
+        List<DefaultGolden> shortest =
+                Arrays.stream(new Gson().fromJson(json, DefaultGolden[].class))
+                        .sorted(Comparator.comparingInt(golden -> golden.prompt().length))
+                        .toList()
+                        .subList(0, 2);
+        try (Searches searches = Searches.load(DefaultModel.directory(), Map.of())) {
+            List<int[]> prompts = shortest.stream().map(DefaultGolden::prompt).toList();
+            List<List<Integer>> rows = searches.run("greedy", prompts, 32);
+            for (int row = 0; row < 2; ++row) {
+                int[] expected = Arrays.copyOf(shortest.get(row).continuation(), 32);
+                assertEquals(SearchGolden.list(expected), rows.get(row));
+            }
         }
     }
 }
