@@ -25,7 +25,8 @@ interface CausalRunner {
      * @param owner the manager that the result is attached to
      * @param inputs the inputs
      * @param rows a sequence for each row, none twice
-     * @return logits {@code [batch, newTokens, vocabulary]} and hidden states {@code [batch,
+     * @return logits {@code [batch, newTokens, vocabulary]}, where there is no past possibly those
+     *     of the last token, {@code [batch, 1, vocabulary]}, and hidden states {@code [batch,
      *     newTokens, hidden]} if the model tells them
      */
     NDList run(NDManager owner, CausalInputs inputs, List<CacheSequence> rows);

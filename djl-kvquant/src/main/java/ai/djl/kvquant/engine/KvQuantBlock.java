@@ -35,9 +35,11 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
     private final BatchScheduler scheduler;
     private final SequenceHandles handles;
 
-    KvQuantBlock(LlamaLanguageModel model, boolean keepHandles) {
+    KvQuantBlock(LlamaLanguageModel model, HandleOptions options) {
         this.model = model;
-        handles = new SequenceHandles(new LlamaRunner(model), keepHandles);
+        handles =
+                new SequenceHandles(
+                        new LlamaRunner(model, options.promptLogits()), options.keepHandles());
         scheduler = new BatchScheduler(model, BatchLimits.DEFAULT);
     }
 

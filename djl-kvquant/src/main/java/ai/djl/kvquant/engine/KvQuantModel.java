@@ -30,9 +30,6 @@ final class KvQuantModel extends BaseModel {
     private static final List<String> REFUSED_PROPERTIES =
             List.of("ai.djl.pytorch.enable_cuda_stream", "ai.djl.pytorch.use_mkldnn");
 
-    /** Whether callers of DJL's contract go back to earlier keys and values. */
-    private static final String KEEP_HANDLES = "keep_handles";
-
     KvQuantModel(String name, NDManager manager) {
         super(name);
         this.manager = manager;
@@ -70,7 +67,7 @@ final class KvQuantModel extends BaseModel {
         try {
             LlamaLanguageModel model =
                     llama.withCache(new CalibratedOptions(llama, modelDir).complete(cacheOptions));
-            finish(new KvQuantBlock(model, keepHandles(settings)), settings);
+            finish(new KvQuantBlock(model, HandleOptions.of(settings)), settings);
             logLoaded(model);
         } catch (IOException | MalformedModelException | RuntimeException | Error e) {
             // DJL does not close a model that it could not load.
@@ -83,7 +80,7 @@ final class KvQuantModel extends BaseModel {
         NDManager ofModel = manager.newSubManager();
         try {
             TracedRunner runner = TracedModel.load(ofModel, file, settings);
-            finish(new KvQuantTracedBlock(runner, keepHandles(settings)), settings);
+            finish(new KvQuantTracedBlock(runner, HandleOptions.of(settings)), settings);
             logger.info(
                     "{}: traced model {}, kv_cache_dtype {} between calls, room for {} tokens",
                     getName(),
@@ -119,15 +116,6 @@ final class KvQuantModel extends BaseModel {
             options.forEach((name, value) -> settings.put(name, String.valueOf(value)));
         }
         return settings;
-    }
-
-    private static boolean keepHandles(Map<String, String> settings) {
-        String value = settings.getOrDefault(KEEP_HANDLES, "false");
-        if (!List.of("true", "false").contains(value)) {
-            throw new IllegalArgumentException(
-                    KEEP_HANDLES + " is '" + value + "'; allowed: true or false.");
-        }
-        return Boolean.parseBoolean(value);
     }
 
     private void logLoaded(LlamaLanguageModel model) {

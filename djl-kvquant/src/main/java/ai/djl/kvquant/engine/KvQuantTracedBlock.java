@@ -17,8 +17,8 @@ public final class KvQuantTracedBlock extends AbstractSymbolBlock {
 
     private final SequenceHandles handles;
 
-    KvQuantTracedBlock(TracedRunner model, boolean keepHandles) {
-        handles = new SequenceHandles(model, keepHandles);
+    KvQuantTracedBlock(TracedRunner model, HandleOptions options) {
+        handles = new SequenceHandles(model, options.keepHandles());
     }
 
     /**

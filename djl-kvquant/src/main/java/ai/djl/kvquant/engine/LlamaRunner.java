@@ -16,9 +16,12 @@ import java.util.List;
 final class LlamaRunner implements CausalRunner {
 
     private final LlamaLanguageModel model;
+    private final boolean promptLogits;
 
-    LlamaRunner(LlamaLanguageModel model) {
+    /** With logits of all of a prompt's tokens, or of the last one. */
+    LlamaRunner(LlamaLanguageModel model, boolean promptLogits) {
         this.model = model;
+        this.promptLogits = promptLogits;
     }
 
     /** {@inheritDoc} */
@@ -44,8 +47,10 @@ final class LlamaRunner implements CausalRunner {
     public NDList run(NDManager owner, CausalInputs inputs, List<CacheSequence> rows) {
         List<int[]> tokens = inputs.tokens();
         try (NDManager scope = owner.newSubManager()) {
-            TokenStates states = model.append(scope, rows, tokens);
-            NDArray logits = columns(states.logits(), inputs, tokens);
+            boolean all = promptLogits || rows.stream().anyMatch(row -> row.length() > 0);
+            TokenStates states = model.append(scope, rows, tokens, all);
+            NDArray logits =
+                    all ? columns(states.logits(), inputs, tokens) : states.logits().expandDims(1);
             NDArray hidden = columns(states.hidden(), inputs, tokens);
             logits.attach(owner);
             hidden.attach(owner);

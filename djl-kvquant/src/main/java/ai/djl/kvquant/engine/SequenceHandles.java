@@ -68,9 +68,10 @@ final class SequenceHandles {
             undo(call);
             throw new CacheFullException(
                     e.getMessage()
-                            + " Searches of DJL hold "
+                            + " Sequences that DJL's searches hold until the managers of their input"
+                            + " ids are closed: "
                             + size()
-                            + " sequences until the managers of their input ids are closed.");
+                            + ".");
         } catch (RuntimeException | Error e) {
             undo(call);
             throw e;

@@ -10,7 +10,9 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Comparator;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * Appends new tokens to sequences and computes the logits and hidden states of all of them, which
@@ -26,32 +28,64 @@ final class LlamaAppend {
     private final KvCache cache;
     private final List<CacheSequence> sequences;
     private final List<int[]> tokens;
-
-    /** What a chunk computed, and where its rows belong among all new tokens. */
-    private record Part(NDList states, List<Long> rows) {}
+    private final boolean allLogits;
+    private final Rows logits = new Rows();
+    private final Rows hidden = new Rows();
 
     /** For sequences and at least one new token of each. */
     LlamaAppend(
-            LlamaModel model, KvCache cache, List<CacheSequence> sequences, List<int[]> tokens) {
+            LlamaModel model,
+            KvCache cache,
+            List<CacheSequence> sequences,
+            List<int[]> tokens,
+            boolean allLogits) {
         this.model = model;
         this.cache = cache;
         this.sequences = sequences;
         this.tokens = tokens;
+        this.allLogits = allLogits;
+    }
+
+    /** Rows of new tokens in the order of computing, and each one's place among all new tokens. */
+    private static final class Rows {
+
+        private final NDList pieces = new NDList();
+        private final List<Long> places = new ArrayList<>();
+
+        void add(NDArray piece, List<Long> itsPlaces) {
+            pieces.add(piece);
+            places.addAll(itsPlaces);
+        }
+
+        /** All rows by place. */
+        NDArray inOrder(NDManager owner) {
+            long[] order =
+                    IntStream.range(0, places.size())
+                            .boxed()
+                            .sorted(Comparator.comparing(places::get))
+                            .mapToLong(i -> i)
+                            .toArray();
+            NDArray all = pieces.size() == 1 ? pieces.get(0) : NDArrays.concat(pieces);
+            if (IntStream.range(0, order.length).anyMatch(i -> order[i] != i)) {
+                all = all.get(all.getManager().create(order));
+            }
+            all.attach(owner);
+            return all;
+        }
     }
 
     /** Appends all tokens, or none if it fails. */
     TokenStates run(NDManager owner) {
         int[] before = sequences.stream().mapToInt(CacheSequence::length).toArray();
         try (NDManager scope = model.manager().newSubManager()) {
-            List<Part> parts = new ArrayList<>();
             for (List<Integer> group : CacheBatch.groups(sequences)) {
                 if (isDecoding(group)) {
-                    parts.add(decode(scope, group));
+                    decode(scope, group);
                 } else {
-                    prefill(scope, group, parts);
+                    prefill(scope, group);
                 }
             }
-            return inOrder(owner, parts);
+            return new TokenStates(logits.inOrder(owner), hidden.inOrder(owner));
         } catch (RuntimeException | Error e) {
             for (int i = 0; i < before.length; ++i) {
                 if (sequences.get(i).length() > before[i]) {
@@ -67,7 +101,7 @@ final class LlamaAppend {
                 .allMatch(i -> tokens.get(i).length == 1 && sequences.get(i).length() > 0);
     }
 
-    private Part decode(NDManager scope, List<Integer> group) {
+    private void decode(NDManager scope, List<Integer> group) {
         List<CacheSequence> rows = group.stream().map(sequences::get).toList();
         List<int[]> appended = group.stream().map(tokens::get).toList();
         int[] counts = new int[rows.size()];
@@ -76,9 +110,9 @@ final class LlamaAppend {
         Object[] arguments =
                 tables.arguments(
                         cache, ids(scope, appended), scope.create(LlamaBatch.starts(counts)));
-        NDArray hidden = model.module().run(scope, "decode_layers", arguments).get(0);
+        NDArray x = model.module().run(scope, "decode_layers", arguments).get(0);
         CacheBatch.commit(cache, rows, appended);
-        return new Part(states(scope, hidden), group.stream().map(this::firstRow).toList());
+        add(scope, x, group.stream().map(this::firstPlace).toList());
     }
 
     private static NDArray ids(NDManager scope, List<int[]> tokens) {
@@ -86,58 +120,83 @@ final class LlamaAppend {
     }
 
     /** The place of a sequence's first new token among those of all. */
-    private long firstRow(int sequence) {
+    private long firstPlace(int sequence) {
         return tokens.subList(0, sequence).stream().mapToLong(t -> t.length).sum();
     }
 
-    private NDList states(NDManager scope, NDArray hidden) {
-        return model.module().run(scope, "states", hidden);
+    /** Adds what follows from the last layer's output of tokens in the given places. */
+    private void add(NDManager scope, NDArray x, List<Long> places) {
+        hidden.add(model.module().run(scope, "final_norm", x).get(0), places);
+        List<Integer> wanted =
+                IntStream.range(0, places.size())
+                        .filter(i -> allLogits || isLast(places.get(i)))
+                        .boxed()
+                        .toList();
+        if (wanted.size() == places.size()) {
+            logits.add(model.module().run(scope, "logits", x).get(0), places);
+        } else if (!wanted.isEmpty()) {
+            long[] rows = wanted.stream().mapToLong(i -> i).toArray();
+            NDArray some = x.get(x.getManager().create(rows));
+            logits.add(
+                    model.module().run(scope, "logits", some).get(0),
+                    wanted.stream().map(places::get).toList());
+        }
     }
 
-    private void prefill(NDManager scope, List<Integer> group, List<Part> parts) {
+    private boolean isLast(long place) {
+        long end = 0;
+        for (int[] ofSequence : tokens) {
+            end += ofSequence.length;
+            if (place < end) {
+                return place == end - 1;
+            }
+        }
+        return false;
+    }
+
+    private void prefill(NDManager scope, List<Integer> group) {
         int[] done = new int[sequences.size()];
         for (int i : group) {
             CacheSequence sequence = sequences.get(i);
             int count = tokens.get(i).length;
             if (sequence.length() == 0 && cache.wantsPromptBasis(count)) {
-                LlamaPromptPass pass = new LlamaPromptPass(model, cache, sequence);
-                NDArray hidden = pass.append(scope, tokens.get(i));
+                try (NDManager ofPass = scope.newSubManager()) {
+                    LlamaPromptPass pass = new LlamaPromptPass(model, cache, sequence);
+                    add(scope, pass.append(ofPass, tokens.get(i)), places(i, 0, count));
+                }
                 done[i] = count;
-                parts.add(new Part(states(scope, hidden), rows(i, 0, count)));
             }
         }
-        for (Part part = chunk(scope, group, done);
-                part != null;
-                part = chunk(scope, group, done)) {
-            parts.add(part);
+        while (chunk(scope, group, done)) {
+            // Until all tokens are done.
         }
     }
 
-    private List<Long> rows(int sequence, int begin, int end) {
-        List<Long> rows = new ArrayList<>();
+    private List<Long> places(int sequence, int begin, int end) {
+        List<Long> places = new ArrayList<>();
         for (long i = begin; i < end; ++i) {
-            rows.add(firstRow(sequence) + i);
+            places.add(firstPlace(sequence) + i);
         }
-        return rows;
+        return places;
     }
 
-    /** Computes the next tokens that are not done; null if there are none. */
-    private Part chunk(NDManager scope, List<Integer> group, int[] done) {
+    /** Computes the next tokens that are not done; false if there are none. */
+    private boolean chunk(NDManager scope, List<Integer> group, int[] done) {
         List<CacheSequence> some = new ArrayList<>();
         List<int[]> appended = new ArrayList<>();
-        List<Long> rows = new ArrayList<>();
+        List<Long> places = new ArrayList<>();
         for (int i : group) {
-            int count = Math.min(CHUNK_TOKENS - rows.size(), tokens.get(i).length - done[i]);
+            int count = Math.min(CHUNK_TOKENS - places.size(), tokens.get(i).length - done[i]);
             if (count > 0) {
                 int end = done[i] + count;
                 some.add(sequences.get(i));
                 appended.add(Arrays.copyOfRange(tokens.get(i), done[i], end));
-                rows.addAll(rows(i, done[i], end));
+                places.addAll(places(i, done[i], end));
                 done[i] = end;
             }
         }
-        if (rows.isEmpty()) {
-            return null;
+        if (places.isEmpty()) {
+            return false;
         }
         int[] counts = appended.stream().mapToInt(t -> t.length).toArray();
         int[] starts = LlamaBatch.starts(counts);
@@ -153,34 +212,10 @@ final class LlamaAppend {
                             some.stream().mapToLong(cache::biasedFrom).toArray(),
                             some.stream().mapToLong(cache::biasedTo).toArray(),
                             cache.wantsMassiveEntries());
-            NDArray hidden = model.module().run(ofChunk, "prefill_layers", arguments).get(0);
+            NDArray x = model.module().run(ofChunk, "prefill_layers", arguments).get(0);
             CacheBatch.commit(cache, some, appended);
-            return new Part(states(scope, hidden), rows);
+            add(scope, x, places);
+            return true;
         }
-    }
-
-    /** Puts what chunks computed into the order of the tokens. */
-    private static TokenStates inOrder(NDManager owner, List<Part> parts) {
-        List<Long> rows = parts.stream().flatMap(part -> part.rows.stream()).toList();
-        long[] from = new long[rows.size()];
-        boolean sorted = true;
-        for (int i = 0; i < from.length; ++i) {
-            from[Math.toIntExact(rows.get(i))] = i;
-            sorted &= rows.get(i) == i;
-        }
-        NDArray[] both = new NDArray[2];
-        for (int i = 0; i < 2; ++i) {
-            NDList pieces = new NDList();
-            for (Part part : parts) {
-                pieces.add(part.states.get(i));
-            }
-            both[i] = pieces.size() == 1 ? pieces.get(0) : NDArrays.concat(pieces);
-            if (!sorted) {
-                both[i] = both[i].get(both[i].getManager().create(from));
-            }
-        }
-        both[0].attach(owner);
-        both[1].attach(owner);
-        return new TokenStates(both[0], both[1]);
     }
 }

@@ -134,8 +134,8 @@ final class LlamaCode {
             else:
               y = torch.linear(torch.rms_norm(x, [HIDDEN], self.wide(1), EPS), self.wide(2))
             return y
-          def states(self: __torch__.M, x: Tensor) -> Tuple[Tensor, Tensor]:
-            return (self.logits(x), torch.rms_norm(x, [HIDDEN], self.wide(1), EPS))
+          def final_norm(self: __torch__.M, x: Tensor) -> Tensor:
+            return torch.rms_norm(x, [HIDDEN], self.wide(1), EPS)
         """);
     }
 

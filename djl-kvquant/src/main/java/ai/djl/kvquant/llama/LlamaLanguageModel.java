@@ -85,11 +85,13 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
      * @param owner the manager that the result is attached to
      * @param sequences sequences of {@link #cache}, each of them once
      * @param tokens the new tokens of each, one or more
-     * @return logits and hidden states of the new tokens
+     * @param allLogits whether logits of all new tokens are wanted, not only those of the last ones
+     * @return logits, and hidden states of all new tokens
      * @throws ai.djl.kvquant.cache.CacheFullException if there is no room; the sequences keep the
      *     tokens that they had
      */
-    public TokenStates append(NDManager owner, List<CacheSequence> sequences, List<int[]> tokens) {
+    public TokenStates append(
+            NDManager owner, List<CacheSequence> sequences, List<int[]> tokens, boolean allLogits) {
         model.requireOpen();
         for (int i = 0; i < sequences.size(); ++i) {
             int past = sequences.get(i).length();
@@ -99,7 +101,7 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
                 checkContext(past, tokens.get(i));
             }
         }
-        return new LlamaAppend(model, cache, sequences, tokens).run(owner);
+        return new LlamaAppend(model, cache, sequences, tokens, allLogits).run(owner);
     }
 
     private void checkContext(int past, int[] tokens) {

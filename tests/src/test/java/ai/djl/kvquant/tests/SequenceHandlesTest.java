@@ -196,7 +196,7 @@ class SequenceHandlesTest {
     /** Several tokens at once behind a cache, as speculative decoding asks for. */
     @Test
     void logitsOfEveryToken() throws Exception {
-        try (Searches searches = load();
+        try (Searches searches = load("prompt_logits", "all");
                 NDManager manager = searches.newManager()) {
             CausalLMOutput whole = prompt(searches, manager, 5, 6, 7, 8, 9);
             assertEquals(new Shape(1, 5, 256), whole.getLogits().getShape());
@@ -216,6 +216,39 @@ class SequenceHandlesTest {
                         batch.logits().toFloatArray(),
                         rest.getLogits().get(0, 0).toFloatArray(),
                         1e-4f);
+            }
+            // Longer than what is computed at once; the second row is padded.
+            long[][] ids = {longs(SmallModel.prompt(380, 1)), longs(SmallModel.prompt(380, 2))};
+            long[][] mask = new long[2][380];
+            Arrays.fill(mask[0], 1);
+            Arrays.fill(mask[1], 300, 380, 1);
+            CausalLMOutput two = call(searches, manager, ids, mask, new NDList());
+            assertEquals(new Shape(2, 380, 256), two.getLogits().getShape());
+            assertEquals(0f, two.getLogits().get("1, :300").abs().sum().getFloat());
+            for (int row = 0; row < 2; ++row) {
+                long[] alone = row == 0 ? ids[0] : Arrays.copyOfRange(ids[1], 300, 380);
+                CausalLMOutput one = prompt(searches, manager, alone);
+                String columns = row == 0 ? "0" : "1, 300:";
+                assertArrayEquals(
+                        one.getLogits().get(0).toFloatArray(),
+                        two.getLogits().get(columns).toFloatArray(),
+                        1e-3f);
+                assertArrayEquals(
+                        one.getHiddenState().get(0).toFloatArray(),
+                        two.getHiddenState().get(columns).toFloatArray(),
+                        1e-3f);
+            }
+            try (Searches usual = load();
+                    NDManager its = usual.newManager()) {
+                CausalLMOutput output = call(usual, its, ids, mask, new NDList());
+                assertEquals(new Shape(2, 1, 256), output.getLogits().getShape());
+                assertEquals(new Shape(2, 380, 64), output.getHiddenState().getShape());
+                for (int row = 0; row < 2; ++row) {
+                    assertArrayEquals(
+                            two.getLogits().get(row, 379).toFloatArray(),
+                            output.getLogits().get(row, 0).toFloatArray(),
+                            1e-3f);
+                }
             }
         }
     }
@@ -261,7 +294,7 @@ class SequenceHandlesTest {
         }
         IllegalArgumentException error =
                 assertThrows(IllegalArgumentException.class, () -> load("keep_handles", "yes"));
-        assertEquals("keep_handles is 'yes'; allowed: true or false.", error.getMessage());
+        assertEquals("keep_handles is 'yes'; allowed: false or true.", error.getMessage());
     }
 
     /** What fails leaves the sequences as they were. */
@@ -331,7 +364,7 @@ class SequenceHandlesTest {
                                                     longs(SmallModel.prompt(400, 2))))
                             .getCause();
             assertInstanceOf(CacheFullException.class, error);
-            assertTrue(error.getMessage().contains("Searches of DJL hold 1 sequence"));
+            assertTrue(error.getMessage().contains("input ids are closed: 1."));
             assertEquals(1, searches.block().heldSequences());
             next(searches, manager, first, 8);
         }
