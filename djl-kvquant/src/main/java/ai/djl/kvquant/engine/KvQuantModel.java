@@ -56,9 +56,10 @@ final class KvQuantModel extends BaseModel {
                     "The model " + getName() + " is loaded already; close it and create another.");
         }
         Map<String, String> settings = settings(options);
+        HandleOptions handles = HandleOptions.of(settings);
         Optional<Path> traced = TracedModel.find(modelDir, prefix == null ? modelName : prefix);
         if (traced.isPresent()) {
-            loadTraced(traced.get(), settings);
+            loadTraced(traced.get(), settings, handles);
             return;
         }
         CacheOptions cacheOptions = new CacheOptions(settings);
@@ -67,7 +68,7 @@ final class KvQuantModel extends BaseModel {
         try {
             LlamaLanguageModel model =
                     llama.withCache(new CalibratedOptions(llama, modelDir).complete(cacheOptions));
-            finish(new KvQuantBlock(model, HandleOptions.of(settings)), settings);
+            finish(new KvQuantBlock(model, handles), settings);
             logLoaded(model);
         } catch (IOException | MalformedModelException | RuntimeException | Error e) {
             // DJL does not close a model that it could not load.
@@ -76,11 +77,11 @@ final class KvQuantModel extends BaseModel {
         }
     }
 
-    private void loadTraced(Path file, Map<String, String> settings) {
+    private void loadTraced(Path file, Map<String, String> settings, HandleOptions handles) {
         NDManager ofModel = manager.newSubManager();
         try {
             TracedRunner runner = TracedModel.load(ofModel, file, settings);
-            finish(new KvQuantTracedBlock(runner, HandleOptions.of(settings)), settings);
+            finish(new KvQuantTracedBlock(runner, handles), settings);
             logger.info(
                     "{}: traced model {}, kv_cache_dtype {} between calls, room for {} tokens",
                     getName(),

@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.djl.Device;
 import ai.djl.kvquant.cache.CacheFullException;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.modality.nlp.generate.CausalLMOutput;
@@ -368,6 +369,18 @@ class SequenceHandlesTest {
             assertEquals(1, searches.block().heldSequences());
             next(searches, manager, first, 8);
         }
+    }
+
+    /** A manager of the caller's own may outlive the model. */
+    @Test
+    void modelsThatAreClosedFirst() throws Exception {
+        Searches searches = load("kv_cache_dtype", "svdq2.25", "kv_basis", "prompt");
+        try (NDManager manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+            prompt(searches, manager, longs(SmallModel.prompt(300, 1)));
+            searches.close();
+            assertEquals(1, searches.block().heldSequences());
+        }
+        assertEquals(0, searches.block().heldSequences());
     }
 
     private interface Attempt {
