@@ -23,6 +23,7 @@ public final class BatchScheduler implements AutoCloseable {
     private final BatchLimits limits;
     private final PriorityQueue<ScheduledRequest> waiting =
             new PriorityQueue<>(Comparator.comparingLong(ScheduledRequest::arrival));
+    private final Deliveries deliveries = new Deliveries();
     private long arrivals;
     private Thread thread;
     private volatile boolean closed;
@@ -113,18 +114,29 @@ public final class BatchScheduler implements AutoCloseable {
         waiting.add(request);
     }
 
-    synchronized List<ScheduledRequest> removeCancelled() {
-        List<ScheduledRequest> cancelled = new ArrayList<>();
-        waiting.removeIf(request -> request.isCancelled() && cancelled.add(request));
-        return cancelled;
+    /** Takes those away that nobody waits for any more. */
+    synchronized List<ScheduledRequest> removeLeaving() {
+        List<ScheduledRequest> leaving = new ArrayList<>();
+        waiting.removeIf(request -> request.leave() && leaving.add(request));
+        return leaving;
+    }
+
+    /** Runs what is to be told to listeners; in the order of the calls. */
+    void deliver(Runnable delivery) {
+        deliveries.run(delivery);
     }
 
     /**
-     * Ends all requests with an error that says so, and waits for the step in progress; further
-     * calls do nothing.
+     * Ends all requests with an error that says so, and waits for the step in progress and until
+     * listeners know; further calls do nothing.
      */
     @Override
-    public synchronized void close() {
+    public void close() {
+        endAll();
+        deliveries.close();
+    }
+
+    private synchronized void endAll() {
         closed = true;
         boolean interrupted = false;
         while (thread != null) {

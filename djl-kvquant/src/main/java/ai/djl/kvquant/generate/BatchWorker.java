@@ -43,7 +43,7 @@ final class BatchWorker {
     /** Lets in who may, then gives each running request a token. */
     void advance() {
         try {
-            endCancelled();
+            endLeaving();
             admit();
             step();
         } catch (RuntimeException | Error e) {
@@ -51,22 +51,24 @@ final class BatchWorker {
         }
     }
 
-    private void endCancelled() {
-        for (ScheduledRequest request : scheduler.removeCancelled()) {
-            end(request, FinishReason.CANCELLED, "");
+    private void endLeaving() {
+        scheduler.removeLeaving().forEach(this::reportAlone);
+        if (admission != null && admission.request.leave()) {
+            reportAlone(takeAdmission());
         }
-        if (admission != null && admission.request.isCancelled()) {
-            end(takeAdmission(), FinishReason.CANCELLED, "");
-        }
-        if (parked != null && parked.request.isCancelled()) {
-            end(takeParked(), FinishReason.CANCELLED, "");
+        if (parked != null && parked.request.leave()) {
+            reportAlone(takeParked());
         }
         for (ScheduledRequest request : running.requests()) {
-            if (request.isCancelled()) {
-                request.end(FinishReason.CANCELLED, "");
-            }
+            request.leave();
         }
         dropEnding();
+    }
+
+    /** One that has ended and holds no pages. */
+    private void reportAlone(ScheduledRequest request) {
+        request.report(null);
+        blocked = false;
     }
 
     private void admit() {
@@ -225,14 +227,12 @@ final class BatchWorker {
 
     private void end(ScheduledRequest request, FinishReason reason, String message) {
         request.end(reason, message);
-        request.report(null);
-        blocked = false;
+        reportAlone(request);
     }
 
     private void fail(ScheduledRequest request, Throwable error) {
         request.fail(error);
-        request.report(null);
-        blocked = false;
+        reportAlone(request);
     }
 
     /** Ends all that hold pages. */

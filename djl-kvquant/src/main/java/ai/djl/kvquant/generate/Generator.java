@@ -2,8 +2,10 @@
 package ai.djl.kvquant.generate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.function.BooleanSupplier;
 
 /**
  * Generates text with a {@link LanguageModel}.
@@ -172,6 +174,37 @@ public final class Generator {
     }
 
     /**
+     * Continues token sequences without waiting for them: returns at once, and a listener hears of
+     * the tokens. Needs a generator with a scheduler.
+     *
+     * @param prompts the token ids of each prompt, of any lengths
+     * @param config how to generate
+     * @param listener receives each token, and errors that come later
+     * @param cancelled asked now and then whether nobody wants the sequences any more; must not wait
+     * @param maxWait how long a sequence may wait for its first token, after which the listener
+     *     receives a {@link WaitTooLongException}; null for any time
+     * @throws IllegalArgumentException if a prompt is empty, too long for the model or has an
+     *     unknown token, or if stop strings are asked for without a tokenizer
+     * @throws TooManyRequestsException if as many requests wait as the scheduler's limits allow
+     * @throws IllegalStateException if this generator has no scheduler, or if that is closed
+     */
+    public void submit(
+            List<int[]> prompts,
+            GenerationConfig config,
+            SubmissionListener listener,
+            BooleanSupplier cancelled,
+            Duration maxWait) {
+        if (scheduler == null) {
+            throw new IllegalStateException(
+                    "This generator has no scheduler to submit to; create it with one, or call"
+                            + " generate.");
+        }
+        List<int[]> copies = checked(prompts, config);
+        new SubmittedRun(scheduler, tokenizer, copies, config, listener, cancelled)
+                .submit(maxWait);
+    }
+
+    /**
      * Turns a text into token ids.
      *
      * @param text the text
@@ -198,6 +231,14 @@ public final class Generator {
             GenerationConfig config,
             GenerationListener listener,
             Cancellation cancellation) {
+        List<int[]> copies = checked(prompts, config);
+        if (scheduler != null) {
+            return new ScheduledRun(scheduler, tokenizer, copies, config, listener, cancellation);
+        }
+        return new DecodingLoop(model, tokenizer, copies, config, listener, cancellation);
+    }
+
+    private List<int[]> checked(List<int[]> prompts, GenerationConfig config) {
         if (tokenizer == null && !config.getStopStrings().isEmpty()) {
             throw new IllegalArgumentException(
                     "Stop strings need text, and this generator has no tokenizer; give it one.");
@@ -208,10 +249,7 @@ public final class Generator {
             check(prompts.get(i), name);
             copies.add(prompts.get(i).clone());
         }
-        if (scheduler != null) {
-            return new ScheduledRun(scheduler, tokenizer, copies, config, listener, cancellation);
-        }
-        return new DecodingLoop(model, tokenizer, copies, config, listener, cancellation);
+        return copies;
     }
 
     private void check(int[] prompt, String name) {

@@ -2,7 +2,8 @@
 package ai.djl.kvquant.generate;
 
 import java.util.Arrays;
-import java.util.concurrent.BlockingQueue;
+import java.util.function.BooleanSupplier;
+import java.util.function.Consumer;
 
 /**
  * One prompt on its way through a {@link BatchScheduler}: the tokens chosen for it so far, and how
@@ -16,9 +17,10 @@ final class ScheduledRequest {
     private final int[] prompt;
     private final GeneratingSequence sequence;
     private final GenerationConfig config;
-    private final Cancellation cancellation;
-    private final BlockingQueue<Event> events;
+    private final BooleanSupplier cancelled;
+    private final Consumer<Event> events;
     private volatile boolean abandoned;
+    private MaxWait maxWait = MaxWait.NONE;
     private long arrival;
     private Sampler sampler;
     private int[] tokens = new int[16];
@@ -42,12 +44,12 @@ final class ScheduledRequest {
             int[] prompt,
             GeneratingSequence sequence,
             GenerationConfig config,
-            Cancellation cancellation,
-            BlockingQueue<Event> events) {
+            BooleanSupplier cancelled,
+            Consumer<Event> events) {
         this.prompt = prompt;
         this.sequence = sequence;
         this.config = config;
-        this.cancellation = cancellation;
+        this.cancelled = cancelled;
         this.events = events;
     }
 
@@ -69,7 +71,22 @@ final class ScheduledRequest {
     }
 
     boolean isCancelled() {
-        return abandoned || cancellation.isCancelled();
+        return abandoned || cancelled.getAsBoolean();
+    }
+
+    /** Ends with an error if it has no token by then. */
+    void limitWait(MaxWait limit) {
+        maxWait = limit;
+    }
+
+    /** Ends if nobody wants more of it, or if it has waited too long for its first token. */
+    boolean leave() {
+        if (isCancelled()) {
+            end(FinishReason.CANCELLED, "");
+        } else if (size == 0 && maxWait.isOver()) {
+            fail(maxWait.error());
+        }
+        return isEnding();
     }
 
     boolean hasTokens() {
@@ -106,7 +123,7 @@ final class ScheduledRequest {
                 tokens = Arrays.copyOf(tokens, 2 * size);
             }
             tokens[size++] = choice.token();
-            events.add(new Chosen(sequence.index(), choice));
+            events.accept(new Chosen(sequence.index(), choice));
             if (sequence.endsWith(choice.token(), size)) {
                 end(null, "");
             }
@@ -115,6 +132,7 @@ final class ScheduledRequest {
         }
     }
 
+    /** What ends it first counts. */
     void end(FinishReason reason, String message) {
         outcome = outcome == null ? new Outcome(reason, message, null) : outcome;
     }
@@ -130,6 +148,6 @@ final class ScheduledRequest {
     /** Tells who waits how it ended. */
     void report(CacheUsage usage) {
         sampler = null;
-        events.add(new Ended(sequence.index(), outcome, usage));
+        events.accept(new Ended(sequence.index(), outcome, usage));
     }
 }
