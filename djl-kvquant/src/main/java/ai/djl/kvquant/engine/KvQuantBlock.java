@@ -35,12 +35,12 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
     private final BatchScheduler scheduler;
     private final SequenceHandles handles;
 
-    KvQuantBlock(LlamaLanguageModel model, HandleOptions options) {
+    KvQuantBlock(LlamaLanguageModel model, HandleOptions options, BatchLimits limits) {
         this.model = model;
         handles =
                 new SequenceHandles(
                         new LlamaRunner(model, options.promptLogits()), options.keepHandles());
-        scheduler = new BatchScheduler(model, BatchLimits.DEFAULT);
+        scheduler = new BatchScheduler(model, limits);
     }
 
     /**

@@ -5,6 +5,7 @@ import ai.djl.BaseModel;
 import ai.djl.MalformedModelException;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.calibrate.CalibratedOptions;
+import ai.djl.kvquant.generate.BatchLimits;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
 import ai.djl.kvquant.llama.LlamaModel;
 import ai.djl.kvquant.llama.WeightType;
@@ -63,12 +64,13 @@ final class KvQuantModel extends BaseModel {
             return;
         }
         CacheOptions cacheOptions = new CacheOptions(settings);
+        BatchLimits limits = BatchOptions.read(settings, cacheOptions.maxBatchSize());
         WeightType weightType = WeightType.parse(settings.getOrDefault("dtype", "auto"));
         LlamaModel llama = LlamaModel.load(manager, modelDir, weightType);
         try {
             LlamaLanguageModel model =
                     llama.withCache(new CalibratedOptions(llama, modelDir).complete(cacheOptions));
-            finish(new KvQuantBlock(model, handles), settings);
+            finish(new KvQuantBlock(model, handles, limits), settings);
             logLoaded(model);
         } catch (IOException | MalformedModelException | RuntimeException | Error e) {
             // DJL does not close a model that it could not load.

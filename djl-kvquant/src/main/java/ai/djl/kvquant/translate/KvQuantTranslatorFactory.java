@@ -2,6 +2,8 @@
 package ai.djl.kvquant.translate;
 
 import ai.djl.Model;
+import ai.djl.modality.Input;
+import ai.djl.modality.Output;
 import ai.djl.modality.nlp.generate.CausalLMOutput;
 import ai.djl.ndarray.NDList;
 import ai.djl.translate.NoopTranslator;
@@ -17,7 +19,8 @@ import java.util.Set;
 
 /**
  * Creates the translators of models of the engine {@code KvQuant}: (String, String) generates text,
- * (NDList, NDList) is the plain block.
+ * (Input, Output) answers requests of DJL Serving in the LMI and the OpenAI chat schema, (NDList,
+ * CausalLMOutput) is for DJL's TextGenerator, (NDList, NDList) is the plain block.
  *
  * <p>DJL chooses a translator before it knows the engine, hence criteria name this factory: {@code
  * optTranslatorFactory(new KvQuantTranslatorFactory())}.
@@ -34,6 +37,7 @@ public final class KvQuantTranslatorFactory implements TranslatorFactory, Serial
     public Set<Pair<Type, Type>> getSupportedTypes() {
         return Set.of(
                 new Pair<>(String.class, String.class),
+                new Pair<>(Input.class, Output.class),
                 new Pair<>(NDList.class, CausalLMOutput.class),
                 new Pair<>(NDList.class, NDList.class));
     }
@@ -49,17 +53,21 @@ public final class KvQuantTranslatorFactory implements TranslatorFactory, Serial
         if (input == NDList.class && output == CausalLMOutput.class) {
             return (Translator<I, O>) CausalLmTranslator.create(model);
         }
-        if (input != String.class || output != String.class) {
+        boolean serving = input == Input.class && output == Output.class;
+        if (!serving && (input != String.class || output != String.class)) {
             throw new IllegalArgumentException(
                     "KvQuantTranslatorFactory has no translator from "
                             + input.getName()
                             + " to "
                             + output.getName()
-                            + "; use (String, String), (NDList, CausalLMOutput) or (NDList,"
-                            + " NDList).");
+                            + "; use (String, String), (Input, Output), (NDList,"
+                            + " CausalLMOutput) or (NDList, NDList).");
         }
         try {
-            return (Translator<I, O>) TextTranslator.create(model, arguments);
+            return (Translator<I, O>)
+                    (serving
+                            ? ServingTranslator.create(model, arguments)
+                            : TextTranslator.create(model, arguments));
         } catch (IOException e) {
             // DJL would report a TranslateException as a model that can not be found.
             throw new UncheckedIOException(e.getMessage(), e);

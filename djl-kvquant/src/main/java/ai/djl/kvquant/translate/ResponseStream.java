@@ -1,0 +1,135 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.translate;
+
+import ai.djl.inference.streaming.ChunkedBytesSupplier;
+import ai.djl.kvquant.generate.CacheUsage;
+import ai.djl.kvquant.generate.FinishReason;
+import ai.djl.kvquant.generate.GeneratedToken;
+import ai.djl.kvquant.generate.GenerationResult;
+import ai.djl.kvquant.generate.SubmissionListener;
+import ai.djl.modality.Output;
+import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
+import java.util.List;
+import java.util.concurrent.TimeUnit;
+
+/**
+ * Fills a response while its request is decoded. Whoever reads it waits for its first chunk, before
+ * which status and headers may still change: an error then has a status of its own, later it is the
+ * last event.
+ */
+final class ResponseStream implements SubmissionListener {
+
+    private static final String CONTENT_TYPE = "Content-Type";
+    private static final String HEADER = "x-kvquant-kv-";
+
+    /** Readers give up when nothing comes: DJL after a minute, DJL Serving after two. */
+    private static final long SILENCE_NANOS = TimeUnit.SECONDS.toNanos(30);
+
+    private final ServingRequest request;
+    private final ResponseFormat format;
+    private final GenerationResult[] results;
+    private final Output output = new Output();
+    private final ChunkedBytesSupplier data = new ChunkedBytesSupplier();
+    private int going;
+    private String remainder = "";
+    private boolean begun;
+    private long lastNanos = System.nanoTime();
+
+    ResponseStream(ServingRequest request, ResponseFormat format, int prompts) {
+        this.request = request;
+        this.format = format;
+        results = new GenerationResult[prompts];
+        going = prompts;
+        output.addProperty(CONTENT_TYPE, format.contentType());
+        output.add(data);
+    }
+
+    /** The response, of which nothing may be there yet. */
+    Output output() {
+        return output;
+    }
+
+    /** A response that is an error and nothing else. */
+    static Output failed(String body, ServingError error) {
+        Output output = new Output(error.code(), error.reason());
+        output.addProperty(CONTENT_TYPE, "application/json");
+        output.add(body.getBytes(StandardCharsets.UTF_8));
+        return output;
+    }
+
+    @Override
+    public boolean onToken(GeneratedToken token) {
+        String text = format.token(token);
+        if (!text.isEmpty() || System.nanoTime() - lastNanos > SILENCE_NANOS) {
+            send(text, false);
+        }
+        return true;
+    }
+
+    @Override
+    public void onFinish(int sequence, String rest, GenerationResult result) {
+        results[sequence] = result;
+        remainder = sequence == 0 ? rest : remainder;
+        if (--going == 0) {
+            end();
+        }
+    }
+
+    private void end() {
+        List<GenerationResult> all = List.of(results);
+        if (all.stream().anyMatch(r -> r.finishReason() == FinishReason.CANCELLED)) {
+            setError(new ServingError(ServingError.CLIENT_GONE, "The client is gone."));
+            send("", true);
+            return;
+        }
+        ServingError error = cacheFull();
+        if (error != null) {
+            setError(error);
+        }
+        addUsage(all.get(0).cacheUsage());
+        send(format.end(all, remainder, error), true);
+    }
+
+    /** What does not fit into the cache even alone; null if all did. */
+    private ServingError cacheFull() {
+        return Arrays.stream(results)
+                .filter(r -> r.finishReason() == FinishReason.CACHE_FULL)
+                .findFirst()
+                .map(r -> new ServingError(ServingError.TOO_LARGE, r.message()))
+                .orElse(null);
+    }
+
+    private void addUsage(CacheUsage usage) {
+        if (usage != null && !begun) {
+            output.addProperty(HEADER + "dtype", usage.dtype());
+            output.addProperty(HEADER + "bytes", Long.toString(usage.bytes()));
+            output.addProperty(HEADER + "fp16-bytes", Long.toString(usage.fp16Bytes()));
+        }
+    }
+
+    @Override
+    public void onError(Throwable cause) {
+        ServingError error = ServingError.logged(cause);
+        boolean first = !begun;
+        if (first) {
+            setError(error);
+            output.addProperty(CONTENT_TYPE, "application/json");
+        }
+        send(first ? request.error(error) : format.fail(error), true);
+    }
+
+    /** As long as no byte is sent. */
+    private void setError(ServingError error) {
+        if (!begun) {
+            output.setCode(error.code());
+            output.setMessage(error.reason());
+        }
+    }
+
+    private void send(String text, boolean last) {
+        begun = true;
+        lastNanos = System.nanoTime();
+        data.appendContent(text.getBytes(StandardCharsets.UTF_8), last);
+    }
+}
