@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
@@ -54,8 +55,14 @@ final class BenchCommand implements Callable<Integer> {
             description = "sequences decoded together (default: ${DEFAULT-VALUE})")
     private int batch;
 
+    @Mixin private ConcurrentBench concurrent;
+
     @Override
     public Integer call() throws Exception {
+        if (concurrent.isAsked()) {
+            concurrent.run(kvq, spec.commandLine().getOut());
+            return 0;
+        }
         requireAtLeast("--depth", depth, 0);
         requireAtLeast("--new-tokens", newTokens, 1);
         requireAtLeast("--batch", batch, 1);
