@@ -56,7 +56,9 @@ final class JsonFields {
     private static JsonFields of(JsonElement element, String where) {
         if (element == null || !element.isJsonObject()) {
             throw new IllegalArgumentException(
-                    where + " is not a JSON object; see the schema of requests.");
+                    where
+                            + " is not a JSON object; send one, with Content-Type:"
+                            + " application/json.");
         }
         return new JsonFields(element.getAsJsonObject(), where);
     }
