@@ -16,8 +16,8 @@ import java.util.Properties;
  * A plugin of DJL Serving: a model of the engine PyTorch whose configuration says {@code
  * option.kv_cache_dtype} is loaded by the engine KvQuant, so that this one line suffices.
  *
- * <p>DJL Serving makes plugins of request handlers only. This one handles no requests: it listens to
- * models that are about to be configured.
+ * <p>DJL Serving makes plugins of request handlers only. This one handles no requests: it listens
+ * to models that are about to be configured.
  */
 public final class KvQuantPlugin implements RequestHandler<Void> {
 
@@ -44,8 +44,7 @@ public final class KvQuantPlugin implements RequestHandler<Void> {
         }
         properties.setProperty("engine", "KvQuant");
         if (Files.isRegularFile(directory.resolve("config.json"))) {
-            properties.putIfAbsent(
-                    FACTORY, "ai.djl.kvquant.translate.KvQuantTranslatorFactory");
+            properties.putIfAbsent(FACTORY, "ai.djl.kvquant.translate.KvQuantTranslatorFactory");
         }
     }
 

@@ -16,7 +16,12 @@ final class Deliveries {
 
     private final ThreadPoolExecutor executor =
             new ThreadPoolExecutor(
-                    1, 1, IDLE_SECONDS, TimeUnit.SECONDS, new LinkedBlockingQueue<>(), this::thread);
+                    1,
+                    1,
+                    IDLE_SECONDS,
+                    TimeUnit.SECONDS,
+                    new LinkedBlockingQueue<>(),
+                    this::thread);
     private volatile Thread thread;
 
     Deliveries() {

@@ -180,7 +180,8 @@ public final class Generator {
      * @param prompts the token ids of each prompt, of any lengths
      * @param config how to generate
      * @param listener receives each token, and errors that come later
-     * @param cancelled asked now and then whether nobody wants the sequences any more; must not wait
+     * @param cancelled asked now and then whether nobody wants the sequences any more; must not
+     *     wait
      * @param maxWait how long a sequence may wait for its first token, after which the listener
      *     receives a {@link WaitTooLongException}; null for any time
      * @throws IllegalArgumentException if a prompt is empty, too long for the model or has an
@@ -200,8 +201,7 @@ public final class Generator {
                             + " generate.");
         }
         List<int[]> copies = checked(prompts, config);
-        new SubmittedRun(scheduler, tokenizer, copies, config, listener, cancelled)
-                .submit(maxWait);
+        new SubmittedRun(scheduler, tokenizer, copies, config, listener, cancelled).submit(maxWait);
     }
 
     /**

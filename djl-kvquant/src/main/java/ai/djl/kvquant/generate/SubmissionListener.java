@@ -5,8 +5,8 @@ package ai.djl.kvquant.generate;
  * Receives what becomes of a request that no thread waits for.
  *
  * <p>All calls come from one thread, which the listeners of all requests of a scheduler share: they
- * must not wait. Each sequence ends with {@link #onFinish}; an error ends all sequences of a request
- * with one {@link #onError}.
+ * must not wait. Each sequence ends with {@link #onFinish}; an error ends all sequences of a
+ * request with one {@link #onError}.
  */
 public interface SubmissionListener extends GenerationListener {
 

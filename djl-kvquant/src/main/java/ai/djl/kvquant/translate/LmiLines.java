@@ -64,7 +64,15 @@ final class LmiLines implements ResponseFormat {
     private String last(String piece, ServingError error) {
         Map<String, Object> token =
                 JsonText.map(
-                        "id", -1, "text", piece, "log_prob", -1, "special_token", true, "error_msg",
+                        "id",
+                        -1,
+                        "text",
+                        piece,
+                        "log_prob",
+                        -1,
+                        "special_token",
+                        true,
+                        "error_msg",
                         error.message());
         Map<String, Object> line = JsonText.map("token", token);
         finish(line, "error");

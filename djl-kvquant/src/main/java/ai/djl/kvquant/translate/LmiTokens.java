@@ -16,7 +16,12 @@ final class LmiTokens {
     static Map<String, Object> token(GeneratedToken token) {
         Map<String, Object> json =
                 JsonText.map(
-                        "id", token.id(), "text", token.text(), "log_prob", finite(token.logProb()));
+                        "id",
+                        token.id(),
+                        "text",
+                        token.text(),
+                        "log_prob",
+                        finite(token.logProb()));
         if (token.finishReason() == FinishReason.EOS) {
             json.put("special_token", true);
         }

@@ -169,12 +169,7 @@ class SubmissionTest {
         try (BatchScheduler scheduler = new BatchScheduler(model, LIMITS)) {
             Heard heard = new Heard(2);
             new Generator(scheduler, null)
-                    .submit(
-                            List.of(new int[20], new int[30]),
-                            config(5),
-                            heard,
-                            () -> false,
-                            LONG);
+                    .submit(List.of(new int[20], new int[30]), config(5), heard, () -> false, LONG);
             assertInstanceOf(CacheFullException.class, heard.error());
         }
         assertEquals(0, model.open());

@@ -83,8 +83,7 @@ final class ConcurrentRun implements AutoCloseable {
         List<Future<?>> futures = new ArrayList<>();
         for (int i = 0; i < shape.requests; ++i) {
             int[] prompt = prompt(i);
-            futures.add(
-                    clients.submit(() -> generate(prompt, shape.tokens)));
+            futures.add(clients.submit(() -> generate(prompt, shape.tokens)));
         }
         futures.forEach(ConcurrentRun::await);
         return rate(start);

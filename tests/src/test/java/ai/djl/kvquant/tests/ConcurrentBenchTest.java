@@ -25,8 +25,7 @@ class ConcurrentBenchTest {
         List<String> args = new ArrayList<>(List.of("bench", "--json", "--kv-cache-dtype", "fp16"));
         args.addAll(List.of("--model", model.directory().toString()));
         args.addAll(List.of(arguments));
-        return Kvq.run(
-                args.toArray(String[]::new), new PrintWriter(out), new PrintWriter(err));
+        return Kvq.run(args.toArray(String[]::new), new PrintWriter(out), new PrintWriter(err));
     }
 
     @Test

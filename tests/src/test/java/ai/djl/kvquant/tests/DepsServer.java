@@ -40,7 +40,8 @@ final class DepsServer {
             Thread.currentThread().setContextClassLoader(deps);
             try (ServedModel served = ServedModel.load(Path.of(args[1]))) {
                 Response response = served.ask(args[2]);
-                System.out.println("loader " + served.model().getBlock().getClass().getClassLoader());
+                System.out.println(
+                        "loader " + served.model().getBlock().getClass().getClassLoader());
                 System.out.println("response " + response.code() + " " + response.body());
             }
         }

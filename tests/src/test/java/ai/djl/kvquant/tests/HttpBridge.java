@@ -65,9 +65,9 @@ final class HttpBridge implements AutoCloseable {
         }
     }
 
-    private static void begin(Output output, HttpExchange exchange, int length)
-            throws IOException {
-        output.getProperties().forEach((name, value) -> exchange.getResponseHeaders().set(name, value));
+    private static void begin(Output output, HttpExchange exchange, int length) throws IOException {
+        output.getProperties()
+                .forEach((name, value) -> exchange.getResponseHeaders().set(name, value));
         exchange.sendResponseHeaders(output.getCode(), length);
     }
 

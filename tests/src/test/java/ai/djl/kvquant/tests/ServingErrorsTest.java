@@ -137,8 +137,7 @@ class ServingErrorsTest {
         for (Bad bad : badRequests()) {
             requireRefused(served.ask(bad.body()), bad);
         }
-        Response bytes =
-                Response.read(served.start(withBody(new byte[] {'{', (byte) 0xff, '}'})));
+        Response bytes = Response.read(served.start(withBody(new byte[] {'{', (byte) 0xff, '}'})));
         requireRefused(bytes, bad("{\\ff}", "not UTF-8"));
         requireRefused(Response.read(served.start(new Input())), bad("", "has no body"));
         Input adapter = ServedModel.input("{\"inputs\": \"w5\"}");
@@ -234,8 +233,7 @@ class ServingErrorsTest {
         JsonObject last = lines.get(lines.size() - 1);
         assertEquals(text, last.get("generated_text").getAsString());
         assertEquals(-1, last.getAsJsonObject("token").get("id").getAsInt());
-        assertEquals(
-                "error", last.getAsJsonObject("details").get("finish_reason").getAsString());
+        assertEquals("error", last.getAsJsonObject("details").get("finish_reason").getAsString());
         assertTrue(messageOf(last).contains("KV cache is full"));
 
         List<String> events =

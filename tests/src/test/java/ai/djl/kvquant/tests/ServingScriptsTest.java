@@ -24,8 +24,7 @@ import org.junit.jupiter.api.io.TempDir;
 @Timeout(value = 300, threadMode = Timeout.ThreadMode.SEPARATE_THREAD)
 class ServingScriptsTest {
 
-    private static final Path SERVING =
-            DefaultModel.repositoryRoot().resolve("examples/serving");
+    private static final Path SERVING = DefaultModel.repositoryRoot().resolve("examples/serving");
 
     @TempDir Path directory;
 
@@ -181,9 +180,7 @@ class ServingScriptsTest {
                 "server-home: --model needs a value", run(script, home, "--model").output.strip());
         Path empty = Files.createDirectory(directory.resolve("empty"));
         assertEquals(
-                "server-home: "
-                        + empty
-                        + " has no config.json; give a HuggingFace directory",
+                "server-home: " + empty + " has no config.json; give a HuggingFace directory",
                 run(script, "--model", empty.toString(), home).output.strip());
     }
 }

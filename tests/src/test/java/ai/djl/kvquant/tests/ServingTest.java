@@ -114,7 +114,8 @@ class ServingTest {
                     served.ask(
                                     """
                                     {"inputs": ["w5 w6"], "parameters": {"max_new_tokens": 4,
-                                     "details": true, "return_full_text": true}}""")
+                                     "details": true, "return_full_text": true}}\
+                                    """)
                             .json()
                             .getAsJsonArray()
                             .get(0)
@@ -205,7 +206,8 @@ class ServingTest {
                     served.ask(
                                     """
                                     {"inputs": "w5 w6 w7", "parameters": {"details": true,
-                                     "stop_sequences": ["%s"]}}"""
+                                     "stop_sequences": ["%s"]}}\
+                                    """
                                             .formatted(third))
                             .object();
             assertEquals(
@@ -228,7 +230,8 @@ class ServingTest {
                     served.ask(
                                     """
                                     {"inputs": "w5 w6 w7", "parameters": {"details": true,
-                                     "ignore_eos_token": false}}""")
+                                     "ignore_eos_token": false}}\
+                                    """)
                             .object()
                             .getAsJsonObject("details");
             assertEquals("eos_token", details.get("finish_reason").getAsString());
@@ -259,16 +262,14 @@ class ServingTest {
             assertEquals("chat.completion", json.get("object").getAsString());
             assertEquals("m", json.get("model").getAsString());
             JsonObject choice = json.getAsJsonArray("choices").get(0).getAsJsonObject();
-            assertEquals(
-                    Set.of("index", "message", "logprobs", "finish_reason"), choice.keySet());
+            assertEquals(Set.of("index", "message", "logprobs", "finish_reason"), choice.keySet());
             JsonObject message = choice.getAsJsonObject("message");
             assertEquals("assistant", message.get("role").getAsString());
             assertEquals(continued(expected.tokens()), message.get("content").getAsString());
             JsonArray content = choice.getAsJsonObject("logprobs").getAsJsonArray("content");
             assertEquals(20, content.size());
             JsonObject first = content.get(0).getAsJsonObject();
-            assertEquals(
-                    Set.of("token", "logprob", "bytes", "top_logprobs"), first.keySet());
+            assertEquals(Set.of("token", "logprob", "bytes", "top_logprobs"), first.keySet());
             assertEquals("w" + expected.tokens()[0], first.get("token").getAsString());
             assertEquals(2, first.getAsJsonArray("top_logprobs").size());
             assertEquals(
@@ -292,8 +293,9 @@ class ServingTest {
             int[] tokens = expected(served, 20, CHAT).tokens();
             Response response =
                     served.ask(
-                            chat(", \"stream\": true, \"stream_options\": {\"include_usage\":"
-                                    + " true}"));
+                            chat(
+                                    ", \"stream\": true, \"stream_options\": {\"include_usage\":"
+                                            + " true}"));
             assertEquals("text/event-stream", response.contentType());
             List<String> events = response.events();
             assertEquals("[DONE]", events.get(events.size() - 1));
