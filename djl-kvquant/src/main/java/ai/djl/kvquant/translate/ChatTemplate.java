@@ -12,6 +12,7 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Pattern;
 
 /**
  * The chat template that comes with a model: turns a conversation into the text of a prompt.
@@ -27,6 +28,10 @@ import java.util.Map;
 public final class ChatTemplate {
 
     private static final TemplateEngine ENGINE = new TemplateEngine();
+
+    /** What lstrip_blocks drops: Jinjava would drop blanks in front of any block. */
+    private static final Pattern INDENT =
+            Pattern.compile("^[ \\t]+(?=\\{[%#](?!\\+))", Pattern.MULTILINE | Pattern.UNIX_LINES);
 
     private final String template;
     private final Map<String, String> specialTokens;
@@ -149,11 +154,13 @@ public final class ChatTemplate {
     }
 
     /**
-     * Does what Jinja2 does with a template's text: LF line ends, one last line end dropped. The
-     * slice that turns a list round is rewritten for Jinjava.
+     * Does what Jinja2 does with a template's text: LF line ends, one last line end dropped, no
+     * blanks between the start of a line and a block. The slice that turns a list round is
+     * rewritten for Jinjava.
      */
     private static String normalize(String template) {
         String text = template.replace("\r\n", "\n").replace('\r', '\n');
+        text = INDENT.matcher(text).replaceAll("");
         text = text.replace("[::-1]", "." + TemplateMethods.REVERSED + "()");
         return text.endsWith("\n") ? text.substring(0, text.length() - 1) : text;
     }

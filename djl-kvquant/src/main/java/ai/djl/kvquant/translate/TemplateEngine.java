@@ -92,7 +92,6 @@ final class TemplateEngine extends Jinjava {
                         .build();
         return JinjavaConfig.newBuilder()
                 .withTrimBlocks(true)
-                .withLstripBlocks(true)
                 .withLegacyOverrides(asInPython)
                 // Otherwise what a user writes in {{ }} would be run.
                 .withNestedInterpretationEnabled(false)

@@ -42,6 +42,24 @@ class ChatTemplateTest {
                 ChatTemplate.fromModelDirectory(directory).render(HELLO, true));
     }
 
+    /** Jinja2 with trim_blocks and lstrip_blocks gives the same. */
+    @Test
+    void dropsBlanksInFrontOfBlocksAtLineStartsOnly() {
+        Map<String, String> rendered =
+                Map.of(
+                        "{% for m in messages %}a {{ m.content }} {% endfor %}b", "a Hello b",
+                        "a {% if true %}b {% endif %} c", "a b  c",
+                        "  {% if true %}\n    x\n \t{% endif %}y", "    x\ny",
+                        "a\n  {# c #}\n  b {# d #} e", "a\n  b  e",
+                        "{{ 'a' }} {% if true %} {% endif %}|\n   {{ 'b' }}", "a  |\n   b");
+        rendered.forEach(
+                (template, text) ->
+                        assertEquals(
+                                text,
+                                new ChatTemplate(template, Map.of()).render(HELLO, true),
+                                template));
+    }
+
     @Test
     void readsNamedTemplates() throws IOException {
         write(
