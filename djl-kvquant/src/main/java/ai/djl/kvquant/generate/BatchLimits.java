@@ -6,12 +6,13 @@ package ai.djl.kvquant.generate;
  *
  * @param maxRunning the most sequences that are decoded together
  * @param maxWaiting the most sequences that wait for their turn; more are refused
- * @param prefillTokens the most tokens of prompts that are computed between two decoding steps:
- *     fewer let running streams wait less, more compute prompts faster
+ * @param prefillTokens the most tokens of prompts that are computed at a time; while others run,
+ *     the work on them is divided between some decoding steps. Fewer let running streams wait less,
+ *     more compute prompts faster
  */
 public record BatchLimits(int maxRunning, int maxWaiting, int prefillTokens) {
 
-    /** 16 sequences together, 1024 waiting, 512 tokens of prompts between two steps. */
+    /** 16 sequences together, 1024 waiting, 512 tokens of prompts at a time. */
     public static final BatchLimits DEFAULT = new BatchLimits(16, 1024, 512);
 
     /**
@@ -19,7 +20,7 @@ public record BatchLimits(int maxRunning, int maxWaiting, int prefillTokens) {
      *
      * @param maxRunning the most sequences that are decoded together
      * @param maxWaiting the most sequences that wait for their turn
-     * @param prefillTokens the most tokens of prompts that are computed between two steps
+     * @param prefillTokens the most tokens of prompts that are computed at a time
      * @throws IllegalArgumentException if one is less than 1
      */
     public BatchLimits {

@@ -15,6 +15,9 @@ import java.util.List;
  */
 final class BatchWorker {
 
+    /** Steps of running requests into which the work of a full chunk of a prompt is divided. */
+    private static final int STEPS_OF_CHUNK = 6;
+
     private final BatchScheduler scheduler;
     private final LanguageModel model;
     private final BatchLimits limits;
@@ -72,7 +75,9 @@ final class BatchWorker {
     }
 
     private void admit() {
-        int budget = limits.prefillTokens();
+        int share = running.isEmpty() ? 1 : STEPS_OF_CHUNK;
+        int whole = Math.max(1, limits.prefillTokens() / share);
+        int budget = whole;
         while (!blocked) {
             if (parked != null) {
                 Parked resumed = parked;
@@ -80,11 +85,10 @@ final class BatchWorker {
                 running.add(resumed.request, resumed.batch);
             } else if (admission != null || startNext()) {
                 int tokens = Math.min(limits.prefillTokens(), admission.prefill.remaining());
-                if (tokens > budget) {
+                if (budget < whole && tokens > budget) {
                     return;
                 }
-                budget -= tokens;
-                prefill();
+                budget -= prefill(budget);
             } else {
                 return;
             }
@@ -108,17 +112,18 @@ final class BatchWorker {
         return false;
     }
 
-    /** Computes the next tokens of the prompt in the making. */
-    private void prefill() {
+    /** Computes some of the prompt in the making; returns how much of the budget that took. */
+    private int prefill(int budget) {
+        int done = 0;
         try {
-            admission.prefill.advance();
+            done = admission.prefill.advance(budget);
             if (admission.prefill.remaining() == 0) {
                 join();
             }
         } catch (CacheFullException e) {
             if (!running.isEmpty()) {
                 blocked = true;
-                return;
+                return done;
             }
             ScheduledRequest request = takeAdmission();
             if (request.hasTokens()) {
@@ -129,6 +134,7 @@ final class BatchWorker {
         } catch (RuntimeException | Error e) {
             fail(takeAdmission(), e);
         }
+        return done;
     }
 
     /** The prompt is computed: its first token, and into the batch. */

@@ -25,6 +25,22 @@ public interface ChunkedPrefill extends AutoCloseable {
     void advance();
 
     /**
+     * Computes the next tokens, or a part of what there is to do for them if that is more than a
+     * budget; {@link #remaining} stays the same until all of it is done. What comes out does not
+     * depend on it.
+     *
+     * @param budget the work to do at most, unless that is too little for anything: that of so many
+     *     tokens at the beginning of a prompt
+     * @return the work that was done
+     * @throws ai.djl.kvquant.cache.CacheFullException see {@link #advance()}
+     */
+    default int advance(int budget) {
+        int before = remaining();
+        advance();
+        return before - remaining();
+    }
+
+    /**
      * Hands over the prompt once all of it is computed.
      *
      * @return a batch of one row; the caller closes it

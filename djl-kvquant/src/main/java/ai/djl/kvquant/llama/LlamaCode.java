@@ -54,6 +54,7 @@ final class LlamaCode {
                 + decode()
                 + attention()
                 + prefill()
+                + fill(ChunkCode.METHODS)
                 + layer()
                 + streaming()
                 + fill(biased(GradientCode.METHODS));

@@ -11,12 +11,16 @@ import java.util.List;
 /** A prompt of a LLaMA model that is computed some tokens at a time. */
 final class LlamaPrefill implements ChunkedPrefill {
 
+    /** Longer chunks go through all layers at once. */
+    private static final int MOST_IN_PARTS = 512;
+
     private final LlamaModel model;
     private final KvCache cache;
     private final CacheSequence sequence;
     private final int[] prompt;
     private final int chunkTokens;
     private LlamaBatch batch;
+    private LlamaChunk chunk;
     private boolean finished;
 
     LlamaPrefill(
@@ -38,27 +42,63 @@ final class LlamaPrefill implements ChunkedPrefill {
         return prompt.length - sequence.length();
     }
 
+    /** {@inheritDoc} */
+    @Override
+    public void advance() {
+        int before = remaining();
+        while (before > 0 && remaining() == before) {
+            advance(Integer.MAX_VALUE);
+        }
+    }
+
     /**
      * {@inheritDoc}
      *
      * <p>A prompt that gets a basis of its own is computed at once.
      */
     @Override
-    public void advance() {
+    public int advance(int budget) {
         model.requireOpen();
         if (remaining() == 0) {
-            return;
+            return 0;
         }
-        int end =
-                cache.wantsPromptBasis(prompt.length)
-                        ? prompt.length
-                        : Math.min(prompt.length, sequence.length() + chunkTokens);
+        int count = Math.min(remaining(), chunkTokens);
+        if (cache.wantsPromptBasis(prompt.length) || count > MOST_IN_PARTS) {
+            return computeAtOnce(count);
+        }
+        if (chunk == null) {
+            int begin = sequence.length();
+            int[] tokens = Arrays.copyOfRange(prompt, begin, begin + count);
+            chunk = new LlamaChunk(model, cache, sequence, tokens);
+        }
+        double work = chunk.workOfLayer();
+        int layers = (int) Math.max(1, Math.min(budget / work, model.config().numLayers()));
+        if (chunk.advance(layers)) {
+            endChunk();
+        }
+        return (int) Math.ceil(layers * work);
+    }
+
+    private int computeAtOnce(int count) {
+        int begin = sequence.length();
+        boolean all = cache.wantsPromptBasis(prompt.length);
+        int end = all ? prompt.length : begin + count;
         List<int[]> part = List.of(Arrays.copyOf(prompt, end));
         LlamaBatch computed = LlamaBatch.prefill(model, cache, List.of(sequence), part);
         if (end == prompt.length) {
             batch = computed;
         } else {
             computed.release();
+        }
+        return end - begin;
+    }
+
+    private void endChunk() {
+        try (LlamaChunk ended = chunk) {
+            chunk = null;
+            if (remaining() == 0) {
+                batch = LlamaBatch.of(model, cache, sequence, ended.logits());
+            }
         }
     }
 
@@ -87,7 +127,11 @@ final class LlamaPrefill implements ChunkedPrefill {
             return;
         }
         finished = true;
-        if (batch == null) {
+        if (chunk != null) {
+            // Some layers hold more tokens than others.
+            chunk.close();
+            sequence.close();
+        } else if (batch == null) {
             cache.retire(sequence);
         } else {
             batch.close();

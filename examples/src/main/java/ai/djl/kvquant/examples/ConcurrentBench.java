@@ -50,8 +50,8 @@ final class ConcurrentBench {
             names = "--prefill-chunk-tokens",
             paramLabel = "C",
             description =
-                    "with --concurrent: tokens of prompts computed between two decoding steps"
-                            + " (default: as a model has it)")
+                    "with --concurrent: tokens of a prompt computed at a time (default: as a"
+                            + " model has it)")
     private int prefillTokens = BatchLimits.DEFAULT.prefillTokens();
 
     boolean isAsked() {
