@@ -214,7 +214,8 @@ class ErrorsTest {
                                 new KvQuantTranslatorFactory()
                                         .newInstance(Integer.class, String.class, open, Map.of()),
                         "no translator from java.lang.Integer to java.lang.String",
-                        "use (String, String), (Input, Output), (NDList, CausalLMOutput) or (NDList, NDList)"),
+                        "use (String, String), (Input, Output), (NDList, CausalLMOutput) or"
+                            + " (NDList, NDList)"),
                 BadInput.of(
                         "a second load",
                         IllegalStateException.class,

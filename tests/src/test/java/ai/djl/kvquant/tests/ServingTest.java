@@ -3,8 +3,6 @@ package ai.djl.kvquant.tests;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
-import static org.junit.jupiter.api.Assertions.assertNotEquals;
-import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.inference.streaming.ChunkedBytesSupplier;
@@ -21,7 +19,6 @@ import com.google.gson.JsonParser;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -374,74 +371,5 @@ class ServingTest {
                         ? response.json().getAsJsonArray().get(0).getAsJsonObject()
                         : response.object();
         return json.get("generated_text").getAsString();
-    }
-
-    @Test
-    void environmentAndUrl() throws Exception {
-        files.write("serving.properties", PROPERTIES);
-        Map<String, String> environment = Map.of("OPTION_KV_CACHE_DTYPE", "rotatekv2");
-        try (ServedModel served = ServedModel.load(directory, environment)) {
-            assertEquals("rotatekv2", served.ask("{\"inputs\": \"w5\"}").headers().get(DTYPE));
-        }
-        files.write("serving.properties", PROPERTIES + "option.kv_cache_dtype=rotatekv4\n");
-        try (ServedModel served = ServedModel.load(directory, environment)) {
-            assertEquals("rotatekv4", served.ask("{\"inputs\": \"w5\"}").headers().get(DTYPE));
-        }
-    }
-
-    private static final String DTYPE = "x-kvquant-kv-dtype";
-
-    /** Only this line changes between auto and int2: the schema stays. */
-    @Test
-    void theFlagChangesBytesAndNotTheSchema() throws Exception {
-        files.config("max_position_embeddings", "8192");
-        StringBuilder prompt = new StringBuilder();
-        for (int token : SmallModel.prompt(4000, 3)) {
-            prompt.append(" w").append(token);
-        }
-        String body =
-                "{\"inputs\": \"%s\", \"parameters\": {\"details\": true}}"
-                        .formatted(prompt.toString().strip());
-        Response auto = bigRequest("auto", body);
-        Response int2 = bigRequest("int2", body);
-        assertEquals(auto.object().keySet(), int2.object().keySet());
-        assertEquals(
-                auto.object().getAsJsonObject("details").keySet(),
-                int2.object().getAsJsonObject("details").keySet());
-        assertEquals(auto.headers().keySet(), int2.headers().keySet());
-        assertNotEquals(auto.headers().get(DTYPE), int2.headers().get(DTYPE));
-        double fp16 = Double.parseDouble(int2.headers().get("x-kvquant-kv-fp16-bytes"));
-        double bytes = Double.parseDouble(int2.headers().get("x-kvquant-kv-bytes"));
-        assertTrue(fp16 >= 5 * bytes, bytes + " of " + fp16);
-    }
-
-    private Response bigRequest(String dtype, String body) throws Exception {
-        files.write(
-                "serving.properties",
-                PROPERTIES.replace("2048", "5000") + "option.kv_cache_dtype=" + dtype + "\n");
-        try (ServedModel served = ServedModel.load(directory)) {
-            Response response = served.ask(body);
-            assertEquals(200, response.code(), response.body());
-            return response;
-        }
-    }
-
-    @Test
-    void refusesImpossibleOptions() {
-        for (String option :
-                List.of(
-                        "max_running_requests=0",
-                        "max_waiting_requests=x",
-                        "prefill_chunk_tokens=-1",
-                        "max_wait_seconds=0",
-                        "output_formatter=xml",
-                        "tgi_compat=true")) {
-            String name = option.substring(0, option.indexOf('='));
-            Throwable error = assertThrows(Exception.class, () -> load("option." + option).close());
-            while (error.getCause() != null && !error.getMessage().startsWith(name)) {
-                error = error.getCause();
-            }
-            assertTrue(error.getMessage().startsWith(name), option + ": " + error.getMessage());
-        }
     }
 }
