@@ -179,13 +179,18 @@ final class ConcurrentBench {
         json.put("alone_tokens_per_second", Json.round(f.alone(), 2));
         json.put("together_tokens_per_second", Json.round(f.together(), 2));
         json.put("together_ratio", Json.round(f.together() / f.alone(), 3));
-        ConcurrentRun.Gaps gaps = f.gaps();
+        if (arrivingTokens > 0) {
+            putGaps(f.gaps(), json);
+        }
+        return json;
+    }
+
+    private static void putGaps(ConcurrentRun.Gaps gaps, Map<String, Object> json) {
         json.put("gap_median_before_ms", Json.round(gaps.median(), 2));
         json.put("gap_p99_after_arrival_ms", Json.round(gaps.after(), 2));
         json.put("gap_p99_after_arrival_ratio", Json.round(gaps.after() / gaps.median(), 3));
         json.put("gap_p99_in_prefill_ms", Json.round(gaps.during(), 2));
         json.put("gap_p99_in_prefill_ratio", Json.round(gaps.during() / gaps.median(), 3));
         json.put("gap_longest_ms", Json.round(gaps.longest(), 2));
-        return json;
     }
 }
