@@ -215,7 +215,7 @@ class ErrorsTest {
                                         .newInstance(Integer.class, String.class, open, Map.of()),
                         "no translator from java.lang.Integer to java.lang.String",
                         "use (String, String), (Input, Output), (NDList, CausalLMOutput) or"
-                            + " (NDList, NDList)"),
+                                + " (NDList, NDList)"),
                 BadInput.of(
                         "a second load",
                         IllegalStateException.class,
