@@ -9,16 +9,16 @@
 //
 // Formats whose codes depend on more than one head are coded by append_tokens.cu.
 //
-// One token per sequence (decoding): one launch, a block per sequence and kv head. Prompts: first all tiles in
+// One token per sequence (decoding): one launch, a block per sequence and kv head; int2 has a kernel of its own,
+// append_one.cu. Prompts: first all tiles in
 // parallel, then the exact copies, since the window may hold tokens that have yet to be coded.
 #include "append.cuh"
+#include "codes.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 
 namespace kvquant::cuda {
 namespace {
-
-constexpr float kLargestHalf = 65504.0f;
 
 /// A tile of one kv head; the odd stride lets threads walk along channels and along tokens alike.
 template <int D>
@@ -110,41 +110,6 @@ __device__ void put_codes(int bits, uint8_t* field, int first, int last, Code co
   if (bits == 8) put_codes<8>(field, first, last, code);
 }
 
-template <int count>
-__device__ __forceinline__ int nearest_level_of(float x, const float (&middles)[count]) {
-  int code = 0;  // middles ascend
-#pragma unroll
-  for (int i = 0; i < count; ++i) code += x > middles[i] ? 1 : 0;
-  return code;
-}
-
-/// How near to a decision a quotient that is a product with a reciprocal, off by 2^-22 of its size, leaves it open.
-constexpr float kDoubt = 1e-6f;
-
-/// Correctly rounded; a function of its own, since it is long and rarely called.
-__device__ __noinline__ float divide(float x, float y) { return __fdiv_rn(x, y); }
-
-/// kvquant::static_code; inverse is about 1 / step. Divides only where the product may round to another integer.
-__device__ __forceinline__ int static_code(float x, float start, float step, float inverse, int bits) {
-  const float centred = __fsub_rn(x, start), quotient = centred * inverse;
-  float code = rintf(quotient);
-  const float margin = 0.5f - fabsf(quotient - code);
-  if (!(margin > kDoubt * (1.0f + fabsf(quotient)))) code = rintf(divide(centred, step));
-  return static_cast<int>(fminf(fmaxf(0.0f, code), static_cast<float>((1 << bits) - 1)));
-}
-
-/// kvquant::nearest_level of x / rms; inverse is about 1 / rms. middles: between neighbouring levels.
-template <int count>
-__device__ __forceinline__ int nearest_level(float x, float rms, float inverse, const float (&middles)[count]) {
-  if (!(rms > 0.0f)) return nearest_level_of(0.0f, middles);
-  float quotient = x * inverse;
-  bool doubt = !(fabsf(quotient) < 1e30f);
-#pragma unroll
-  for (int i = 0; i < count; ++i) doubt |= fabsf(quotient - middles[i]) <= kDoubt * (1.0f + fabsf(quotient));
-  if (doubt) quotient = divide(x, rms);
-  return nearest_level_of<count>(quotient, middles);
-}
-
 template <int D>
 __device__ void encode_static(const CacheView& cache, const TileRun& run, const Tile<D>& tile, uint8_t* page) {
   constexpr int kRun = D / kWidthRuns;
@@ -220,9 +185,7 @@ __device__ void encode_norm(const CacheView& cache, const TileRun& run, Tile<D>&
   if (token < run.last()) {
     float product = 0.0f;
     for (int i = 0; i < D; ++i) product = __fadd_rn(product, __fmul_rn(tile.v[token][i], tile.k[token][i]));
-    // A NaN becomes the largest norm, as std::min has it there.
-    const float ratio = __fdiv_rn(square, product);
-    const float norm = product > 0.0f ? (ratio < kLargestHalf ? ratio : kLargestHalf) : 0.0f;
+    const float norm = norm_of(square, product);
     uint8_t* norms =
         page + cache.values.norms + run.tile() * cache.values.norm_tile_bytes + run.kv_head * kTileTokens * 2;
     reinterpret_cast<__half*>(norms)[token] = __float2half_rn(norm);
@@ -328,6 +291,8 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
   const auto n = static_cast<unsigned>(tokens.count);
   if (by_head) {
     launch("append", append_tiles<D>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
+  } else if (tokens.count <= cache.batch && append_affine_supports(cache)) {
+    append_affine(cache, tokens, stream);
   } else {
     append_tokens(cache, tokens, stream);
   }
@@ -340,6 +305,7 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
 
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   if (tokens.count == 0) return;
+  if (tokens.count <= cache.batch && append_one_supports(cache)) return append_one(cache, tokens, stream);
   if (cache.sink_policy == SinkPolicy::kMassive) update_massive_sinks(cache, tokens, stream);
   if (cache.head_dim == 64) {
     append_dim<64>(cache, tokens, stream);

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "append.cuh"
+#include "codes.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 #include "ptx.cuh"
@@ -13,7 +14,6 @@ namespace kvquant::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr float kLargestHalf = 65504.0f, kSmallestHalf = 0x1p-24f, kMaxZero = 2048.0f;
 constexpr int kNowhere = std::numeric_limits<int>::max();
 
 /// One side of a token, in a block's shared memory.
@@ -34,8 +34,6 @@ struct TokenSide {
   __device__ __half* halves(int64_t offset) const { return reinterpret_cast<__half*>(page + offset); }
 };
 
-/// std::clamp, also of NaN.
-__device__ inline float clamped(float x, float low, float high) { return x < low ? low : high < x ? high : x; }
 __device__ inline float limited(float x) { return clamped(x, -kLargestHalf, kLargestHalf); }
 
 /// kvquant::put_code.
@@ -152,30 +150,10 @@ __device__ void encode_plain(const TokenSide& t) {
   }
 }
 
-/// kvquant::affine_group: scale and zero.
-__device__ float2 affine_group(float low, float high, const SideView& side) {
-  if (low == high) {
-    if (low == 0.0f) return make_float2(1.0f, 0.0f);
-    const float scale = clamped(round_to_half(fabsf(low)), kSmallestHalf, kLargestHalf);
-    return make_float2(scale, low > 0.0f ? 0.0f : 1.0f);
-  }
-  low = __fmul_rn(low, side.clip);
-  high = __fmul_rn(high, side.clip);
-  const float levels = static_cast<float>((1 << side.bits) - 1);
-  float scale = clamped(round_to_half(__fdiv_rn(__fsub_rn(high, low), levels)), kSmallestHalf, kLargestHalf);
-  if (fabsf(low) > __fmul_rn(kMaxZero, scale)) {
-    const float wide = round_to_half(__fmul_rn(__fdiv_rn(fabsf(low), kMaxZero), 1.001f));
-    scale = kLargestHalf < wide ? kLargestHalf : wide;
-  }
-  const float exact = __fdiv_rn(-low, scale), zero = side.float_zero ? round_to_half(exact) : rintf(exact);
-  return make_float2(scale, __fadd_rn(clamped(zero, -kMaxZero, kMaxZero), 0.0f));
-}
-
 /// A warp takes a group.
 __device__ void encode_affine(const TokenSide& t) {
   const SideView& side = t.side;
   const int lane = threadIdx.x % kWarp, size = side.group_size;
-  const float levels = static_cast<float>((1 << side.bits) - 1);
   for (int group = threadIdx.x / kWarp; group < t.channels() / size; group += kWarps) {
     const auto channel = [&](int i) { return side.order != nullptr ? side.order[group * size + i] : group * size + i; };
     float low = INFINITY, high = -INFINITY;
@@ -195,9 +173,7 @@ __device__ void encode_affine(const TokenSide& t) {
     }
     for (int i = lane; i < size; i += kWarp) {
       const int c = channel(i);
-      const float steps = __fdiv_rn(t.x[c], range.x);
-      const float code = side.float_zero ? rintf(__fadd_rn(steps, range.y)) : __fadd_rn(rintf(steps), range.y);
-      put_code(t.field(c), t.lane, side.bits, static_cast<int>(fminf(fmaxf(0.0f, code), levels)));
+      put_code(t.field(c), t.lane, side.bits, affine_code(t.x[c], range, side));
     }
   }
 }
@@ -236,8 +212,7 @@ __device__ void encode_norm(const TokenSide& t) {
       const float level = side.levels[get_code(t.field(c), t.lane, side.bits)];
       product = __fadd_rn(product, __fmul_rn(t.x[c], level));
     }
-    const float ratio = __fdiv_rn(t.rest[head], product);
-    const float norm = product > 0.0f ? (ratio < kLargestHalf ? ratio : kLargestHalf) : 0.0f;
+    const float norm = norm_of(t.rest[head], product);
     t.halves(side.norms + t.tile * side.norm_tile_bytes + head * kTileTokens * 2)[t.lane] = __float2half_rn(norm);
   }
 }

@@ -29,75 +29,107 @@ constexpr int kManyWarps = 8, kFewWarps = 4;
 
 /// What the host finds out about a layer once per call.
 struct IntLayer {
-  KeyStep steps[kWidthRuns];
-  int step_count;
+  KeySteps keys;
   int key_stride;  // bytes from one tile of keys to the next in shared memory
   LevelFit levels;
-  int warp_bytes;  // of shared memory
+  int stage_bytes, warp_bytes;  // of shared memory
+  int columns;                  // of a group of tokens: 2, 4 or 8, for as many query heads
 };
 
-/// A warp's shared memory: keys of 8 tiles, values of 8 tiles, their norms, RoPE's row of the first token. At the end,
-/// sums; in the exact part, a tile of keys and one of values.
-struct WarpLayout {
-  static constexpr int kValues = kGroupTiles * kValueStride, kNorms = kGroupTiles * kNormBytes, kRope = kDim * 4;
-  static_assert(kValues == kHeads * kMergeStride<kDim> * 4, "sums fit where values were");
-  static int bytes(int key_stride) {
-    return std::max(kGroupTiles * key_stride + kValues + kNorms + kRope, 2 * Fp16Tile<kDim>::kBytes);
-  }
-};
+/// A warp's shared memory: two stages, each for keys or values of 8 tiles. At the end, sums; in the exact part, a tile
+/// of keys and one of values.
+constexpr int kStages = 2;
+static_assert(kHeads * kMergeStride<kDim> * 4 <= kStages * kGroupTiles * kValueTileBytes, "sums fit");
+static_assert(2 * Fp16Tile<kDim>::kBytes <= kStages * kGroupTiles * kValueTileBytes, "exact tiles fit");
 
 template <int warps>
 struct BlockLayout {
-  static constexpr int kQueries = kWaveBytes;  // behind the waves: [16 runs][32 lanes] words
-  static constexpr int kAmplitudes = kQueries + kWidthRuns * kWarp * 4;
-  static constexpr int kFactors = kAmplitudes + kWidthRuns * kWarp * 8;  // [8] 1 / sigma, [8] constants
+  static constexpr int kAmplitudes = kWaveBytes;  // [8 blocks][32 lanes] of 16 bytes
+  static constexpr int kQueries = kAmplitudes + kWaveBlocks * kWarp * 16;
+  static constexpr int kFactors = (kQueries + kWidthRuns * kQueryWords * 4 + 15) / 16 * 16;  // 1 / sigma, constants
   static constexpr int kScratch = kFactors + 2 * kHeads * 4;
   static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
 };
 
-/// Copies to a warp's buffers, 128 tokens at a time.
-struct GroupCopies {
+/// What a warp copies to its stages: of up to `batch` groups their keys, then their values, then the next ones.
+struct GroupStream {
   const CacheView& cache;
   const IntLayer& layer;
-  int kv_head, lane;
-  unsigned char *keys, *values, *norms, *rope;
+  const int32_t* table;
+  int kv_head, lane, pages, batch, end;
+  unsigned char* stages;
+  int first, group;  // of the batch, next to be copied
+  bool values = false;
+  int2 ids = {};
 
-  /// Tile i of 8 is tile i % 4 of page i / 4 of the two.
-  __device__ __forceinline__ void copy_keys(const uint8_t* page0, const uint8_t* page1, int group) const {
-    const int chunks = cache.keys.tile_bytes / 16;
-    const int64_t begin = cache.keys.tile(kv_head, 0);
-#pragma unroll
-    for (int tile = 0; tile < kGroupTiles; ++tile) {
-      const uint8_t* from = (tile < kPageTiles ? page0 : page1) + begin + tile % kPageTiles * cache.keys.tile_bytes;
-      unsigned char* to = keys + tile * layer.key_stride;
-      for (int i = lane; i < chunks; i += kWarp) copy_async(to + i * 16, from + i * 16);
-    }
-    const float* row = cache.rope + (static_cast<int64_t>(kPageTokens) + 2 * group) * kDim;
-    copy_async(rope + lane * 16, row + lane * 4);
+  __device__ __forceinline__ void load_ids() {
+    const int page = min(2 * group, pages - 1);
+    ids = make_int2(table[page], table[min(page + 1, pages - 1)]);
   }
 
-  __device__ __forceinline__ void copy_values(const uint8_t* page0, const uint8_t* page1) const {
-    const int64_t begin = cache.values.tile(kv_head, 0);
-#pragma unroll
-    for (int tile = 0; tile < kGroupTiles; ++tile) {
-      const uint8_t* from = (tile < kPageTiles ? page0 : page1) + begin + tile % kPageTiles * kValueTileBytes;
-      copy_async(values + tile * kValueStride + lane * 16, from + lane * 16);
+  /// Starts the next copy, to a stage.
+  __device__ __forceinline__ void start(int stage) {
+    if (group < end) {
+      const uint8_t* page0 = cache.pages + ids.x * cache.page_bytes;
+      const uint8_t* page1 = cache.pages + ids.y * cache.page_bytes;
+      unsigned char* to = stages + stage * layer.stage_bytes;
+      if (values) {
+        copy_values(to, page0, page1);
+      } else {
+        copy_keys(to, page0, page1);
+      }
+      if (++group == min(first + batch, end)) {
+        if (values) {
+          first = group;
+        } else {
+          group = first;
+        }
+        values = !values;
+      }
+      load_ids();
     }
-    if (lane < 2 * kGroupTiles) {
-      const int tile = lane / 2;
-      const uint8_t* from = (tile < kPageTiles ? page0 : page1) + cache.values.norms +
-                            tile % kPageTiles * cache.values.norm_tile_bytes + kv_head * kNormBytes;
-      copy_async(norms + lane * 16, from + lane % 2 * 16);
+    commit_copies();
+  }
+
+ private:
+  /// Tile i of 8 is tile i % 4 of page i / 4 of the two.
+  __device__ __forceinline__ void copy_keys(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+    const int64_t begin = cache.keys.tile(kv_head, 0) + lane * 16;
+    page0 += begin;
+    page1 += begin;
+    if (cache.keys.tile_bytes == kWarp * 16) {  // int2's usual width
+#pragma unroll
+      for (int i = 0; i < kGroupTiles; ++i) {
+        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * (kWarp * 16);
+        copy_async(to + i * (kWarp * 16) + ((lane * 16) ^ key_swizzle(i)), from);
+      }
+      return;
+    }
+    for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
+#pragma unroll
+      for (int i = 0; i < kGroupTiles; ++i) {
+        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * cache.keys.tile_bytes;
+        copy_async(to + i * layer.key_stride + (at ^ key_swizzle(i)), from + (at - lane * 16));
+      }
+    }
+  }
+
+  __device__ __forceinline__ void copy_values(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+    const int64_t begin = cache.values.tile(kv_head, 0) + lane * 16;
+    page0 += begin;
+    page1 += begin;
+#pragma unroll
+    for (int i = 0; i < kGroupTiles; ++i) {
+      const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * kValueTileBytes;
+      copy_async(to + i * kValueTileBytes + ((lane * 16) ^ value_swizzle(i)), from);
     }
   }
 };
 
-/// Scores in base 2 become weights, times norms, as operands.
+/// Scores in base 2 become weights, times norms, as operands. norms: of the lane's tile.
 template <bool kMasked>
-__device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (&scores)[kProducts][4],
-                                      const unsigned char* norms, uint32_t valid, WeightOperands& operands, int lane) {
-  const uint4 n0 = reinterpret_cast<const uint4*>(norms)[lane / 4 * 2];
-  const uint4 n1 = reinterpret_cast<const uint4*>(norms)[lane / 4 * 2 + 1];
+__device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (&scores)[kProducts][4], uint4 n0,
+                                      uint4 n1, uint32_t valid, WeightOperands& operands) {
   uint32_t words[8] = {n0.x, n0.y, n0.z, n0.w, n1.x, n1.y, n1.z, n1.w};  // of tokens 2 i and 2 i + 1 of the lane's tile
   if constexpr (kMasked) {
 #pragma unroll
@@ -153,7 +185,7 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
                       const __grid_constant__ IntLayer layer) {
   using Layout = BlockLayout<warps>;
   KVQUANT_DYNAMIC_SHARED(shared);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
   const BlockHeads heads = block_heads(cache);
   release_next_kernel();
   const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
@@ -169,55 +201,69 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   if (begin == end) return write_empty(cache, p, heads);
 
   auto* waves = reinterpret_cast<uint32_t*>(shared);
+  auto* amplitudes = reinterpret_cast<float4*>(shared + Layout::kAmplitudes);
   auto* queries = reinterpret_cast<uint32_t*>(shared + Layout::kQueries);
-  auto* amplitudes = reinterpret_cast<float2*>(shared + Layout::kAmplitudes);
   auto* factors = reinterpret_cast<float*>(shared + Layout::kFactors);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
-  unsigned char* keys = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
-  unsigned char* values = keys + kGroupTiles * layer.key_stride;
-  const GroupCopies copies{cache,
-                           layer,
-                           heads.kv_head,
-                           lane,
-                           keys,
-                           values,
-                           values + WarpLayout::kValues,
-                           values + WarpLayout::kValues + WarpLayout::kNorms};
+  unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
 
-  // Small loads go first: behind a full queue of copies they would wait for all of them.
-  int group = begin + warp;
+  // A warp's groups, `batch` of them at a time: each has its own columns of products.
+  const int columns = layer.columns, most = kHeads / columns;
+  const int batch = max(1, min(most, (end - begin) / warps));
+  const int units = (end - begin + batch - 1) / batch;
+  int first = begin + units * warp / warps * batch;
+  const int last = min(end, begin + units * (warp + 1) / warps * batch);
   const int pages = (tokens + kPageTokens - 1) / kPageTokens;
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
-  const auto ids_of = [&](int g) {
-    const int first = min(2 * g, pages - 1);
-    return make_int2(table[first], table[min(first + 1, pages - 1)]);
-  };
-  const auto page = [&](int id) { return cache.pages + id * cache.page_bytes; };
-  int2 ids = ids_of(group), next = ids_of(group + warps);
+  const int g = lane / 4, c = lane % 4;
+  const int mine = 2 * c / columns;  // which of the batch's groups the lane's scores belong to
+  const auto norm_page = [&](int group) { return table[min(2 * (group + mine) + g / kPageTiles, pages - 1)]; };
+
+  // Small loads go first: behind a full queue of copies they would wait for all of them.
+  GroupStream stream{cache, layer, table, heads.kv_head, lane, pages, batch, last, stages, first, first};
+  stream.load_ids();
+  int norm_id = norm_page(first);
   float q[kLanes];
   load_query(cache, p, heads, warp, lane, q);
   const uint32_t sinks = find_sinks(cache, heads.b, lane);
-  if (group < end) copies.copy_keys(page(ids.x), page(ids.y), group);
-  commit_copies();
-  if (group < end) copies.copy_values(page(ids.x), page(ids.y));
-  commit_copies();
-  for (int head = warp; head < kHeads; head += warps) {
+  for (int i = 0; i < kStages; ++i) stream.start(i);
+  for (int head = warp; head < columns; head += warps) {
     if (head != warp) load_query(cache, p, heads, head, lane, q);
     fold_query(cache, heads, head, lane, q, queries, amplitudes, factors);
   }
   if (cache.keys.mean != nullptr) fill_waves(cache, waves);
   __syncthreads();
-  const float2 unit = *reinterpret_cast<const float2*>(factors + 2 * (lane % 4));
-  const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + 2 * (lane % 4));
+  const float2 unit = *reinterpret_cast<const float2*>(factors + 2 * c % columns);
+  const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + 2 * c % columns);
+  // Of second operands: whose columns the lane holds, and where its words are.
+  const int owner = g / columns, words_at = g % columns * 4 + c;
 
   Softmax softmax;
   ValueSums sums;
-  for (; group < end; group += warps) {
-    const int2 after = ids_of(group + 2 * warps);
-    wait_copies<1>();
-    __syncwarp();
+  int stage = 0;
+  for (; first < last; first += batch) {
+    const int count = min(batch, last - first);
+    const uint8_t* norms = cache.pages + norm_id * cache.page_bytes + cache.values.norms +
+                           g % kPageTiles * cache.values.norm_tile_bytes + heads.kv_head * kNormBytes;
+    const uint4 n0 = *reinterpret_cast<const uint4*>(norms), n1 = *reinterpret_cast<const uint4*>(norms + 16);
+    norm_id = norm_page(first + batch);
     float scores[kProducts][4] = {};
-    add_steps(scores, layer.steps, layer.step_count, keys + lane / 4 * layer.key_stride, queries, lane);
+    if (cache.keys.mean != nullptr) {
+      const int group = min(first + owner, last - 1);
+      add_mean(scores, waves, amplitudes + words_at, cache.rope + (kPageTokens + 2 * group) * kDim, lane);
+    }
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      wait_copies<1>();
+      __syncwarp();
+      const TileReader tile{stages + stage * layer.stage_bytes + g * layer.key_stride, key_swizzle(g)};
+      const unsigned char* words =
+          reinterpret_cast<const unsigned char*>(queries + (owner == i ? words_at : kWarp));
+      add_steps(scores, layer.keys, tile, words, c);
+      __syncwarp();
+      stream.start(stage);
+      stage ^= 1;
+    }
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
       const float field = static_cast<float>(1 << (24 - field_position(f)));
@@ -226,34 +272,31 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
         scores[f][i] = fmaf(scores[f][i], (i % 2 == 0 ? unit.x : unit.y) * field, i % 2 == 0 ? constant.x : constant.y);
       }
     }
-    if (cache.keys.mean != nullptr) {
-      add_mean(scores, waves, amplitudes, reinterpret_cast<const float*>(copies.rope), lane);
-    }
-    __syncwarp();
-    if (group + warps < end) copies.copy_keys(page(next.x), page(next.y), group + warps);
-    commit_copies();
-    wait_copies<1>();
-    __syncwarp();
     WeightOperands operands;
-    const int first = group * kGroupTokens;
-    if (first + kGroupTokens <= tokens && (first > 0 || sinks == 0)) {
-      weigh<false>(softmax, sums, scores, copies.norms, 0xffffu, operands, lane);
+    if (count == most && (first + count) * kGroupTokens <= tokens && (first > 0 || sinks == 0)) {
+      weigh<false>(softmax, sums, scores, n0, n1, 0xffffu, operands);
     } else {
-      const uint32_t valid = valid_tokens(first + lane / 4 * kTileTokens, tokens, sinks);
-      weigh<true>(softmax, sums, scores, copies.norms, valid, operands, lane);
+      const uint32_t valid = valid_tokens((first + mine) * kGroupTokens + g * kTileTokens, tokens, sinks);
+      weigh<true>(softmax, sums, scores, n0, n1, mine < count ? valid : 0, operands);
     }
-    add_codes<kEven>(sums, values, operands, layer.levels.beta, lane);
-    __syncwarp();
-    if (group + warps < end) copies.copy_values(page(next.x), page(next.y));
-    commit_copies();
-    next = after;
+    add_ones(sums, operands);
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      wait_copies<1>();
+      __syncwarp();
+      const uint32_t mask = owner == i ? 0xffffffffu : 0;
+      add_codes<kEven>(sums, stages + stage * layer.stage_bytes, operands, mask, layer.levels.beta, lane);
+      __syncwarp();
+      stream.start(stage);
+      stage ^= 1;
+    }
   }
   wait_copies<0>();
   __syncwarp();
 
   // 2^18: fields are codes times 2^(p - 24), weights have a factor of 2^(6 - p).
   const float factor = sums.norm_scale > 0.0f ? layer.levels.factor * 262144.0f / sums.norm_scale : 0.0f;
-  auto* out = reinterpret_cast<float*>(values) + 2 * (lane % 4) * kMergeStride<kDim> + lane / 4 * 4;
+  auto* out = reinterpret_cast<float*>(stages) + 2 * (lane % 4) * kMergeStride<kDim> + lane / 4 * 4;
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
 #pragma unroll
@@ -264,28 +307,32 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   }
   publish(scratch, softmax, warp, lane);
   __syncthreads();
-  merge_warps<kDim>(cache, p, heads, scratch,
-                    reinterpret_cast<const float*>(shared + Layout::kWarpBuffers + kGroupTiles * layer.key_stride),
-                    layer.warp_bytes / 4, true);
+  merge_warps<kDim>(cache, p, heads, scratch, reinterpret_cast<const float*>(shared + Layout::kWarpBuffers),
+                    layer.warp_bytes / 4, true, columns);
 }
 
 IntLayer describe(const CacheView& cache, const float* levels) {
   IntLayer layer = {};
   const SideView& keys = cache.keys;
-  for (int run = 0; run < kWidthRuns; ++run) {
-    if (keys.width[run] == 0) continue;
-    int same = 0;  // the last step, if it has room for this run
-    while (same < layer.step_count && (layer.steps[same].width != keys.width[run] || layer.steps[same].runs == 2))
-      ++same;
-    KeyStep& step = layer.steps[same];
-    if (same == layer.step_count) ++layer.step_count;
-    step.width = static_cast<int16_t>(keys.width[run]);
-    step.offset[step.runs] = static_cast<int16_t>(keys.run_begin[run]);
-    step.run[step.runs] = static_cast<int16_t>(run);
-    ++step.runs;
+  int next = 0;
+  for (int which = 0; which < 5; ++which) {
+    int runs = 0;  // of this width
+    for (int run = 0; run < kWidthRuns; ++run) {
+      if (keys.width[run] != kStepWidths[which]) continue;
+      KeyStep& step = layer.keys.steps[next + runs / 2];
+      step.tile[runs % 2] = keys.run_begin[run];
+      step.query[runs % 2] = run * kQueryWords * 4;
+      ++runs;
+    }
+    layer.keys.pairs[which] = runs / 2;
+    layer.keys.singles[which] = runs % 2;
+    next += (runs + 1) / 2;
   }
-  layer.key_stride = (keys.tile_bytes + 95) / 128 * 128 + 32;  // 32 bytes beyond a whole number of bank rows
-  layer.warp_bytes = WarpLayout::bytes(layer.key_stride);
+  layer.key_stride = (keys.tile_bytes + 127) / 128 * 128;
+  layer.stage_bytes = kGroupTiles * std::max(layer.key_stride, kValueTileBytes);
+  layer.warp_bytes = kStages * layer.stage_bytes;
+  const int heads = cache.heads / cache.kv_heads;
+  layer.columns = heads <= 2 ? 2 : heads <= 4 ? 4 : 8;
   const float w1 = levels[2] - levels[0], w0 = levels[1] - levels[0];
   layer.levels = {2.0f * w0 / w1 - 1.0f, -2.0f * levels[0] / w1, 0.5f * w1};
   return layer;

@@ -76,23 +76,28 @@ __device__ __forceinline__ void publish(MergeScratch<warps>& scratch, const Soft
 }
 
 /// After a barrier: adds up the warps' sums, which are warp_stride floats apart; rotated: they are in the rotated
-/// basis.
+/// basis. Each head has a sum in every `columns`-th of 8 columns.
 template <int D, int warps>
 __device__ __forceinline__ void merge_warps(const CacheView& cache, const Attention& p, const BlockHeads& heads,
                                             const MergeScratch<warps>& scratch, const float* sums, int warp_stride,
-                                            bool rotated) {
+                                            bool rotated, int columns = kHeads) {
   constexpr int n = D / kWarp;
   const int lane = threadIdx.x % kWarp;
   for (int head = threadIdx.x / kWarp; head < heads.count; head += warps) {
     float maximum = kLowest, weights = 0.0f, total[n] = {};
+    for (int column = head; column < kHeads; column += columns) {
 #pragma unroll
-    for (int w = 0; w < warps; ++w) maximum = fmaxf(maximum, scratch.reference[w][head]);
-    for (int w = 0; w < warps; ++w) {
-      const float factor = exp2_fast(scratch.reference[w][head] - maximum);
-      weights = fmaf(scratch.weights[w][head], factor, weights);
-      const float* from = sums + w * warp_stride + head * kMergeStride<D> + lane * n;
+      for (int w = 0; w < warps; ++w) maximum = fmaxf(maximum, scratch.reference[w][column]);
+    }
+    for (int column = head; column < kHeads; column += columns) {
+#pragma unroll 4
+      for (int w = 0; w < warps; ++w) {
+        const float factor = exp2_fast(scratch.reference[w][column] - maximum);
+        weights = fmaf(scratch.weights[w][column], factor, weights);
+        const float* from = sums + w * warp_stride + column * kMergeStride<D> + lane * n;
 #pragma unroll
-      for (int i = 0; i < n; ++i) total[i] = fmaf(from[i], factor, total[i]);
+        for (int i = 0; i < n; ++i) total[i] = fmaf(from[i], factor, total[i]);
+      }
     }
     if (rotated) walsh_hadamard(total, lane);
     const int64_t to = (static_cast<int64_t>(heads.b) * cache.heads + heads.first + head) * p.parts + heads.part;

@@ -28,18 +28,42 @@ __device__ __forceinline__ uint32_t valid_tokens(int first, int end, uint32_t si
   return valid;
 }
 
+/// Halves from one head's query to the next; the excess keeps heads in different banks.
+template <int D>
+constexpr int kTurnedStride = D + 8;
+
+/// Queries of a warp's 16 tokens in shared memory, turned back by the position of the first: halves [8 heads][D]. from:
+/// FP32 [8, D]; heads beyond the block's were cleared.
+template <int D>
+__device__ __forceinline__ void turn_back(const CacheView& cache, const float* from, int heads, int position, int lane,
+                                          __half* to) {
+#pragma unroll
+  for (int pair = lane; pair < D / 2; pair += kWarp) {
+    const float2 angle = rope_angle(cache, position, pair);
+#pragma unroll 4
+    for (int head = 0; head < heads; ++head) {
+      const float x = from[head * D + pair], y = from[head * D + pair + D / 2];
+      to[head * kTurnedStride<D> + pair] = __float2half_rn(fmaf(x, angle.x, y * angle.y));
+      to[head * kTurnedStride<D> + pair + D / 2] = __float2half_rn(fmaf(y, angle.x, -x * angle.y));
+    }
+  }
+}
+
 /// Sink pages, then those of the window. Each warp has buffer_bytes of shared memory from buffers_at on, the scratch of
-/// the merge is at scratch_at, and the first 8 KB are free.
+/// the merge is at scratch_at, and what lies before both is free.
 template <int D, int warps, int buffers_at, int scratch_at>
 __device__ __noinline__ void attend_exact(const CacheView& cache, const Attention& p, const BlockHeads& heads,
                                           int buffer_bytes, unsigned char* shared) {
   using Tile = Fp16Tile<D>;
+  constexpr int kAngles = D / 16 * kWarp * 16, kQueries = kHeads * D * 4, kTurned = kHeads * kTurnedStride<D> * 2;
+  static_assert(kAngles + kQueries + warps * kTurned <= scratch_at, "queries fit before the scratch");
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   unsigned char* buffers = shared + buffers_at;
   unsigned char* keys = buffers + warp * buffer_bytes;
   unsigned char* values = keys + Tile::kBytes;
   auto* angles = reinterpret_cast<uint4*>(shared);
-  auto* queries = reinterpret_cast<float*>(shared + D / 16 * kWarp * 16);
+  auto* queries = reinterpret_cast<float*>(shared + kAngles);
+  auto* turned = reinterpret_cast<__half*>(shared + kAngles + kQueries + warp * kTurned);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + scratch_at);
   const int length = cache.length(heads.b) + 1, quantized = cache.quantized(heads.b, length);
   const uint32_t sinks = find_sinks(cache, heads.b, lane);
@@ -58,15 +82,22 @@ __device__ __noinline__ void attend_exact(const CacheView& cache, const Attentio
     return token;
   };
   int token = start(warp);
-  turn_queries<D>(cache, p, heads, queries);
+  turn_queries<D>(cache, p, heads, queries, heads.count);
   fill_angles<D>(cache, angles);
+  for (int i = heads.count * kTurnedStride<D> / 2 + lane; i < kTurned / 4; i += kWarp) {
+    reinterpret_cast<uint32_t*>(turned)[i] = 0;
+  }
   __syncthreads();
 
   Softmax softmax;
   float sums[Tile::kBlocks][4] = {};
   for (int unit = warp; unit < units; unit += warps) {
     uint32_t q[D / 8], valid;
-    load_operands_before<D>(cache, queries, token, lane, q);
+    turn_back<D>(cache, queries, heads.count, token, lane, turned);
+    __syncwarp();
+    const auto* words = reinterpret_cast<const uint32_t*>(turned + lane / 4 * kTurnedStride<D>) + lane % 4;
+#pragma unroll
+    for (int i = 0; i < D / 8; ++i) q[i] = words[4 * i];
     if (unit < cache.sink_pages) {
       valid = (sinks >> token) & 0xffffu;
     } else {

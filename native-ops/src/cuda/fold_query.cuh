@@ -1,15 +1,23 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // A query, folded into what products with codes and the mean term want; head_dim 128.
 #pragma once
+#include "mean_term.cuh"
 #include "queries.cuh"
 
 namespace kvquant::cuda {
 
 constexpr int kFoldDim = 128, kLanes = 4;  // channels of a head, of a lane
+constexpr float kWaveFactor = 1.0f / 4096;  // of amplitudes; waves have the other part of codes' 2^-24
+
+__device__ __forceinline__ float warp_maximum(float x) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+}
 
 /// Folds a query into what products and the mean term want. A warp does one head.
 __device__ __noinline__ void fold_query(const CacheView& cache, const BlockHeads& heads, int head, int lane,
-                                        float (&q)[kLanes], uint32_t* queries, float2* amplitudes, float* factors) {
+                                        float (&q)[kLanes], uint32_t* queries, float4* amplitudes, float* factors) {
   turn_head(cache, cache.length(heads.b), lane, q);
   const SideView& keys = cache.keys;
   const int kv_head = heads.kv_head;
@@ -34,31 +42,47 @@ __device__ __noinline__ void fold_query(const CacheView& cache, const BlockHeads
       constant = fmaf(0.5f * cache.score_scale * scale * q[i] * q[i], keys.noise[first + i], constant);
     }
   }
+  // q . R_t mean = cos (q_i m_i + q_j m_j) + sin (q_j m_i - q_i m_j), j the partner of i; lanes 0 to 15 hold the i.
+  float2 waves[kLanes] = {};
+  if (keys.mean != nullptr) {
 #pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    constant += __shfl_xor_sync(0xffffffffu, constant, step);
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+    for (int i = 0; i < kLanes; ++i) {
+      const float other = __shfl_xor_sync(0xffffffffu, q[i], kWarp / 2);
+      if (lane >= kWarp / 2) continue;
+      const float mi = keys.mean[first + i], mj = keys.mean[first + i + kFoldDim / 2];
+      waves[i] = make_float2(scale * fmaf(q[i], mi, other * mj), scale * fmaf(other, mi, -q[i] * mj));
+      largest = fmaxf(largest, fmaxf(fabsf(waves[i].x), fabsf(waves[i].y)) * kWaveFactor);
+    }
   }
-  // sigma brings the largest to 2^10 .. 2^11: 16 times that is still an fp16, 2^-24 of it still a normal one.
+  largest = warp_maximum(largest);
+  // sigma brings the largest to 2^8 .. 2^9: 64 times that is still an fp16, 2^-22 of it still a normal one.
   const int exponent = largest > 0.0f ? min(max(((__float_as_int(largest) >> 23) & 0xff) - 127, -80), 80) : 0;
-  const float sigma = __int_as_float((127 + 10 - exponent) << 23);
+  const float sigma = __int_as_float((127 + 8 - exponent) << 23), inverse = __int_as_float((127 - 8 + exponent) << 23);
+  // The constant makes up for what rounding does to codes halfway: it then acts on code - halfway, not on code.
+  const float halfway = 0.5f * static_cast<float>((1 << keys.width[lane * kLanes / (kFoldDim / kWidthRuns)]) - 1);
+  float rounded[kLanes];
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) {
+    rounded[i] = round_to_half(folded[i] * sigma);
+    constant = fmaf(folded[i] - rounded[i] * inverse, halfway, constant);
+  }
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) constant += __shfl_xor_sync(0xffffffffu, constant, step);
   if (lane == 0) {
-    factors[head] = 1.0f / sigma;
+    factors[head] = inverse;
     factors[kHeads + head] = constant;
   }
   // Lane 4 g + c of run r wants places 8 r + 2 c and + 1 of head g.
-  auto* to = reinterpret_cast<uint2*>(queries + lane / 2 * kWarp + column + lane % 2 * 2);
-  *to =
-      make_uint2(pack_halves(folded[0] * sigma, folded[1] * sigma), pack_halves(folded[2] * sigma, folded[3] * sigma));
-  if (keys.mean == nullptr) return;
-  // q . R_t mean = cos (q_i m_i + q_j m_j) + sin (q_j m_i - q_i m_j), j the partner of i; lanes 0 to 15 hold the i.
+  uint32_t* to = queries + lane / 2 * kQueryWords + column + lane % 2 * 2;
+  to[0] = pack_halves(rounded[0], rounded[1]);
+  to[1] = pack_halves(rounded[2], rounded[3]);
+  if (head == 0 && lane % 2 == 0) queries[lane / 2 * kQueryWords + kWarp] = 0;
+  if (lane >= kWarp / 2) return;
+  const float unit = sigma * kWaveFactor;
 #pragma unroll
-  for (int i = 0; i < kLanes; ++i) {
-    const float other = __shfl_xor_sync(0xffffffffu, q[i], kWarp / 2);
-    if (lane >= kWarp / 2) continue;
-    const float mi = keys.mean[first + i], mj = keys.mean[first + i + kFoldDim / 2];
-    amplitudes[lane * kWarp + column + i] =
-        make_float2(scale * fmaf(q[i], mi, other * mj), scale * fmaf(other, mi, -q[i] * mj));
+  for (int i = 0; i < kLanes; i += 2) {  // pairs 4 lane + i and + 1: wave_pair
+    amplitudes[(lane % 4 * 2 + i / 2) * kWarp + column + lane / 4] =
+        make_float4(waves[i].x * unit, waves[i].y * unit, waves[i + 1].x * unit, waves[i + 1].y * unit);
   }
 }
 

@@ -20,6 +20,14 @@ struct NewTokens {
 
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// Append of about one token per sequence to int2: static codes of keys, 2-bit values with norms.
+bool append_one_supports(const CacheView& cache);
+void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append_tokens for about one token per sequence of rotatekv2.
+bool append_affine_supports(const CacheView& cache);
+void append_affine(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// The part of append that stores tokens in pages, token by token: of any format.
 void append_tokens(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 

@@ -16,46 +16,53 @@ constexpr int kWaveBlocks = 8;  // of 8 pairs
 constexpr int kWaveStride = kWaveBlocks * kWarp * 4 + 4;
 constexpr int kWaveBytes = kProducts * kWaveStride * 4;
 
+/// Pair of channels of a lane's first or second (side 1) words in a block: lanes then read 16 neighbours.
+__host__ __device__ constexpr int wave_pair(int block, int side, int c) { return 16 * c + 2 * block + side; }
+
 /// Fills the table [8 products][8 blocks][32 lanes][4 words]. Row g of product f is token 16 g + f, row g + 8 token
-/// 16 g + f + 8; the words of a lane are pairs 8 block + c of both, then pairs 8 block + 4 + c.
+/// 16 g + f + 8; the words of a lane are of both, first side, then of both, second side. A product's waves have the
+/// factor that its codes have, times 2^12.
 __device__ __forceinline__ void fill_waves(const CacheView& cache, uint32_t* table) {
   constexpr int kHalf = 64;
   const float* second = cache.rope + static_cast<int64_t>(kPageTokens + 1) * 2 * kHalf;  // of position 64
-  const int token = static_cast<int>(threadIdx.x) % kPageTokens;
-  for (int place = static_cast<int>(threadIdx.x) / kPageTokens; place < 4;
-       place += static_cast<int>(blockDim.x) / kPageTokens) {
-    uint32_t* to = table + token % 8 * kWaveStride + (token / 16 * 4 + place) * 4 + token / 8 % 2;
+  const int token = static_cast<int>(threadIdx.x) % kPageTokens, f = token % 8;
+  const float unit = 1.0f / static_cast<float>(1 << (12 - field_position(f)));
+  for (int c = static_cast<int>(threadIdx.x) / kPageTokens; c < 4; c += static_cast<int>(blockDim.x) / kPageTokens) {
+    uint32_t* to = table + f * kWaveStride + (token / 16 * 4 + c) * 4 + token / 8 % 2;
 #pragma unroll 4
-    for (int i = 0; i < 2 * kWaveBlocks; ++i) {  // half blocks
-      const int pair = 4 * i + place;
-      const float c = cache.rope[pair * kPageTokens + token], s = cache.rope[(kHalf + pair) * kPageTokens + token];
-      const float c1 = second[pair], s1 = second[kHalf + pair];
+    for (int i = 0; i < 2 * kWaveBlocks; ++i) {
+      const int pair = wave_pair(i / 2, i % 2, c);
+      const float x = cache.rope[pair * kPageTokens + token], y = cache.rope[(kHalf + pair) * kPageTokens + token];
+      const float x1 = second[pair], y1 = second[kHalf + pair];
       uint32_t* words = to + i / 2 * (kWarp * 4) + i % 2 * 2;
-      words[0] = pack_halves(c, s);
-      words[16 * 4] = pack_halves(c * c1 - s * s1, s * c1 + c * s1);  // 64 tokens on: lanes of tiles 4 to 7
+      words[0] = pack_halves(x * unit, y * unit);
+      words[16 * 4] = pack_halves((x * x1 - y * y1) * unit, (y * x1 + x * y1) * unit);  // 64 tokens on: tiles 4 to 7
     }
   }
 }
 
-/// Adds the mean's part to scores in base 2. amplitudes [16 half blocks][32 lanes]: of the head's cosine and sine at
-/// position 0; base [2, 64]: cosines, then sines, of the position of the first token.
-__device__ __forceinline__ void add_mean(float (&scores)[kProducts][4], const uint32_t* table, const float2* amplitudes,
+/// Adds the mean's part to sums of products. amplitudes [8 blocks][32 lanes], from the lane's on: of its column's
+/// cosines and sines at position 0, both sides; base: the row of rope.h of its column's first token.
+__device__ __forceinline__ void add_mean(float (&scores)[kProducts][4], const uint32_t* table, const float4* amplitudes,
                                          const float* base, int lane) {
-#pragma unroll 2
-  for (int block = 0; block < kWaveBlocks; ++block) {
-    uint32_t b[2];
+  const float4* cosines = reinterpret_cast<const float4*>(base + 16 * (lane % 4));
+  const float4* sines = cosines + 64 / 4;
+#pragma unroll 1
+  for (int part = 0; part < 4; ++part) {
+    const float4 c = __ldg(cosines + part), s = __ldg(sines + part);
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const int pair = 8 * block + 4 * side + lane % 4;
-      const float2 x = amplitudes[(2 * block + side) * kWarp + lane];
-      const float c = base[pair], s = base[64 + pair];
-      b[side] = pack_halves(fmaf(x.x, c, x.y * s), fmaf(x.y, c, -x.x * s));
-    }
-    const uint32_t* words = table + (block * kWarp + lane) * 4;
+    for (int i = 0; i < 2; ++i) {
+      const int block = 2 * part + i;
+      const float4 x = amplitudes[block * kWarp];
+      const float c0 = i == 0 ? c.x : c.z, s0 = i == 0 ? s.x : s.z, c1 = i == 0 ? c.y : c.w, s1 = i == 0 ? s.y : s.w;
+      const uint32_t b0 = pack_halves(fmaf(x.x, c0, x.y * s0), fmaf(x.y, c0, -x.x * s0));
+      const uint32_t b1 = pack_halves(fmaf(x.z, c1, x.w * s1), fmaf(x.w, c1, -x.z * s1));
+      const uint32_t* words = table + (block * kWarp + lane) * 4;
 #pragma unroll
-    for (int f = 0; f < kProducts; ++f) {
-      const uint4 a = *reinterpret_cast<const uint4*>(words + f * kWaveStride);
-      mma(scores[f], a.x, a.y, a.z, a.w, b[0], b[1]);
+      for (int f = 0; f < kProducts; ++f) {
+        const uint4 a = *reinterpret_cast<const uint4*>(words + f * kWaveStride);
+        mma(scores[f], a.x, a.y, a.z, a.w, b0, b1);
+      }
     }
   }
 }

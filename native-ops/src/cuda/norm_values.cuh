@@ -73,19 +73,26 @@ __device__ __forceinline__ void weight_operand(uint32_t (&b)[2], float w0, float
   b[1] = __byte_perm(low, high, 0x7632);
 }
 
-/// Adds the values of 8 tiles. kEven: levels have equal steps.
+/// Adds the values of 8 tiles, weights of the columns that `columns` is all ones for (and zero elsewhere). kEven: levels
+/// have equal steps.
 template <bool kEven>
 __device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* values, const WeightOperands& weights,
-                                          float beta, int lane) {
-  const unsigned char* first = values + lane % 4 * 2 * kValueStride + lane / 4 * 16;
+                                          uint32_t columns, float beta, int lane) {
+  constexpr uint32_t kFlip = 0xffff0000u;
+  const int c = lane % 4;
+  const unsigned char* first = values + c * 2 * kValueTileBytes + ((lane / 4 * 16) ^ value_swizzle(2 * c));
   const __half2 small = __float2half2_rn(beta);
+  uint32_t b[kProducts][2];
+#pragma unroll
+  for (int f = 0; f < kProducts; ++f) {
+    b[f][0] = weights.b[f][0] & columns;
+    b[f][1] = weights.b[f][1] & columns;
+  }
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
     const uint4 x = *reinterpret_cast<const uint4*>(first + 128 * m);
-    const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueStride);
+    const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueTileBytes);
     uint32_t a[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) a[i] ^= 0xffff0000u;
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
       if (f == 4) {
@@ -93,17 +100,23 @@ __device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* 
         for (int i = 0; i < 8; ++i) a[i] >>= 8;
       }
       const uint32_t mask = 0x00030003u << field_position(f);
-      const uint32_t b0 = weights.b[f][0], b1 = weights.b[f][1];
-      mma(sums.sums[2 * m], a[0] & mask, a[1] & mask, a[4] & mask, a[5] & mask, b0, b1);
-      mma(sums.sums[2 * m + 1], a[2] & mask, a[3] & mask, a[6] & mask, a[7] & mask, b0, b1);
+      const auto field = [&](int i) { return flip_and_mask(a[i], kFlip, mask); };
+      mma(sums.sums[2 * m], field(0), field(1), field(4), field(5), b[f][0], b[f][1]);
+      mma(sums.sums[2 * m + 1], field(2), field(3), field(6), field(7), b[f][0], b[f][1]);
       if constexpr (!kEven) {
-        const uint32_t bit = 0x00010001u << field_position(f);
-        const uint32_t s0 = as_bits(__hmul2(as_half2(b0), small)), s1 = as_bits(__hmul2(as_half2(b1), small));
-        mma(sums.sums[2 * m], a[0] & bit, a[1] & bit, a[4] & bit, a[5] & bit, s0, s1);
-        mma(sums.sums[2 * m + 1], a[2] & bit, a[3] & bit, a[6] & bit, a[7] & bit, s0, s1);
+        const uint32_t one = 0x00010001u << field_position(f);
+        const auto bit = [&](int i) { return flip_and_mask(a[i], kFlip, one); };
+        const uint32_t s0 = as_bits(__hmul2(as_half2(b[f][0]), small));
+        const uint32_t s1 = as_bits(__hmul2(as_half2(b[f][1]), small));
+        mma(sums.sums[2 * m], bit(0), bit(1), bit(4), bit(5), s0, s1);
+        mma(sums.sums[2 * m + 1], bit(2), bit(3), bit(6), bit(7), s0, s1);
       }
     }
   }
+}
+
+/// Adds weights to their sums.
+__device__ __forceinline__ void add_ones(ValueSums& sums, const WeightOperands& weights) {
 #pragma unroll
   for (int f = 0; f < kProducts; ++f) {
     const uint32_t one = 0x00010001u << field_position(f);

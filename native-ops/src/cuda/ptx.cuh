@@ -77,6 +77,13 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
+/// (x ^ flip) & mask as one instruction: the compiler would share x ^ flip among masks.
+__device__ __forceinline__ uint32_t flip_and_mask(uint32_t x, uint32_t flip, uint32_t mask) {
+  uint32_t y;
+  asm("lop3.b32 %0,%1,%2,%3,0x28;" : "=r"(y) : "r"(x), "r"(flip), "r"(mask));
+  return y;
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));

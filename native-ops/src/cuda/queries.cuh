@@ -18,15 +18,15 @@ __device__ __forceinline__ void load_query(const CacheView& cache, const Attenti
   }
 }
 
-/// All queries of a block after RoPE, times the score's factor and log2(e): FP32 [8, D] in shared memory, zeros beyond
-/// the block's heads.
+/// The first queries of a block after RoPE, times the score's factor and log2(e): FP32 [8, D] in shared memory, zeros
+/// beyond the block's heads.
 template <int D>
 __device__ __forceinline__ void turn_queries(const CacheView& cache, const Attention& p, const BlockHeads& heads,
-                                             float* out) {
+                                             float* out, int count = kHeads) {
   constexpr int n = D / kWarp;
   const int lane = threadIdx.x % kWarp, position = cache.length(heads.b);
   const float scale = cache.score_scale * kLog2e;
-  for (int head = threadIdx.x / kWarp; head < kHeads; head += blockDim.x / kWarp) {
+  for (int head = threadIdx.x / kWarp; head < count; head += blockDim.x / kWarp) {
     float q[n];
     load_query(cache, p, heads, head, lane, q);
     turn_head(cache, position, lane, q);
@@ -41,27 +41,6 @@ __device__ __forceinline__ void load_operands(const float* queries, int lane, ui
   const float* head = queries + lane / 4 * D + 2 * (lane % 4);
 #pragma unroll
   for (int i = 0; i < D / 8; ++i) q[i] = pack_halves(head[8 * i], head[8 * i + 1]);
-}
-
-/// The same of queries turned back by a position, a multiple of 16.
-template <int D>
-__device__ __forceinline__ void load_operands_before(const CacheView& cache, const float* queries, int position,
-                                                     int lane, uint32_t (&q)[D / 8]) {
-  const float* head = queries + lane / 4 * D + 2 * (lane % 4);
-#pragma unroll
-  for (int i = 0; i < D / 16; ++i) {
-    float a[2], b[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int pair = 8 * i + 2 * (lane % 4) + j;
-      const float2 angle = rope_angle(cache, position, pair);
-      const float2 turned = turn(head[8 * i + j], head[8 * i + j + D / 2], make_float2(angle.x, -angle.y));
-      a[j] = turned.x;
-      b[j] = turned.y;
-    }
-    q[i] = pack_halves(a[0], a[1]);
-    q[i + D / 16] = pack_halves(b[0], b[1]);
-  }
 }
 
 /// Fills the table of Fp16Tile::score_turned: cosines and sines of positions 0 to 15.

@@ -7,8 +7,8 @@
 // Every lane reads other bytes, and every bit it reads is used.
 //
 // A field of bits at position p of an fp16 whose exponent is zero is the number code * 2^(p - 24): an operand takes a
-// shift and a mask. The position is 2 (f % 4) for all widths, so that it is a factor of a product's sums. 8 bits would
-// not fit above position 2: there they lie 4 lower and queries are 16 times as large.
+// mask, and few shifts if every width is taken where it lies. A product's sums count as if the position were 2 (f % 4):
+// where it is another, the query makes up for it by a power of 2, which costs one multiplication for 4 operands.
 #pragma once
 #include <utility>
 
@@ -16,17 +16,48 @@
 
 namespace kvquant::cuda {
 
-/// A run of channels that has codes, or two of the same width.
+/// Two runs of channels of one width, or one: places in bytes from the beginning of a tile and of the queries.
 struct KeyStep {
-  int16_t width, runs;
-  int16_t offset[2];  // bytes from the beginning of a tile
-  int16_t run[2];     // which runs: where their queries are
+  int tile[2], query[2];
 };
 
+/// What the products of a tile go through, widths in the order of kStepWidths, of each the pairs of runs, then the run
+/// that is left over.
+struct KeySteps {
+  KeyStep steps[kWidthRuns];
+  int pairs[5], singles[5];
+};
+constexpr int kStepWidths[5] = {8, 4, 2, 1, 3};
+
 constexpr int kProducts = 8;
-constexpr int kLargeFactor = 16;  // of queries against 8 bits at positions 4 and 6
+/// Words of a run's queries: [8 columns][4 lanes] and a zero, which other columns read.
+constexpr int kQueryWords = 33;
 
 __host__ __device__ constexpr int field_position(int product) { return 2 * (product % 4); }
+
+/// Where the code of a product's tokens lies in a (shifted) chunk.
+__host__ __device__ constexpr int code_position(int width, int product) {
+  return width == 1   ? product % 4
+         : width == 4 ? product % 2 * 4
+         : width == 8 ? 0
+                      : field_position(product);
+}
+
+/// A lane's tile in shared memory; blocks of 16 bytes are exchanged so that lanes of a quarter warp read different
+/// banks.
+struct TileReader {
+  const unsigned char* tile;
+  int swizzle;
+
+  template <class T>
+  __device__ __forceinline__ T at(int offset) const {
+    return *reinterpret_cast<const T*>(tile + (offset ^ swizzle));
+  }
+};
+
+/// The exchange of a tile's blocks: keys, and values, whose lanes read two tiles each.
+__device__ __forceinline__ int key_swizzle(int tile) { return (tile & 1) << 6 | (tile & 2) << 4 | (tile & 4) << 2; }
+__device__ __forceinline__ int value_swizzle(int tile) { return (tile & 6) << 4; }
 
 /// Moves bits from position `from` of a word to position `to`.
 template <int from, int to>
@@ -41,25 +72,26 @@ __device__ __forceinline__ uint32_t move_bits(uint32_t x) {
 /// The codes of two channels for the 16 tokens of a tile: chunks of 16 bits of both in the halves of a word.
 template <int width>
 struct CodePair {
-  uint32_t chunks[width == 8 ? 8 : width];
+  uint32_t chunks[width];
 
-  __device__ __forceinline__ CodePair(const unsigned char* run, int c) {
+  __device__ __forceinline__ CodePair(const TileReader& tile, int run, int c) {
+    run += c * 4 * width;
     if constexpr (width == 1) {
-      chunks[0] = reinterpret_cast<const uint32_t*>(run)[c];
+      chunks[0] = tile.at<uint32_t>(run);
     } else if constexpr (width == 2) {
-      const uint2 x = reinterpret_cast<const uint2*>(run)[c];
+      const uint2 x = tile.at<uint2>(run);
       interleave(x.x, x.y, 0);
     } else if constexpr (width == 3) {
-      const auto* x = reinterpret_cast<const uint32_t*>(run) + 3 * c;
+      const uint32_t x[3] = {tile.at<uint32_t>(run), tile.at<uint32_t>(run + 4), tile.at<uint32_t>(run + 8)};
       chunks[0] = __byte_perm(x[0], x[1], 0x7610);
       chunks[1] = __byte_perm(x[0], x[2], 0x5432);
       chunks[2] = __byte_perm(x[1], x[2], 0x7610);
     } else if constexpr (width == 4) {
-      const uint4 x = reinterpret_cast<const uint4*>(run)[c];
+      const uint4 x = tile.at<uint4>(run);
       interleave(x.x, x.z, 0);
       interleave(x.y, x.w, 2);
     } else {
-      const uint4 x = reinterpret_cast<const uint4*>(run)[2 * c], y = reinterpret_cast<const uint4*>(run)[2 * c + 1];
+      const uint4 x = tile.at<uint4>(run), y = tile.at<uint4>(run + 16);
       interleave(x.x, y.x, 0);
       interleave(x.y, y.y, 2);
       interleave(x.z, y.z, 4);
@@ -67,11 +99,10 @@ struct CodePair {
     }
   }
 
-  /// Operand of a token: its two codes at position field_position(token % 8), or 4 lower if kLow.
+  /// Operand of a token: its two codes at code_position.
   template <int token>
   __device__ __forceinline__ uint32_t operand() const {
-    constexpr bool low = width == 8 && field_position(token % 8) >= 4;
-    constexpr int position = field_position(token % 8) - (low ? 4 : 0);
+    constexpr int position = code_position(width, token % 8);
     constexpr int chunk = token * width / 16, bit = token * width % 16;
     constexpr int inside = bit + width <= 16 ? width : 16 - bit;  // bits in this chunk; the rest begins the next one
     constexpr uint32_t mask = ((1u << inside) - 1u) * 0x00010001u;
@@ -90,67 +121,65 @@ struct CodePair {
   }
 };
 
-__device__ __forceinline__ uint32_t scale_up(uint32_t q) {
-  return as_bits(__hmul2(as_half2(q), __float2half2_rn(static_cast<float>(kLargeFactor))));
-}
+/// A run's query against products f, f + 4.
+template <int width>
+struct StepQuery {
+  uint32_t at[4];
+
+  __device__ __forceinline__ StepQuery(const unsigned char* query) {
+    const uint32_t q = *reinterpret_cast<const uint32_t*>(query);
+#pragma unroll
+    for (int f = 0; f < 4; ++f) {
+      const int lower = field_position(f) - code_position(width, f);
+      const float factor = lower < 0 ? 1.0f / static_cast<float>(1 << -lower) : static_cast<float>(1 << lower);
+      at[f] = lower == 0 ? q : as_bits(__hmul2(as_half2(q), __float2half2_rn(factor)));
+    }
+  }
+};
 
 using Products = std::make_integer_sequence<int, kProducts>;
 
-/// A run's query against positions below 4 and, of 8 bits, above.
-struct StepQuery {
-  uint32_t low, high;
-
-  template <int width>
-  static __device__ __forceinline__ StepQuery load(const uint32_t* queries, int run, int lane) {
-    const uint32_t q = queries[run * kWarp + lane];
-    return {q, width == 8 ? scale_up(q) : q};
-  }
-  __device__ __forceinline__ uint32_t at(int product) const { return field_position(product) >= 4 ? high : low; }
-};
-
 template <int width, int... f>
 __device__ __forceinline__ void add_products(float (&scores)[kProducts][4], const CodePair<width>& codes,
-                                             const StepQuery& q, std::integer_sequence<int, f...>) {
-  (mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), q.at(f)), ...);
+                                             const StepQuery<width>& q, std::integer_sequence<int, f...>) {
+  (mma(scores[f], codes.template operand<f>(), codes.template operand<f + 8>(), q.at[f % 4]), ...);
 }
 
 template <int width, int... f>
-__device__ __forceinline__ void add_products(float (&scores)[kProducts][4], const CodePair<width> (&codes)[2],
-                                             const StepQuery (&q)[2], std::integer_sequence<int, f...>) {
-  (mma(scores[f], codes[0].template operand<f>(), codes[0].template operand<f + 8>(), codes[1].template operand<f>(),
-       codes[1].template operand<f + 8>(), q[0].at(f), q[1].at(f)),
+__device__ __forceinline__ void add_products(float (&scores)[kProducts][4], const CodePair<width>& codes0,
+                                             const CodePair<width>& codes1, const StepQuery<width>& q0,
+                                             const StepQuery<width>& q1, std::integer_sequence<int, f...>) {
+  (mma(scores[f], codes0.template operand<f>(), codes0.template operand<f + 8>(), codes1.template operand<f>(),
+       codes1.template operand<f + 8>(), q0.at[f % 4], q1.at[f % 4]),
    ...);
 }
 
-/// Adds a step's products to scores [8 products] of [16 tokens, 8 heads]. tile: the keys of the lane's tile; queries
-/// [16 runs][32 lanes].
-template <int width>
-__device__ __forceinline__ void add_step(float (&scores)[kProducts][4], const KeyStep& step, const unsigned char* tile,
-                                         const uint32_t* queries, int lane) {
-  const CodePair<width> first(tile + step.offset[0], lane % 4);
-  const StepQuery q = StepQuery::load<width>(queries, step.run[0], lane);
-  if (step.runs == 1) return add_products(scores, first, q, Products());
-  const CodePair<width> both[2] = {first, CodePair<width>(tile + step.offset[1], lane % 4)};
-  const StepQuery queries_of_both[2] = {q, StepQuery::load<width>(queries, step.run[1], lane)};
-  add_products(scores, both, queries_of_both, Products());
+/// Adds a width's products to scores [8 products] of [16 tokens, 8 columns]; next: the first of its steps, then the
+/// first behind them. queries: the lane's.
+template <int which>
+__device__ __forceinline__ void add_width(float (&scores)[kProducts][4], const KeySteps& steps, int& next,
+                                          const TileReader& tile, const unsigned char* queries, int c) {
+  constexpr int width = kStepWidths[which];
+  const int end = next + steps.pairs[which];
+#pragma unroll 1
+  for (; next < end; ++next) {
+    const KeyStep& step = steps.steps[next];
+    add_products(scores, CodePair<width>(tile, step.tile[0], c), CodePair<width>(tile, step.tile[1], c),
+                 StepQuery<width>(queries + step.query[0]), StepQuery<width>(queries + step.query[1]), Products());
+  }
+  if (steps.singles[which] == 0) return;
+  const KeyStep& step = steps.steps[next++];
+  add_products(scores, CodePair<width>(tile, step.tile[0], c), StepQuery<width>(queries + step.query[0]), Products());
 }
 
-__device__ __forceinline__ void add_steps(float (&scores)[kProducts][4], const KeyStep* steps, int count,
-                                          const unsigned char* tile, const uint32_t* queries, int lane) {
-  for (int i = 0; i < count; ++i) {
-    const KeyStep& step = steps[i];
-    if (step.width == 2) {
-      add_step<2>(scores, step, tile, queries, lane);
-    } else if (step.width == 4) {
-      add_step<4>(scores, step, tile, queries, lane);
-    } else if (step.width == 1) {
-      add_step<1>(scores, step, tile, queries, lane);
-    } else if (step.width == 8) {
-      add_step<8>(scores, step, tile, queries, lane);
-    } else {
-      add_step<3>(scores, step, tile, queries, lane);
-    }
-  }
+__device__ __forceinline__ void add_steps(float (&scores)[kProducts][4], const KeySteps& steps, const TileReader& tile,
+                                          const unsigned char* queries, int c) {
+  int next = 0;
+  add_width<0>(scores, steps, next, tile, queries, c);
+  add_width<1>(scores, steps, next, tile, queries, c);
+  add_width<2>(scores, steps, next, tile, queries, c);
+  add_width<3>(scores, steps, next, tile, queries, c);
+  add_width<4>(scores, steps, next, tile, queries, c);
 }
 
 }  // namespace kvquant::cuda
