@@ -31,14 +31,15 @@ constexpr int kManyWarps = 8, kFewWarps = 4;
 struct IntLayer {
   KeySteps keys;
   int key_stride;  // bytes from one tile of keys to the next in shared memory
-  LevelFit levels;
+  float level_step;
   int stage_bytes, warp_bytes;  // of shared memory
   int columns;                  // of a group of tokens: 2, 4 or 8, for as many query heads
 };
 
-/// A warp's shared memory: two stages, each for keys or values of 8 tiles. At the end, sums; in the exact part, a tile
+/// A warp's shared memory: two stages, each for keys or values of 8 tiles, and norms of a batch. At the end, sums; in the exact part, a tile
 /// of keys and one of values.
-constexpr int kStages = 2;
+constexpr int kStages = 2, kMostBatch = 4, kNormsBytes = kMostBatch * kGroupTiles * kNormBytes;
+constexpr int kIdGroups = 16;  // whose pages a warp knows at a time
 static_assert(kHeads * kMergeStride<kDim> * 4 <= kStages * kGroupTiles * kValueTileBytes, "sums fit");
 static_assert(2 * Fp16Tile<kDim>::kBytes <= kStages * kGroupTiles * kValueTileBytes, "exact tiles fit");
 
@@ -51,32 +52,35 @@ struct BlockLayout {
   static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
 };
 
-/// What a warp copies to its stages: of up to `batch` groups their keys, then their values, then the next ones.
+/// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones.
 struct GroupStream {
   const CacheView& cache;
   const IntLayer& layer;
   const int32_t* table;
-  int kv_head, lane, pages, batch, end;
-  unsigned char* stages;
+  int kv_head, lane, pages, batch, begin, end;
+  unsigned char *stages, *norms;
   int first, group;  // of the batch, next to be copied
   bool values = false;
-  int2 ids = {};
+  int now = 0, next = 0;  // pages of 16 groups, a lane one; of the 16 behind them
 
-  __device__ __forceinline__ void load_ids() {
-    const int page = min(2 * group, pages - 1);
-    ids = make_int2(table[page], table[min(page + 1, pages - 1)]);
-  }
+  __device__ __forceinline__ int load_ids(int from) const { return table[min(2 * from + lane, pages - 1)]; }
 
   /// Starts the next copy, to a stage.
   __device__ __forceinline__ void start(int stage) {
     if (group < end) {
-      const uint8_t* page0 = cache.pages + ids.x * cache.page_bytes;
-      const uint8_t* page1 = cache.pages + ids.y * cache.page_bytes;
+      const int at = (group - begin) % kIdGroups;
+      if (at == 0 && !values && group > begin) {
+        now = next;
+        next = load_ids(group + kIdGroups);
+      }
+      const uint8_t* page0 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at) * cache.page_bytes;
+      const uint8_t* page1 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at + 1) * cache.page_bytes;
       unsigned char* to = stages + stage * layer.stage_bytes;
       if (values) {
         copy_values(to, page0, page1);
       } else {
         copy_keys(to, page0, page1);
+        copy_norms(norms + (group - first) * (kGroupTiles * kNormBytes), page0, page1);
       }
       if (++group == min(first + batch, end)) {
         if (values) {
@@ -86,7 +90,6 @@ struct GroupStream {
         }
         values = !values;
       }
-      load_ids();
     }
     commit_copies();
   }
@@ -112,6 +115,14 @@ struct GroupStream {
         copy_async(to + i * layer.key_stride + (at ^ key_swizzle(i)), from + (at - lane * 16));
       }
     }
+  }
+
+  __device__ __forceinline__ void copy_norms(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+    if (lane >= 2 * kGroupTiles) return;
+    const int tile = lane / 2;
+    const uint8_t* from = (tile < kPageTiles ? page0 : page1) + cache.values.norms +
+                          tile % kPageTiles * cache.values.norm_tile_bytes + kv_head * kNormBytes + lane % 2 * 16;
+    copy_async(to + lane * 16, from);
   }
 
   __device__ __forceinline__ void copy_values(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
@@ -179,7 +190,7 @@ __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (
 }
 
 /// Stored tokens: a block per part, kv head (and group of 8 query heads) and sequence.
-template <int warps, bool kEven, int blocks>
+template <int warps, int blocks>
 __global__ void __launch_bounds__(warps* kWarp, blocks)
     attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
                       const __grid_constant__ IntLayer layer) {
@@ -206,10 +217,11 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   auto* factors = reinterpret_cast<float*>(shared + Layout::kFactors);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
   unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
+  unsigned char* norms = stages + kStages * layer.stage_bytes;
 
   // A warp's groups, `batch` of them at a time: each has its own columns of products.
-  const int columns = layer.columns, most = kHeads / columns;
-  const int batch = max(1, min(most, (end - begin) / warps));
+  const int columns = layer.columns, share = (end - begin) / warps;
+  const int batch = min(kHeads / columns, share >= 4 ? 4 : share >= 2 ? 2 : 1);
   const int units = (end - begin + batch - 1) / batch;
   int first = begin + units * warp / warps * batch;
   const int last = min(end, begin + units * (warp + 1) / warps * batch);
@@ -217,43 +229,50 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
   const int g = lane / 4, c = lane % 4;
   const int mine = 2 * c / columns;  // which of the batch's groups the lane's scores belong to
-  const auto norm_page = [&](int group) { return table[min(2 * (group + mine) + g / kPageTiles, pages - 1)]; };
+  // Of second operands: whose columns the lane holds, and where its words are.
+  const int owner = g / columns, words_at = g % columns * 4 + c;
+  const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
   // Small loads go first: behind a full queue of copies they would wait for all of them.
-  GroupStream stream{cache, layer, table, heads.kv_head, lane, pages, batch, last, stages, first, first};
-  stream.load_ids();
-  int norm_id = norm_page(first);
-  float q[kLanes];
-  load_query(cache, p, heads, warp, lane, q);
+  GroupStream stream{cache, layer, table, heads.kv_head, lane, pages, batch, first, last, stages, norms, first, first};
+  stream.now = stream.load_ids(first);
+  stream.next = stream.load_ids(first + kIdGroups);
+  if (first < last) prefetch(base_row(first + owner) + c * kWarp);
   const uint32_t sinks = find_sinks(cache, heads.b, lane);
-  for (int i = 0; i < kStages; ++i) stream.start(i);
-  for (int head = warp; head < columns; head += warps) {
-    if (head != warp) load_query(cache, p, heads, head, lane, q);
-    fold_query(cache, heads, head, lane, q, queries, amplitudes, factors);
+  if (warp < columns) {
+    FoldInputs inputs(cache, p, heads, warp, lane);
+    stream.start(0);
+    fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
+  } else {
+    stream.start(0);
+  }
+  for (int head = warp + warps; head < columns; head += warps) {
+    FoldInputs inputs(cache, p, heads, head, lane);
+    fold_query(cache, inputs, head, lane, queries, amplitudes, factors);
   }
   if (cache.keys.mean != nullptr) fill_waves(cache, waves);
+  stream.start(1);
   __syncthreads();
   const float2 unit = *reinterpret_cast<const float2*>(factors + 2 * c % columns);
   const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + 2 * c % columns);
-  // Of second operands: whose columns the lane holds, and where its words are.
-  const int owner = g / columns, words_at = g % columns * 4 + c;
 
   Softmax softmax;
   ValueSums sums;
   int stage = 0;
+#pragma unroll 1
   for (; first < last; first += batch) {
     const int count = min(batch, last - first);
-    const uint8_t* norms = cache.pages + norm_id * cache.page_bytes + cache.values.norms +
-                           g % kPageTiles * cache.values.norm_tile_bytes + heads.kv_head * kNormBytes;
-    const uint4 n0 = *reinterpret_cast<const uint4*>(norms), n1 = *reinterpret_cast<const uint4*>(norms + 16);
-    norm_id = norm_page(first + batch);
     float scores[kProducts][4] = {};
     if (cache.keys.mean != nullptr) {
-      const int group = min(first + owner, last - 1);
-      add_mean(scores, waves, amplitudes + words_at, cache.rope + (kPageTokens + 2 * group) * kDim, lane);
+      add_mean(scores, waves, amplitudes + words_at, base_row(first + min(owner, count - 1)), lane);
+      prefetch(base_row(first + batch + owner) + c * kWarp);
     }
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
+      if (i > 0) {
+        stream.start(stage);
+        stage ^= 1;
+      }
       wait_copies<1>();
       __syncwarp();
       const TileReader tile{stages + stage * layer.stage_bytes + g * layer.key_stride, key_swizzle(g)};
@@ -261,9 +280,13 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
           reinterpret_cast<const unsigned char*>(queries + (owner == i ? words_at : kWarp));
       add_steps(scores, layer.keys, tile, words, c);
       __syncwarp();
-      stream.start(stage);
-      stage ^= 1;
     }
+    // Norms before the next copy, which may be of others.
+    const auto* lane_norms = reinterpret_cast<const uint4*>(norms + (mine * kGroupTiles + g) * kNormBytes);
+    const uint4 n0 = lane_norms[0], n1 = lane_norms[1];
+    __syncwarp();
+    stream.start(stage);
+    stage ^= 1;
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
       const float field = static_cast<float>(1 << (24 - field_position(f)));
@@ -273,7 +296,7 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
       }
     }
     WeightOperands operands;
-    if (count == most && (first + count) * kGroupTokens <= tokens && (first > 0 || sinks == 0)) {
+    if (count == kHeads / columns && (first + count) * kGroupTokens <= tokens && (first > 0 || sinks == 0)) {
       weigh<false>(softmax, sums, scores, n0, n1, 0xffffu, operands);
     } else {
       const uint32_t valid = valid_tokens((first + mine) * kGroupTokens + g * kTileTokens, tokens, sinks);
@@ -284,8 +307,7 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
     for (int i = 0; i < count; ++i) {
       wait_copies<1>();
       __syncwarp();
-      const uint32_t mask = owner == i ? 0xffffffffu : 0;
-      add_codes<kEven>(sums, stages + stage * layer.stage_bytes, operands, mask, layer.levels.beta, lane);
+      add_codes(sums, stages + stage * layer.stage_bytes, operands, owner == i ? 0xffffffffu : 0, lane);
       __syncwarp();
       stream.start(stage);
       stage ^= 1;
@@ -295,13 +317,13 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   __syncwarp();
 
   // 2^18: fields are codes times 2^(p - 24), weights have a factor of 2^(6 - p).
-  const float factor = sums.norm_scale > 0.0f ? layer.levels.factor * 262144.0f / sums.norm_scale : 0.0f;
+  const float factor = sums.norm_scale > 0.0f ? layer.level_step * 262144.0f / sums.norm_scale : 0.0f;
   auto* out = reinterpret_cast<float*>(stages) + 2 * (lane % 4) * kMergeStride<kDim> + lane / 4 * 4;
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float sum = fmaf(-layer.levels.constant, sums.ones[j % 2], sums.sums[m][j]) * factor;
+      const float sum = fmaf(-1.5f, sums.ones[j % 2], sums.sums[m][j]) * factor;
       out[j % 2 * kMergeStride<kDim> + m / 2 * 32 + m % 2 * 2 + j / 2] = sum;
     }
   }
@@ -311,7 +333,7 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
                     layer.warp_bytes / 4, true, columns);
 }
 
-IntLayer describe(const CacheView& cache, const float* levels) {
+IntLayer describe(const CacheView& cache) {
   IntLayer layer = {};
   const SideView& keys = cache.keys;
   int next = 0;
@@ -330,44 +352,34 @@ IntLayer describe(const CacheView& cache, const float* levels) {
   }
   layer.key_stride = (keys.tile_bytes + 127) / 128 * 128;
   layer.stage_bytes = kGroupTiles * std::max(layer.key_stride, kValueTileBytes);
-  layer.warp_bytes = kStages * layer.stage_bytes;
+  layer.warp_bytes = kStages * layer.stage_bytes + kNormsBytes;
   const int heads = cache.heads / cache.kv_heads;
   layer.columns = heads <= 2 ? 2 : heads <= 4 ? 4 : 8;
-  const float w1 = levels[2] - levels[0], w0 = levels[1] - levels[0];
-  layer.levels = {2.0f * w0 / w1 - 1.0f, -2.0f * levels[0] / w1, 0.5f * w1};
+  layer.level_step = (cache.values.four_levels[3] - cache.values.four_levels[0]) / 3.0f;
   return layer;
 }
 
-template <int warps, bool kEven, int blocks>
+template <int warps, int blocks>
 void launch_int(const CacheView& cache, const Attention& p, const IntLayer& layer, cudaStream_t stream) {
   const auto bytes = static_cast<size_t>(BlockLayout<warps>::kWarpBuffers + warps * layer.warp_bytes);
   const LaunchShape shape{attention_blocks(cache, p), warps * kWarp, bytes, stream};
-  launch("attend", attend_int_kernel<warps, kEven, blocks>, shape, cache, p, layer);
-}
-
-template <int warps, int blocks>
-void launch_levels(const CacheView& cache, const Attention& p, const IntLayer& layer, cudaStream_t stream) {
-  if (std::fabs(layer.levels.beta) < 1e-6f) {
-    launch_int<warps, true, blocks>(cache, p, layer, stream);
-  } else {
-    launch_int<warps, false, blocks>(cache, p, layer, stream);
-  }
+  launch("attend", attend_int_kernel<warps, blocks>, shape, cache, p, layer);
 }
 
 }  // namespace
 
 bool attend_int_supports(const CacheView& cache) {
   const float* levels = cache.values.four_levels;
-  const bool symmetric = levels[0] == -levels[3] && levels[1] == -levels[2];
+  const bool even = levels[0] == -levels[3] && levels[1] == -levels[2] && std::fabs(levels[3] - 3.0f * levels[2]) < 1e-3f;
   const bool waves = cache.rope_rows >= kPageTokens + 2;  // 128 positions, which the mean term turns by
   const bool first = cache.sink_policy != SinkPolicy::kMassive && cache.keys_pre_rope == 0;
   return first && cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm &&
-         cache.values.bits == 2 && cache.values.rotated && symmetric && cache.head_dim == kDim &&
+         cache.values.bits == 2 && cache.values.rotated && even && cache.head_dim == kDim &&
          cache.max_sinks <= kSinkBits && waves;
 }
 
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
-  const IntLayer layer = describe(cache, cache.values.four_levels);
+  const IntLayer layer = describe(cache);
   const int warps =
       BlockLayout<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes <= shared_bytes ? kManyWarps : kFewWarps;
   const int fixed = warps == kManyWarps ? BlockLayout<kManyWarps>::kWarpBuffers : BlockLayout<kFewWarps>::kWarpBuffers;
@@ -375,11 +387,11 @@ AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
 }
 
 void attend_int(const CacheView& cache, const Attention& p, const AttentionShape& shape, cudaStream_t stream) {
-  const IntLayer layer = describe(cache, cache.values.four_levels);
+  const IntLayer layer = describe(cache);
   if (shape.warps == kManyWarps) {
-    launch_levels<kManyWarps, 2>(cache, p, layer, stream);
+    launch_int<kManyWarps, 2>(cache, p, layer, stream);
   } else {
-    launch_levels<kFewWarps, 2>(cache, p, layer, stream);
+    launch_int<kFewWarps, 2>(cache, p, layer, stream);
   }
 }
 

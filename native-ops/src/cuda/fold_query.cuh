@@ -15,18 +15,55 @@ __device__ __forceinline__ float warp_maximum(float x) {
   return x;
 }
 
+/// All that a lane's part of a query is folded from, so that loads come before everything else, at once.
+struct FoldInputs {
+  float q[kLanes];
+  float2 steps[kLanes], angles[kLanes];
+  float own_mean[kLanes] = {}, other_mean[kLanes] = {}, noise[kLanes] = {};
+  int channel[kLanes];
+
+  __device__ __forceinline__ FoldInputs(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,
+                                        int lane) {
+    const SideView& keys = cache.keys;
+    const int first = heads.kv_head * kFoldDim + lane * kLanes, position = cache.length(heads.b);
+    load_query(cache, p, heads, head, lane, q);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      channel[i] = channel_at<kFoldDim>(keys, heads.kv_head, lane * kLanes + i);
+      steps[i] = reinterpret_cast<const float2*>(keys.steps)[first + i];
+      if (keys.mean != nullptr) {
+        own_mean[i] = keys.mean[first + i];
+        other_mean[i] = keys.mean[heads.kv_head * kFoldDim + (lane * kLanes + i) % (kFoldDim / 2) + kFoldDim / 2];
+      }
+      if (keys.noise != nullptr) noise[i] = keys.noise[first + i];
+      angles[i] = rope_angle(cache, position, lane % (kWarp / 2) * kLanes + i);
+    }
+  }
+
+  /// Applies RoPE.
+  __device__ __forceinline__ void turn_query(int lane) {
+    const bool upper = lane >= kWarp / 2;
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      const float other = __shfl_xor_sync(0xffffffffu, q[i], kWarp / 2);
+      const float2 y = upper ? turn(other, q[i], angles[i]) : turn(q[i], other, angles[i]);
+      q[i] = upper ? y.y : y.x;
+    }
+  }
+};
+
 /// Folds a query into what products and the mean term want. A warp does one head.
-__device__ __noinline__ void fold_query(const CacheView& cache, const BlockHeads& heads, int head, int lane,
-                                        float (&q)[kLanes], uint32_t* queries, float4* amplitudes, float* factors) {
-  turn_head(cache, cache.length(heads.b), lane, q);
+__device__ __forceinline__ void fold_query(const CacheView& cache, FoldInputs& inputs, int head, int lane,
+                                           uint32_t* queries, float4* amplitudes, float* factors) {
+  inputs.turn_query(lane);
+  const float (&q)[kLanes] = inputs.q;
   const SideView& keys = cache.keys;
-  const int kv_head = heads.kv_head;
-  const int first = kv_head * kFoldDim + lane * kLanes, column = head * 4;
+  const int column = head * 4;
   const float scale = cache.score_scale * kLog2e;
   float folded[kLanes], constant = 0.0f, largest = 0.0f;
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) {
-    const int c = channel_at<kFoldDim>(keys, kv_head, lane * kLanes + i);
+    const int c = inputs.channel[i];
     float x = 0.0f;
 #pragma unroll
     for (int j = 0; j < kLanes; ++j) {
@@ -34,25 +71,20 @@ __device__ __noinline__ void fold_query(const CacheView& cache, const BlockHeads
       if (c % kLanes == j) x = value * scale;
     }
     if (keys.width[(lane * kLanes + i) / (kFoldDim / kWidthRuns)] == 0) x = 0.0f;
-    const float2 step = reinterpret_cast<const float2*>(keys.steps)[first + i];
-    constant = fmaf(x, step.x, constant);
-    folded[i] = x * step.y;
+    constant = fmaf(x, inputs.steps[i].x, constant);
+    folded[i] = x * inputs.steps[i].y;
     largest = fmaxf(largest, fabsf(folded[i]));
-    if (keys.noise != nullptr) {
-      constant = fmaf(0.5f * cache.score_scale * scale * q[i] * q[i], keys.noise[first + i], constant);
-    }
+    constant = fmaf(0.5f * cache.score_scale * scale * q[i] * q[i], inputs.noise[i], constant);
   }
   // q . R_t mean = cos (q_i m_i + q_j m_j) + sin (q_j m_i - q_i m_j), j the partner of i; lanes 0 to 15 hold the i.
-  float2 waves[kLanes] = {};
-  if (keys.mean != nullptr) {
+  float2 waves[kLanes];
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      const float other = __shfl_xor_sync(0xffffffffu, q[i], kWarp / 2);
-      if (lane >= kWarp / 2) continue;
-      const float mi = keys.mean[first + i], mj = keys.mean[first + i + kFoldDim / 2];
-      waves[i] = make_float2(scale * fmaf(q[i], mi, other * mj), scale * fmaf(other, mi, -q[i] * mj));
-      largest = fmaxf(largest, fmaxf(fabsf(waves[i].x), fabsf(waves[i].y)) * kWaveFactor);
-    }
+  for (int i = 0; i < kLanes; ++i) {
+    const float other = __shfl_xor_sync(0xffffffffu, q[i], kWarp / 2);
+    const float mi = inputs.own_mean[i], mj = inputs.other_mean[i];
+    waves[i] = make_float2(scale * fmaf(q[i], mi, other * mj), scale * fmaf(other, mi, -q[i] * mj));
+    if (lane >= kWarp / 2) waves[i] = make_float2(0.0f, 0.0f);
+    largest = fmaxf(largest, fmaxf(fabsf(waves[i].x), fabsf(waves[i].y)) * kWaveFactor);
   }
   largest = warp_maximum(largest);
   // sigma brings the largest to 2^8 .. 2^9: 64 times that is still an fp16, 2^-22 of it still a normal one.

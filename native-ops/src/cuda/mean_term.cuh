@@ -29,7 +29,7 @@ __device__ __forceinline__ void fill_waves(const CacheView& cache, uint32_t* tab
   const float unit = 1.0f / static_cast<float>(1 << (12 - field_position(f)));
   for (int c = static_cast<int>(threadIdx.x) / kPageTokens; c < 4; c += static_cast<int>(blockDim.x) / kPageTokens) {
     uint32_t* to = table + f * kWaveStride + (token / 16 * 4 + c) * 4 + token / 8 % 2;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < 2 * kWaveBlocks; ++i) {
       const int pair = wave_pair(i / 2, i % 2, c);
       const float x = cache.rope[pair * kPageTokens + token], y = cache.rope[(kHalf + pair) * kPageTokens + token];

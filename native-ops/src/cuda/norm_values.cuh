@@ -7,10 +7,9 @@
 // tile 2 c + 1. Channels are dealt so that a lane reads 16 bytes: row g of products 2 m and 2 m + 1 is channels 32 m +
 // 4 g and + 2, row g + 8 those after them.
 //
-// Norms go into the weights. Levels are symmetric, so a level is l0 + w1 b1 + w0 b0 with the bits of its code: w1 / 2
-// times (code + beta b0) less a constant, whose sum over tokens is one more product, with ones. Equal steps have beta
-// 0, and no second product. Tokens of the high halves are taken as 3 - code with negative weights: sums stay near zero,
-// which the truncating accumulator needs.
+// Norms go into the weights. Levels are equally spaced around 0: a step times (code - 1.5); the sum of weights, which
+// 1.5 takes, is one more product, with ones. Tokens of the high halves are taken as 3 - code with negative weights: sums
+// stay near zero, which the truncating accumulator needs.
 #pragma once
 #include "static_keys.cuh"
 
@@ -20,13 +19,6 @@ constexpr int kValueTileBytes = 128 * 4;
 /// From one tile to the next in shared memory; lanes of a quarter warp then read different banks.
 constexpr int kValueStride = kValueTileBytes + 16;
 constexpr int kNormBytes = kTileTokens * 2;  // of a tile
-
-/// What levels amount to.
-struct LevelFit {
-  float beta;      // of the code's low bit
-  float constant;  // -(2 l0 / w1), times the sum of weights
-  float factor;    // w1 / 2
-};
 
 /// A warp's sums: [2 m, 2 m + 1] as above; ones: of the weights.
 struct ValueSums {
@@ -73,43 +65,36 @@ __device__ __forceinline__ void weight_operand(uint32_t (&b)[2], float w0, float
   b[1] = __byte_perm(low, high, 0x7632);
 }
 
-/// Adds the values of 8 tiles, weights of the columns that `columns` is all ones for (and zero elsewhere). kEven: levels
-/// have equal steps.
-template <bool kEven>
+/// Adds the values of 8 tiles, weights of the columns that `columns` is all ones for.
 __device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* values, const WeightOperands& weights,
-                                          uint32_t columns, float beta, int lane) {
+                                          uint32_t columns, int lane) {
   constexpr uint32_t kFlip = 0xffff0000u;
   const int c = lane % 4;
   const unsigned char* first = values + c * 2 * kValueTileBytes + ((lane / 4 * 16) ^ value_swizzle(2 * c));
-  const __half2 small = __float2half2_rn(beta);
-  uint32_t b[kProducts][2];
 #pragma unroll
-  for (int f = 0; f < kProducts; ++f) {
-    b[f][0] = weights.b[f][0] & columns;
-    b[f][1] = weights.b[f][1] & columns;
-  }
+  for (int half = 0; half < 2; ++half) {  // four sums at a time: products of one would wait for each other
+    uint32_t a[2][8];
 #pragma unroll
-  for (int m = 0; m < 4; ++m) {
-    const uint4 x = *reinterpret_cast<const uint4*>(first + 128 * m);
-    const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueTileBytes);
-    uint32_t a[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+    for (int m = 0; m < 2; ++m) {
+      const uint4 x = *reinterpret_cast<const uint4*>(first + 256 * half + 128 * m);
+      const uint4 y = *reinterpret_cast<const uint4*>(first + 256 * half + 128 * m + kValueTileBytes);
+      const uint32_t all[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) a[m][i] = all[i];
+    }
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
       if (f == 4) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) a[i] >>= 8;
+        for (int i = 0; i < 16; ++i) a[i / 8][i % 8] >>= 8;
       }
       const uint32_t mask = 0x00030003u << field_position(f);
-      const auto field = [&](int i) { return flip_and_mask(a[i], kFlip, mask); };
-      mma(sums.sums[2 * m], field(0), field(1), field(4), field(5), b[f][0], b[f][1]);
-      mma(sums.sums[2 * m + 1], field(2), field(3), field(6), field(7), b[f][0], b[f][1]);
-      if constexpr (!kEven) {
-        const uint32_t one = 0x00010001u << field_position(f);
-        const auto bit = [&](int i) { return flip_and_mask(a[i], kFlip, one); };
-        const uint32_t s0 = as_bits(__hmul2(as_half2(b[f][0]), small));
-        const uint32_t s1 = as_bits(__hmul2(as_half2(b[f][1]), small));
-        mma(sums.sums[2 * m], bit(0), bit(1), bit(4), bit(5), s0, s1);
-        mma(sums.sums[2 * m + 1], bit(2), bit(3), bit(6), bit(7), s0, s1);
+      const uint32_t b0 = weights.b[f][0] & columns, b1 = weights.b[f][1] & columns;
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const auto field = [&](int i) { return flip_and_mask(a[m][i], kFlip, mask); };
+        mma(sums.sums[4 * half + 2 * m], field(0), field(1), field(4), field(5), b0, b1);
+        mma(sums.sums[4 * half + 2 * m + 1], field(2), field(3), field(6), field(7), b0, b1);
       }
     }
   }

@@ -77,6 +77,9 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
+/// Fetches a line of 128 bytes to L1 without waiting.
+__device__ __forceinline__ void prefetch(const void* line) { asm volatile("prefetch.global.L1 [%0];" ::"l"(line)); }
+
 /// (x ^ flip) & mask as one instruction: the compiler would share x ^ flip among masks.
 __device__ __forceinline__ uint32_t flip_and_mask(uint32_t x, uint32_t flip, uint32_t mask) {
   uint32_t y;
