@@ -113,15 +113,15 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   const int shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const int shared_total = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const bool exact = cache.window > 0 || cache.sink_pages > 0;
-  AttentionPlan plan{AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false};
+  AttentionPlan plan{AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false, false};
   if (cache.keys.format == Format::kFloat16 && cache.values.format == Format::kFloat16 && !exact) {
-    plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1, false};
+    plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1, false, false};
   } else if (attend_int_supports(cache)) {
-    plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1, false};
+    plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1, false, false};
   } else if (attend_rotated_supports(cache)) {
-    plan = {AttentionPlan::kRotated, attend_rotated_shape(cache), 1, false};
+    plan = {AttentionPlan::kRotated, attend_rotated_shape(cache), 1, false, false};
   }
-  if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false};
+  if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false, false};
   const bool plain = plan.kernel == AttentionPlan::kPlain;
   constexpr int kReservedBytes = 1024;  // of each block, by CUDA
   const int resident =
@@ -133,6 +133,10 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   plan.parts = best_parts(cache, plan.shape, std::max<int64_t>(1, pairs),
                           plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : 1,
                           static_cast<int64_t>(multiprocessors) * resident, exact && !plain);
+  if (plan.kernel == AttentionPlan::kInt && plan.parts == (exact ? 2 : 1)) {  // the block of all tokens in codes goes on
+    plan.parts = 1;
+    plan.direct = true;
+  }
   plan.early = !plain && attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
   return plan;
 }
@@ -147,7 +151,7 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
   } else {
     attend_plain(cache, attention, stream);
   }
-  combine(cache, attention, plan.early, stream);
+  if (!plan.direct) combine(cache, attention, plan.early, stream);
 }
 
 }  // namespace kvquant::cuda

@@ -40,7 +40,6 @@ struct IntLayer {
 /// of keys and one of values.
 constexpr int kStages = 2, kMostBatch = 4, kNormsBytes = kMostBatch * kGroupTiles * kNormBytes;
 constexpr int kIdGroups = 16;  // whose pages a warp knows at a time
-static_assert(kHeads * kMergeStride<kDim> * 4 <= kStages * kGroupTiles * kValueTileBytes, "sums fit");
 static_assert(2 * Fp16Tile<kDim>::kBytes <= kStages * kGroupTiles * kValueTileBytes, "exact tiles fit");
 
 template <int warps>
@@ -48,6 +47,8 @@ struct BlockLayout {
   static constexpr int kAmplitudes = kWaveBytes;  // [8 blocks][32 lanes] of 16 bytes
   static constexpr int kQueries = kAmplitudes + kWaveBlocks * kWarp * 16;
   static constexpr int kFactors = (kQueries + kWidthRuns * kQueryWords * 4 + 15) / 16 * 16;  // 1 / sigma, constants
+  static constexpr int kSums = kHeads * kMergeStride<kDim> * 4;  // of a warp, at last; they begin where waves did
+  static_assert(warps * kSums <= kQueries, "sums fit where waves and amplitudes were");
   static constexpr int kScratch = kFactors + 2 * kHeads * 4;
   static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
 };
@@ -189,33 +190,22 @@ __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (
   }
 }
 
-/// Stored tokens: a block per part, kv head (and group of 8 query heads) and sequence.
-template <int warps, int blocks>
-__global__ void __launch_bounds__(warps* kWarp, blocks)
-    attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
-                      const __grid_constant__ IntLayer layer) {
+/// A part's tokens in codes. Leaves the warps' sums at the beginning of shared memory, Layout::kSums apart, and the
+/// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
+template <int warps>
+__device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
+                                             const BlockHeads& heads, int tokens, uint32_t sinks, int parts,
+                                             unsigned char* shared, int warp, int lane) {
   using Layout = BlockLayout<warps>;
-  KVQUANT_DYNAMIC_SHARED(shared);
-  const int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
-  const BlockHeads heads = block_heads(cache);
-  release_next_kernel();
-  const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
-  const int parts = p.parts - (has_exact ? 1 : 0), part = heads.part;
-  if (part == parts) {
-    return attend_exact<kDim, warps, Layout::kWarpBuffers, Layout::kScratch>(cache, p, heads, layer.warp_bytes, shared);
-  }
-
-  const int tokens = cache.quantized(heads.b, cache.length(heads.b) + 1);
   const int groups = (tokens + kGroupTokens - 1) / kGroupTokens;
-  const int begin = static_cast<int>(static_cast<int64_t>(groups) * part / parts);
-  const int end = static_cast<int>(static_cast<int64_t>(groups) * (part + 1) / parts);
-  if (begin == end) return write_empty(cache, p, heads);
+  const int begin = static_cast<int>(static_cast<int64_t>(groups) * heads.part / parts);
+  const int end = static_cast<int>(static_cast<int64_t>(groups) * (heads.part + 1) / parts);
+  if (begin == end && p.parts > 1) return false;
 
   auto* waves = reinterpret_cast<uint32_t*>(shared);
   auto* amplitudes = reinterpret_cast<float4*>(shared + Layout::kAmplitudes);
   auto* queries = reinterpret_cast<uint32_t*>(shared + Layout::kQueries);
   auto* factors = reinterpret_cast<float*>(shared + Layout::kFactors);
-  auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
   unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
   unsigned char* norms = stages + kStages * layer.stage_bytes;
 
@@ -225,7 +215,7 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   const int units = (end - begin + batch - 1) / batch;
   int first = begin + units * warp / warps * batch;
   const int last = min(end, begin + units * (warp + 1) / warps * batch);
-  const int pages = (tokens + kPageTokens - 1) / kPageTokens;
+  const int pages = max(1, (tokens + kPageTokens - 1) / kPageTokens);
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
   const int g = lane / 4, c = lane % 4;
   const int mine = 2 * c / columns;  // which of the batch's groups the lane's scores belong to
@@ -238,7 +228,6 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   stream.now = stream.load_ids(first);
   stream.next = stream.load_ids(first + kIdGroups);
   if (first < last) prefetch(base_row(first + owner) + c * kWarp);
-  const uint32_t sinks = find_sinks(cache, heads.b, lane);
   if (warp < columns) {
     FoldInputs inputs(cache, p, heads, warp, lane);
     stream.start(0);
@@ -314,11 +303,11 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
     }
   }
   wait_copies<0>();
-  __syncwarp();
+  __syncthreads();  // waves and queries are no longer needed: sums take their place
 
   // 2^18: fields are codes times 2^(p - 24), weights have a factor of 2^(6 - p).
   const float factor = sums.norm_scale > 0.0f ? layer.level_step * 262144.0f / sums.norm_scale : 0.0f;
-  auto* out = reinterpret_cast<float*>(stages) + 2 * (lane % 4) * kMergeStride<kDim> + lane / 4 * 4;
+  auto* out = reinterpret_cast<float*>(shared + warp * Layout::kSums) + 2 * c * kMergeStride<kDim> + g * 4;
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
 #pragma unroll
@@ -327,10 +316,62 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
       out[j % 2 * kMergeStride<kDim> + m / 2 * 32 + m % 2 * 2 + j / 2] = sum;
     }
   }
-  publish(scratch, softmax, warp, lane);
-  __syncthreads();
-  merge_warps<kDim>(cache, p, heads, scratch, reinterpret_cast<const float*>(shared + Layout::kWarpBuffers),
-                    layer.warp_bytes / 4, true, columns);
+  publish(*reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch), softmax, warp, lane);
+  return true;
+}
+
+/// A block per part, kv head (and group of 8 query heads) and sequence. The last part is what is kept exactly, unless
+/// there is only one, which then has all tokens.
+template <int warps, int blocks>
+__global__ void __launch_bounds__(warps* kWarp, blocks)
+    attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
+                      const __grid_constant__ IntLayer layer) {
+  using Layout = BlockLayout<warps>;
+  constexpr int kWarpHeads = kHeads / warps;  // that a warp merges
+  KVQUANT_DYNAMIC_SHARED(shared);
+  const int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
+  const BlockHeads heads = block_heads(cache);
+  release_next_kernel();
+  const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
+  const int parts = has_exact && p.parts > 1 ? p.parts - 1 : p.parts, part = heads.part;
+  const bool in_codes = part < parts;
+  auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
+  unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
+  const ExactUnits<kDim> exact(cache, heads, stages, lane);
+  const uint32_t sinks = find_sinks(cache, heads.b, lane);
+  MergedHead<kLanes> merged[kWarpHeads];
+  if (in_codes) {
+    if (!attend_codes<warps>(cache, p, layer, heads, exact.quantized, sinks, parts, shared, warp, lane)) {
+      return write_empty(cache, p, heads);
+    }
+    if (p.parts == 1 && has_exact) exact.start(warp);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kWarpHeads; ++i) {
+      const int head = warp + i * warps;
+      if (head < heads.count) {
+        merged[i] = merge_head<kDim, warps>(scratch, reinterpret_cast<const float*>(shared), Layout::kSums / 4, head,
+                                            true, layer.columns);
+      }
+    }
+  } else {
+    exact.start(warp);
+  }
+  if (has_exact && (p.parts == 1 || !in_codes)) {
+    attend_exact<kDim, warps, Layout::kScratch>(p, exact, sinks, shared);
+#pragma unroll
+    for (int i = 0; i < kWarpHeads; ++i) {
+      const int head = warp + i * warps;
+      if (head < heads.count) {
+        const auto* sums = reinterpret_cast<const float*>(shared + Layout::kWarpBuffers);
+        merged[i].add(merge_head<kDim, warps>(scratch, sums, layer.warp_bytes / 4, head, false));
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kWarpHeads; ++i) {
+    if (warp + i * warps < heads.count) write_head(cache, p, heads, warp + i * warps, merged[i]);
+  }
 }
 
 IntLayer describe(const CacheView& cache) {

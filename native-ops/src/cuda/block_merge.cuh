@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // The end of a block's work on its part of a history: the warps' sums are added up, in order, and left for combine().
 #pragma once
+#include "elements.cuh"
 #include "fp16_tile.cuh"
 #include "kernels.h"
 
@@ -75,35 +76,75 @@ __device__ __forceinline__ void publish(MergeScratch<warps>& scratch, const Soft
   }
 }
 
-/// After a barrier: adds up the warps' sums, which are warp_stride floats apart; rotated: they are in the rotated
-/// basis. Each head has a sum in every `columns`-th of 8 columns.
+/// What a part comes to for a head; a lane has n channels of the sum.
+template <int n>
+struct MergedHead {
+  float maximum = kLowest, weights = 0.0f, sums[n] = {};
+
+  /// Adds another part.
+  __device__ __forceinline__ void add(const MergedHead& other) {
+    const float raised = fmaxf(maximum, other.maximum);
+    const float own = exp2_fast(maximum - raised), theirs = exp2_fast(other.maximum - raised);
+    maximum = raised;
+    weights = weights * own + other.weights * theirs;
+#pragma unroll
+    for (int i = 0; i < n; ++i) sums[i] = sums[i] * own + other.sums[i] * theirs;
+  }
+};
+
+/// After a barrier: adds up the warps' sums for a head, which are warp_stride floats apart; rotated: they are in the
+/// rotated basis. Each head has a sum in every `columns`-th of 8 columns. A warp does one head.
+template <int D, int warps>
+__device__ __forceinline__ MergedHead<D / kWarp> merge_head(const MergeScratch<warps>& scratch, const float* sums,
+                                                            int warp_stride, int head, bool rotated,
+                                                            int columns = kHeads) {
+  constexpr int n = D / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  MergedHead<n> merged;
+  for (int column = head; column < kHeads; column += columns) {
+#pragma unroll
+    for (int w = 0; w < warps; ++w) merged.maximum = fmaxf(merged.maximum, scratch.reference[w][column]);
+  }
+  for (int column = head; column < kHeads; column += columns) {
+#pragma unroll 4
+    for (int w = 0; w < warps; ++w) {
+      const float factor = exp2_fast(scratch.reference[w][column] - merged.maximum);
+      merged.weights = fmaf(scratch.weights[w][column], factor, merged.weights);
+      const float* from = sums + w * warp_stride + column * kMergeStride<D> + lane * n;
+#pragma unroll
+      for (int i = 0; i < n; ++i) merged.sums[i] = fmaf(from[i], factor, merged.sums[i]);
+    }
+  }
+  if (rotated) walsh_hadamard(merged.sums, lane);
+  return merged;
+}
+
+/// Leaves a head of a part for combine(); or, if it is the only part, writes the output.
+template <int n>
+__device__ __forceinline__ void write_head(const CacheView& cache, const Attention& p, const BlockHeads& heads,
+                                           int head, const MergedHead<n>& merged) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t row = static_cast<int64_t>(heads.b) * cache.heads + heads.first + head;
+  if (p.direct) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      store_element(p.type, p.out, row * (n * kWarp) + lane * n + i, merged.sums[i] / merged.weights);
+    }
+    return;
+  }
+  const int64_t to = row * p.parts + heads.part;
+#pragma unroll
+  for (int i = 0; i < n; ++i) p.sums[to * (n * kWarp) + lane * n + i] = merged.sums[i];
+  if (lane == 0) p.ranges[to] = make_float2(merged.maximum, merged.weights);
+}
+
+/// Both, for all heads of a block.
 template <int D, int warps>
 __device__ __forceinline__ void merge_warps(const CacheView& cache, const Attention& p, const BlockHeads& heads,
                                             const MergeScratch<warps>& scratch, const float* sums, int warp_stride,
-                                            bool rotated, int columns = kHeads) {
-  constexpr int n = D / kWarp;
-  const int lane = threadIdx.x % kWarp;
+                                            bool rotated) {
   for (int head = threadIdx.x / kWarp; head < heads.count; head += warps) {
-    float maximum = kLowest, weights = 0.0f, total[n] = {};
-    for (int column = head; column < kHeads; column += columns) {
-#pragma unroll
-      for (int w = 0; w < warps; ++w) maximum = fmaxf(maximum, scratch.reference[w][column]);
-    }
-    for (int column = head; column < kHeads; column += columns) {
-#pragma unroll 4
-      for (int w = 0; w < warps; ++w) {
-        const float factor = exp2_fast(scratch.reference[w][column] - maximum);
-        weights = fmaf(scratch.weights[w][column], factor, weights);
-        const float* from = sums + w * warp_stride + column * kMergeStride<D> + lane * n;
-#pragma unroll
-        for (int i = 0; i < n; ++i) total[i] = fmaf(from[i], factor, total[i]);
-      }
-    }
-    if (rotated) walsh_hadamard(total, lane);
-    const int64_t to = (static_cast<int64_t>(heads.b) * cache.heads + heads.first + head) * p.parts + heads.part;
-#pragma unroll
-    for (int i = 0; i < n; ++i) p.sums[to * D + lane * n + i] = total[i];
-    if (lane == 0) p.ranges[to] = make_float2(maximum, weights);
+    write_head(cache, p, heads, head, merge_head<D, warps>(scratch, sums, warp_stride, head, rotated));
   }
 }
 

@@ -37,4 +37,14 @@ __device__ __forceinline__ float load_element(ElementType type, const void* data
   return static_cast<const float*>(data)[index];
 }
 
+__device__ __forceinline__ void store_element(ElementType type, void* data, int64_t index, float x) {
+  if (type == ElementType::kFloat16) {
+    static_cast<__half*>(data)[index] = from_float<__half>(x);
+  } else if (type == ElementType::kBFloat16) {
+    static_cast<__nv_bfloat16*>(data)[index] = from_float<__nv_bfloat16>(x);
+  } else {
+    static_cast<float*>(data)[index] = x;
+  }
+}
+
 }  // namespace kvquant::cuda

@@ -49,39 +49,61 @@ __device__ __forceinline__ void turn_back(const CacheView& cache, const float* f
   }
 }
 
-/// Sink pages, then those of the window. Each warp has buffer_bytes of shared memory from buffers_at on, the scratch of
-/// the merge is at scratch_at, and what lies before both is free.
-template <int D, int warps, int buffers_at, int scratch_at>
-__device__ __noinline__ void attend_exact(const CacheView& cache, const Attention& p, const BlockHeads& heads,
-                                          int buffer_bytes, unsigned char* shared) {
+/// 16 tokens each: sink pages, then those of the window. A warp's tile of keys and one of values lie in `tiles`.
+template <int D>
+struct ExactUnits {
+  using Tile = Fp16Tile<D>;
+  const CacheView& cache;
+  const BlockHeads& heads;
+  unsigned char* tiles;
+  int lane, length, quantized, first_run, units;
+
+  __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, unsigned char* tiles, int lane)
+      : cache(cache), heads(heads), tiles(tiles), lane(lane), length(cache.length(heads.b) + 1),
+        quantized(cache.quantized(heads.b, length)), first_run(quantized / kTileTokens) {
+    const int runs = cache.window > 0 ? (length + kTileTokens - 1) / kTileTokens : 0;
+    units = cache.sink_pages + max(0, runs - first_run);
+  }
+
+  __device__ __forceinline__ int token(int unit) const {
+    return (unit < cache.sink_pages ? unit : first_run + unit - cache.sink_pages) * kTileTokens;
+  }
+
+  __device__ __forceinline__ uint32_t valid(int unit, uint32_t sinks) const {
+    const int first = token(unit);
+    if (unit < cache.sink_pages) return (sinks >> first) & 0xffffu;
+    const uint32_t all = valid_tokens(first, length, sinks);
+    return first < quantized ? all & ~((1u << (quantized - first)) - 1u) : all;
+  }
+
+  /// Starts copying a unit, if there is one.
+  __device__ __forceinline__ void start(int unit) const {
+    if (unit < units) {
+      const uint8_t* page =
+          unit < cache.sink_pages ? cache.sink_page(heads.b, unit) : cache.window_page(heads.b, token(unit));
+      Tile::copy(tiles, page + cache.exact_key(heads.kv_head, 0), lane);
+      Tile::copy(tiles + Tile::kBytes, page + cache.exact_value(heads.kv_head, 0), lane);
+    }
+    commit_copies();
+  }
+};
+
+/// Attention of a block over units, after start(warp) of each warp; leaves the warps' sums where their tiles were and
+/// the scratch for merge_head. What lies before scratch_at in shared memory is free, once all warps are here.
+template <int D, int warps, int scratch_at>
+__device__ __forceinline__ void attend_exact(const Attention& p, const ExactUnits<D>& exact, uint32_t sinks,
+                                             unsigned char* shared) {
   using Tile = Fp16Tile<D>;
   constexpr int kAngles = D / 16 * kWarp * 16, kQueries = kHeads * D * 4, kTurned = kHeads * kTurnedStride<D> * 2;
   static_assert(kAngles + kQueries + warps * kTurned <= scratch_at, "queries fit before the scratch");
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  unsigned char* buffers = shared + buffers_at;
-  unsigned char* keys = buffers + warp * buffer_bytes;
-  unsigned char* values = keys + Tile::kBytes;
+  const CacheView& cache = exact.cache;
+  const BlockHeads& heads = exact.heads;
+  const int lane = exact.lane, warp = threadIdx.x / kWarp;
   auto* angles = reinterpret_cast<uint4*>(shared);
   auto* queries = reinterpret_cast<float*>(shared + kAngles);
   auto* turned = reinterpret_cast<__half*>(shared + kAngles + kQueries + warp * kTurned);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + scratch_at);
-  const int length = cache.length(heads.b) + 1, quantized = cache.quantized(heads.b, length);
-  const uint32_t sinks = find_sinks(cache, heads.b, lane);
-  const int first_run = quantized / kTileTokens, runs = cache.window > 0 ? (length + kTileTokens - 1) / kTileTokens : 0;
-  const int units = cache.sink_pages + max(0, runs - first_run);
-
-  const auto start = [&](int unit) {
-    const bool sink = unit < cache.sink_pages;
-    const int token = (sink ? unit : first_run + unit - cache.sink_pages) * kTileTokens;
-    if (unit < units) {
-      const uint8_t* page = sink ? cache.sink_page(heads.b, unit) : cache.window_page(heads.b, token);
-      Tile::copy(keys, page + cache.exact_key(heads.kv_head, 0), lane);
-      Tile::copy(values, page + cache.exact_value(heads.kv_head, 0), lane);
-    }
-    commit_copies();
-    return token;
-  };
-  int token = start(warp);
+  __syncthreads();
   turn_queries<D>(cache, p, heads, queries, heads.count);
   fill_angles<D>(cache, angles);
   for (int i = heads.count * kTurnedStride<D> / 2 + lane; i < kTurned / 4; i += kWarp) {
@@ -91,36 +113,31 @@ __device__ __noinline__ void attend_exact(const CacheView& cache, const Attentio
 
   Softmax softmax;
   float sums[Tile::kBlocks][4] = {};
-  for (int unit = warp; unit < units; unit += warps) {
-    uint32_t q[D / 8], valid;
-    turn_back<D>(cache, queries, heads.count, token, lane, turned);
+#pragma unroll 1
+  for (int unit = warp; unit < exact.units; unit += warps) {
+    uint32_t q[D / 8];
+    turn_back<D>(cache, queries, heads.count, exact.token(unit), lane, turned);
     __syncwarp();
     const auto* words = reinterpret_cast<const uint32_t*>(turned + lane / 4 * kTurnedStride<D>) + lane % 4;
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) q[i] = words[4 * i];
-    if (unit < cache.sink_pages) {
-      valid = (sinks >> token) & 0xffffu;
-    } else {
-      valid = valid_tokens(token, length, sinks);
-      if (token < quantized) valid &= ~((1u << (quantized - token)) - 1u);
-    }
+    const uint32_t valid = exact.valid(unit, sinks);
     wait_copies<0>();
     __syncwarp();
     if (valid != 0) {
       float scores[4] = {};
-      Tile::score_turned(scores, keys, q, angles, lane);
+      Tile::score_turned(scores, exact.tiles, q, angles, lane);
       Tile::weigh(softmax, sums, scores, valid, lane);
-      Tile::add_values(sums, values, scores, valid, lane);
+      Tile::add_values(sums, exact.tiles + Tile::kBytes, scores, valid, lane);
     }
     __syncwarp();
-    token = start(unit + warps);
+    exact.start(unit + warps);
   }
   wait_copies<0>();
   __syncwarp();
-  put_sums<D>(reinterpret_cast<float*>(keys), sums, lane);
+  put_sums<D>(reinterpret_cast<float*>(exact.tiles), sums, lane);
   publish(scratch, softmax, warp, lane);
   __syncthreads();
-  merge_warps<D>(cache, p, heads, scratch, reinterpret_cast<const float*>(buffers), buffer_bytes / 4, false);
 }
 
 }  // namespace kvquant::cuda

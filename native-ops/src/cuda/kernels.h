@@ -56,6 +56,7 @@ struct Attention {
   int parts;
   float* sums;     // [batch, heads, parts, head_dim], natural basis
   float2* ranges;  // [batch, heads, parts]: maximum, sum of weights
+  bool direct;     // the only part writes out
 };
 
 /// How a kernel's blocks look: what decides how many parts are best.
@@ -70,7 +71,8 @@ struct AttentionPlan {
   enum Kernel { kPlain, kFp16, kInt, kRotated } kernel;
   AttentionShape shape;
   int parts;
-  bool early;  // parts let the kernel behind them start early
+  bool early;   // parts let the kernel behind them start early
+  bool direct;  // the only part writes the output
 };
 AttentionPlan plan_attention(const CacheView& cache, int device);
 

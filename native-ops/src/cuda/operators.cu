@@ -82,7 +82,8 @@ void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor sums = Tensor::empty(DType::kFloat, {rows, plan.parts, view.head_dim}, device);
   Tensor ranges = Tensor::empty(DType::kFloat, {rows, plan.parts, 2}, device);
   const Attention attention{qkv.data<void>(), out.data<void>(),   type,
-                            plan.parts,       sums.data<float>(), ranges.data<float2>()};
+                            plan.parts,       sums.data<float>(), ranges.data<float2>(),
+                            plan.direct};
   if (rows > 0) attend(view, plan, attention, current_stream(device.index));
   stack[0] = out.release();
 }
