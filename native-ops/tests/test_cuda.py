@@ -41,6 +41,14 @@ def expected(qkv, starts, lengths, heads, kv_heads, head_dim, frequencies):
     return np.split(turned.transpose(1, 0, 2), [heads, heads + kv_heads])
 
 
+def cache_state(device, lengths, frequencies, positions, params):
+    """The state of a cache without pages."""
+    table = torch.full((len(lengths), 1), -1, dtype=torch.int32)
+    pool = torch.zeros((1, 1), dtype=torch.uint8)
+    tensors = (torch.tensor(lengths), table, table, pool, pool, rope_table(frequencies, positions))
+    return (*(x.to(device) for x in tensors), params)
+
+
 def check_rope_heads(device, dtype, heads, kv_heads, head_dim, counts, past):
     rng = np.random.default_rng(heads + head_dim + sum(counts))
     frequencies = 1e5 ** (-2.0 * np.arange(head_dim // 2) / head_dim)
@@ -48,12 +56,9 @@ def check_rope_heads(device, dtype, heads, kv_heads, head_dim, counts, past):
     qkv = torch.tensor(rng.standard_normal((tokens, (heads + 2 * kv_heads) * head_dim))).to(dtype)
     starts = np.concatenate([[0], np.cumsum(counts)])
     lengths = np.stack([past, np.zeros(len(past))], 1).astype(np.int32)
-    table = torch.full((len(past), 1), -1, dtype=torch.int32)
-    pool = torch.zeros((1, 1), dtype=torch.uint8)
     outputs = torch.ops.kvquant.rope_heads(
-        qkv.to(device), torch.tensor(starts, dtype=torch.int32).to(device), torch.tensor(lengths).to(device),
-        table.to(device), table.to(device), pool.to(device), pool.to(device),
-        rope_table(frequencies, max(past) + tokens).to(device), layer_params(heads, kv_heads, head_dim))
+        qkv.to(device), torch.tensor(starts, dtype=torch.int32).to(device),
+        *cache_state(device, lengths, frequencies, max(past) + tokens, layer_params(heads, kv_heads, head_dim)))
     wanted = expected(qkv.float().numpy(), starts, lengths, heads, kv_heads, head_dim, frequencies)
     for name, out, want in zip("qkv", outputs, wanted):
         error = np.linalg.norm(out.float().cpu().numpy() - want) / np.linalg.norm(want)
@@ -70,7 +75,9 @@ def main():
                 check_rope_heads("cuda", dtype, heads, kv_heads, head_dim, counts, past)
                 passed += 1
     try:
-        torch.ops.kvquant.rope_heads(*[torch.zeros(1, device="cuda")] * 9)
+        wrong, starts = torch.zeros(1, device="cuda"), torch.tensor([0, 1], dtype=torch.int32, device="cuda")
+        state = cache_state("cuda", np.zeros((1, 2), np.int32), np.ones(64), 1, layer_params(4, 1, 128))
+        torch.ops.kvquant.rope_heads(wrong, starts, *state)
         raise AssertionError("a wrong qkv was accepted")
     except RuntimeError as error:
         assert "kvquant::rope_heads: qkv must" in str(error), error

@@ -19,6 +19,8 @@ from cuda_formats import FORMATS as OTHER_FORMATS, Rotated
 DEVICE, OPS = "cuda", torch.ops.kvquant
 # ||out - reference|| / ||reference|| of a head: rounding of the output, of queries, of products' operands.
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+# Where keys are turned in halves (windows, rotatekv2): scores are off by some 4e-4 of their size, whatever the type.
+TURNED = 4e-3
 worst = {}
 
 
@@ -58,7 +60,7 @@ def run_case(case, layer, dtype, counts, steps, scale=1.0, check_values=True, al
         assert out.dtype == dtype
         check_same("pages", case, gpu.pages, cpu.pages)
         check_same("exact pages", case, gpu.exact, cpu.exact)
-        tolerance = max(allowed, TOLERANCE[dtype] if scale < 5 else 1e-2)
+        tolerance = max(allowed, TURNED if layer.turned else 0.0, TOLERANCE[dtype] if scale < 5 else 1e-2)
         check_close(f"attend {str(dtype)[6:]}", case, out, want, tolerance)
     if check_values:
         for b in range(batch):
@@ -142,19 +144,19 @@ def run_rotated():
     for (heads, kv_heads), together, other in itertools.product([(16, 4), (4, 4), (16, 8), (12, 4)], (4, 2, 1), options):
         layer = Layer(heads=heads, kv_heads=kv_heads, keys=Rotated(2, together, 128), values=Rotated(2, 1, 128), **other)
         run_case(f"rotatekv2 {heads}/{kv_heads}, {together} heads together, {other}", layer, torch.float16,
-                 [[300, 20, 129], [17, 2, 200]], 2, check_values=False, allowed=4e-3)
+                 [[300, 20, 129], [17, 2, 200]], 2, check_values=False, allowed=TURNED)
         passed += 1
     for (heads, kv_heads), together in (((32, 8), 4), ((16, 8), 1), ((32, 32), 4)):
         layer = Layer(heads=heads, kv_heads=kv_heads, keys=Rotated(2, together, 128, order=True),
                       values=Rotated(2, 1, 128), window=32)
         run_case(f"rotatekv2 {heads}/{kv_heads} in an order", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2,
-                 check_values=False, allowed=4e-3)
+                 check_values=False, allowed=TURNED)
         passed += 1
     layer = Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128), values=Rotated(2, 1, 128), window=0, sinks=0)
     run_case("rotatekv2, small scores", layer, torch.float16, [[900, 2000]], 2, scale=0.3)
     run_case("rotatekv2, flat scores", layer, torch.float32, [[900, 2000]], 2, scale=0.0)
-    run_case("rotatekv2, lengths", layer, torch.float16, [LENGTHS], 2, check_values=False, allowed=4e-3)
-    run_case("rotatekv2, long", layer, torch.float16, [[33000]], 1, check_values=False, allowed=4e-3)
+    run_case("rotatekv2, lengths", layer, torch.float16, [LENGTHS], 2, check_values=False, allowed=TURNED)
+    run_case("rotatekv2, long", layer, torch.float16, [[33000]], 1, check_values=False, allowed=TURNED)
     return passed + 4
 
 
@@ -173,7 +175,7 @@ def run_all(small):
             run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
             passed += 1
         layer = Layer(heads=4, kv_heads=4, keys=Rotated(2, 4, 128), values=Rotated(2, 1, 128), window=16)
-        run_case("rotatekv2", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2, allowed=4e-3)
+        run_case("rotatekv2", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2, allowed=TURNED)
         passed += 1
     else:
         for (name, options), (heads, kv_heads, head_dim) in itertools.product(FORMATS.items(), SHAPES):

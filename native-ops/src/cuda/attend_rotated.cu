@@ -42,7 +42,7 @@ struct ValueWarp {
       const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueStride);
       const uint32_t all[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
 #pragma unroll
-      for (int i = 0; i < 8; ++i) words[m][i] = all[i] ^ 0xffff0000u;
+      for (int i = 0; i < 8; ++i) words[m][i] = all[i];
     }
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
@@ -69,7 +69,10 @@ struct ValueWarp {
       for (int m = 0; m < 2; ++m) {
         uint32_t a[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) a[i] = (f < 4 ? words[m][i] : words[m][i] >> 8) & mask;
+        for (int i = 0; i < 8; ++i) {
+          if (f == 4) words[m][i] >>= 8;
+          a[i] = flip_and_mask(words[m][i], 0xffff0000u, mask);
+        }
         mma(sums[2 * m], a[0], a[1], a[4], a[5], b0, b1);
         mma(sums[2 * m + 1], a[2], a[3], a[6], a[7], b0, b1);
       }
@@ -144,11 +147,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int pages = (tokens + kPageTokens - 1) / kPageTokens;
   const int32_t* table = cache.page_table + static_cast<int64_t>(b) * cache.page_columns;
   const auto stage_of = [&](int group) { return shared + (group - begin) % layout.stages * layout.stage_bytes; };
-  const auto copy = [&](int group) {
-    if (group < end) {
-      const int2 ids = make_int2(table[2 * group], table[min(2 * group + 1, pages - 1)]);
-      copy_group(cache, layout, first_head, ids, stage_of(group));
-    }
+  const auto load_ids = [&](int group) {
+    const int page = min(2 * group, pages - 1);
+    return make_int2(table[page], table[min(page + 1, pages - 1)]);
+  };
+  const auto copy = [&](int group, int2 ids) {
+    if (group < end) copy_group(cache, layout, first_head, ids, stage_of(group));
     commit_copies();
   };
   const auto angle = [&](int group) {
@@ -167,8 +171,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   queries.store(angle(begin), state.queries[begin % 2]);
   if constexpr (kOrdered) fill_one_hot(cache, layout, first_head, one_hot);
   const int ahead = layout.stages - 2;
-  copy(begin);
-  if (ahead > 1) copy(begin + 1);
+  copy(begin, load_ids(begin));
+  if (ahead > 1) copy(begin + 1, load_ids(begin + 1));
+  int2 ids = load_ids(begin + ahead);
 
   const int head = warp / 2, column = Columns<products>::of(head, 0);
   const auto add_values = [&](int group) {
@@ -183,7 +188,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_copies<0>();
     }
     __syncthreads();
-    copy(group + ahead);  // where group - 2 was, whose values all have added
+    copy(group + ahead, ids);  // where group - 2 was, whose values all have added
+    ids = load_ids(group + ahead + 1);
     if (group + 1 < end) {
       queries.store(next, state.queries[(group + 1) % 2]);
       next = angle(group + 2);
