@@ -109,6 +109,7 @@ struct GroupStream {
       }
       return;
     }
+#pragma unroll 1
     for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
 #pragma unroll
       for (int i = 0; i < kGroupTiles; ++i) {
@@ -228,16 +229,14 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   stream.now = stream.load_ids(first);
   stream.next = stream.load_ids(first + kIdGroups);
   if (first < last) prefetch(base_row(first + owner) + c * kWarp);
-  if (warp < columns) {
-    FoldInputs inputs(cache, p, heads, warp, lane);
-    stream.start(0);
-    fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
-  } else {
-    stream.start(0);
-  }
-  for (int head = warp + warps; head < columns; head += warps) {
-    FoldInputs inputs(cache, p, heads, head, lane);
-    fold_query(cache, inputs, head, lane, queries, amplitudes, factors);
+  FoldInputs inputs(cache, p, heads, warp, lane);
+  stream.start(0);
+  if (warp < columns) fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
+  if constexpr (warps < kHeads) {
+    for (int head = warp + warps; head < columns; head += warps) {
+      FoldInputs others(cache, p, heads, head, lane);
+      fold_query(cache, others, head, lane, queries, amplitudes, factors);
+    }
   }
   if (cache.keys.mean != nullptr) fill_waves(cache, waves);
   stream.start(1);
