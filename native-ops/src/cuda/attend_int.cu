@@ -2,10 +2,13 @@
 // Decode attention over keys in static codes and values in 2-bit codes with norms (int2), head_dim 128; at the speed of
 // memory.
 //
-// The history of a sequence and kv head is cut into parts, a block each. Parts but the last are of stored tokens: their
-// warps take 128 tokens at a time, keys and values each through a buffer of the warp's own that is filled while the
-// other is worked on; warps meet only at the end. The last part is what is kept exactly, sinks and the recent window:
-// 16 tokens at a time as in attend_fp16.cu, keys turned on the way.
+// The history of a sequence and kv head is cut into parts, a block each. The warps of a part go through its tokens in
+// codes on their own and meet only at the end. A warp takes a batch of up to 4 groups of 128 tokens: first the products
+// of all their keys, then their values, through two stages of shared memory that are filled ahead (int_stream.cuh). With
+// few query heads to a kv head each group has its own columns of the products: softmax, the mean term and the operands of
+// weights then cost as much for a batch as for a group. What is kept exactly, sinks and the recent window, is the last
+// part, 16 tokens at a time as in attend_fp16.cu, keys turned on the way; a single part goes on to it itself and writes
+// the output.
 //
 //   score = 2^(24 - p) S / sigma + constant + mean term, S the product of codes and queries in which steps, the score's
 //   factor and a power of 2, sigma, are folded (static_keys.cuh); constant is what starts of codes and the bias amount
@@ -15,129 +18,11 @@
 
 #include "exact_part.cuh"
 #include "fold_query.cuh"
+#include "int_stream.cuh"
 #include "launch.cuh"
-#include "mean_term.cuh"
-#include "norm_values.cuh"
 
 namespace kvquant::cuda {
 namespace {
-
-constexpr int kDim = 128;
-constexpr int kGroupTiles = kGroupTokens / kTileTokens;
-/// Warps of a block; fewer where shared memory is small.
-constexpr int kManyWarps = 8, kFewWarps = 4;
-
-/// What the host finds out about a layer once per call.
-struct IntLayer {
-  KeySteps keys;
-  int key_stride;  // bytes from one tile of keys to the next in shared memory
-  float level_step;
-  int stage_bytes, warp_bytes;  // of shared memory
-  int columns;                  // of a group of tokens: 2, 4 or 8, for as many query heads
-};
-
-/// A warp's shared memory: two stages, each for keys or values of 8 tiles, and norms of a batch. At the end, sums; in the exact part, a tile
-/// of keys and one of values.
-constexpr int kStages = 2, kMostBatch = 4, kNormsBytes = kMostBatch * kGroupTiles * kNormBytes;
-constexpr int kIdGroups = 16;  // whose pages a warp knows at a time
-static_assert(2 * Fp16Tile<kDim>::kBytes <= kStages * kGroupTiles * kValueTileBytes, "exact tiles fit");
-
-template <int warps>
-struct BlockLayout {
-  static constexpr int kAmplitudes = kWaveBytes;  // [8 blocks][32 lanes] of 16 bytes
-  static constexpr int kQueries = kAmplitudes + kWaveBlocks * kWarp * 16;
-  static constexpr int kFactors = (kQueries + kWidthRuns * kQueryWords * 4 + 15) / 16 * 16;  // 1 / sigma, constants
-  static constexpr int kSums = kHeads * kMergeStride<kDim> * 4;  // of a warp, at last; they begin where waves did
-  static_assert(warps * kSums <= kQueries, "sums fit where waves and amplitudes were");
-  static constexpr int kScratch = kFactors + 2 * kHeads * 4;
-  static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
-};
-
-/// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones.
-struct GroupStream {
-  const CacheView& cache;
-  const IntLayer& layer;
-  const int32_t* table;
-  int kv_head, lane, pages, batch, begin, end;
-  unsigned char *stages, *norms;
-  int first, group;  // of the batch, next to be copied
-  bool values = false;
-  int now = 0, next = 0;  // pages of 16 groups, a lane one; of the 16 behind them
-
-  __device__ __forceinline__ int load_ids(int from) const { return table[min(2 * from + lane, pages - 1)]; }
-
-  /// Starts the next copy, to a stage.
-  __device__ __forceinline__ void start(int stage) {
-    if (group < end) {
-      const int at = (group - begin) % kIdGroups;
-      if (at == 0 && !values && group > begin) {
-        now = next;
-        next = load_ids(group + kIdGroups);
-      }
-      const uint8_t* page0 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at) * cache.page_bytes;
-      const uint8_t* page1 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at + 1) * cache.page_bytes;
-      unsigned char* to = stages + stage * layer.stage_bytes;
-      if (values) {
-        copy_values(to, page0, page1);
-      } else {
-        copy_keys(to, page0, page1);
-        copy_norms(norms + (group - first) * (kGroupTiles * kNormBytes), page0, page1);
-      }
-      if (++group == min(first + batch, end)) {
-        if (values) {
-          first = group;
-        } else {
-          group = first;
-        }
-        values = !values;
-      }
-    }
-    commit_copies();
-  }
-
- private:
-  /// Tile i of 8 is tile i % 4 of page i / 4 of the two.
-  __device__ __forceinline__ void copy_keys(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
-    const int64_t begin = cache.keys.tile(kv_head, 0) + lane * 16;
-    page0 += begin;
-    page1 += begin;
-    if (cache.keys.tile_bytes == kWarp * 16) {  // int2's usual width
-#pragma unroll
-      for (int i = 0; i < kGroupTiles; ++i) {
-        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * (kWarp * 16);
-        copy_async(to + i * (kWarp * 16) + ((lane * 16) ^ key_swizzle(i)), from);
-      }
-      return;
-    }
-#pragma unroll 1
-    for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
-#pragma unroll
-      for (int i = 0; i < kGroupTiles; ++i) {
-        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * cache.keys.tile_bytes;
-        copy_async(to + i * layer.key_stride + (at ^ key_swizzle(i)), from + (at - lane * 16));
-      }
-    }
-  }
-
-  __device__ __forceinline__ void copy_norms(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
-    if (lane >= 2 * kGroupTiles) return;
-    const int tile = lane / 2;
-    const uint8_t* from = (tile < kPageTiles ? page0 : page1) + cache.values.norms +
-                          tile % kPageTiles * cache.values.norm_tile_bytes + kv_head * kNormBytes + lane % 2 * 16;
-    copy_async(to + lane * 16, from);
-  }
-
-  __device__ __forceinline__ void copy_values(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
-    const int64_t begin = cache.values.tile(kv_head, 0) + lane * 16;
-    page0 += begin;
-    page1 += begin;
-#pragma unroll
-    for (int i = 0; i < kGroupTiles; ++i) {
-      const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * kValueTileBytes;
-      copy_async(to + i * kValueTileBytes + ((lane * 16) ^ value_swizzle(i)), from);
-    }
-  }
-};
 
 /// Scores in base 2 become weights, times norms, as operands. norms: of the lane's tile.
 template <bool kMasked>
@@ -197,7 +82,7 @@ template <int warps>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
                                              const BlockHeads& heads, int tokens, uint32_t sinks, int parts,
                                              unsigned char* shared, int warp, int lane) {
-  using Layout = BlockLayout<warps>;
+  using Layout = IntBlock<warps>;
   const int groups = (tokens + kGroupTokens - 1) / kGroupTokens;
   const int begin = static_cast<int>(static_cast<int64_t>(groups) * heads.part / parts);
   const int end = static_cast<int>(static_cast<int64_t>(groups) * (heads.part + 1) / parts);
@@ -325,7 +210,7 @@ template <int warps, int blocks>
 __global__ void __launch_bounds__(warps* kWarp, blocks)
     attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
                       const __grid_constant__ IntLayer layer) {
-  using Layout = BlockLayout<warps>;
+  using Layout = IntBlock<warps>;
   constexpr int kWarpHeads = kHeads / warps;  // that a warp merges
   KVQUANT_DYNAMIC_SHARED(shared);
   const int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
@@ -401,7 +286,7 @@ IntLayer describe(const CacheView& cache) {
 
 template <int warps, int blocks>
 void launch_int(const CacheView& cache, const Attention& p, const IntLayer& layer, cudaStream_t stream) {
-  const auto bytes = static_cast<size_t>(BlockLayout<warps>::kWarpBuffers + warps * layer.warp_bytes);
+  const auto bytes = static_cast<size_t>(IntBlock<warps>::kWarpBuffers + warps * layer.warp_bytes);
   const LaunchShape shape{attention_blocks(cache, p), warps * kWarp, bytes, stream};
   launch("attend", attend_int_kernel<warps, blocks>, shape, cache, p, layer);
 }
@@ -421,8 +306,8 @@ bool attend_int_supports(const CacheView& cache) {
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
   const IntLayer layer = describe(cache);
   const int warps =
-      BlockLayout<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes <= shared_bytes ? kManyWarps : kFewWarps;
-  const int fixed = warps == kManyWarps ? BlockLayout<kManyWarps>::kWarpBuffers : BlockLayout<kFewWarps>::kWarpBuffers;
+      IntBlock<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes <= shared_bytes ? kManyWarps : kFewWarps;
+  const int fixed = warps == kManyWarps ? IntBlock<kManyWarps>::kWarpBuffers : IntBlock<kFewWarps>::kWarpBuffers;
   return {warps, fixed + warps * layer.warp_bytes, 2, kGroupTokens};
 }
 

@@ -94,12 +94,12 @@ template <int D, int warps, int scratch_at>
 __device__ __forceinline__ void attend_exact(const Attention& p, const ExactUnits<D>& exact, uint32_t sinks,
                                              unsigned char* shared) {
   using Tile = Fp16Tile<D>;
-  constexpr int kAngles = D / 16 * kWarp * 16, kQueries = kHeads * D * 4, kTurned = kHeads * kTurnedStride<D> * 2;
+  constexpr int kAngles = D / 8 * kWarp * 16, kQueries = kHeads * D * 4, kTurned = kHeads * kTurnedStride<D> * 2;
   static_assert(kAngles + kQueries + warps * kTurned <= scratch_at, "queries fit before the scratch");
   const CacheView& cache = exact.cache;
   const BlockHeads& heads = exact.heads;
   const int lane = exact.lane, warp = threadIdx.x / kWarp;
-  auto* angles = reinterpret_cast<uint4*>(shared);
+  auto* angles = reinterpret_cast<float4*>(shared);
   auto* queries = reinterpret_cast<float*>(shared + kAngles);
   auto* turned = reinterpret_cast<__half*>(shared + kAngles + kQueries + warp * kTurned);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + scratch_at);

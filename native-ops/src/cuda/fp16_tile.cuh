@@ -84,21 +84,18 @@ struct Fp16Tile {
     }
   }
 
-  /// Scores of keys before RoPE: q is turned back by the tile's first position, keys are turned by 0 to 15. angles:
-  /// [D / 16 places][32 lanes] of {cosines, sines of tokens g, cosines, sines of tokens g + 8}.
+  /// Scores of keys before RoPE: q is turned back by the tile's first position, keys are turned by 0 to 15, in fp32.
+  /// angles: [D / 16 places][tokens g, g + 8][32 lanes] of {cosines, sines of two pairs}.
   static __device__ __forceinline__ void score_turned(float (&scores)[4], const unsigned char* keys,
-                                                      const uint32_t (&q)[2 * kBlocks], const uint4* angles, int lane) {
+                                                      const uint32_t (&q)[2 * kBlocks], const float4* angles,
+                                                      int lane) {
 #pragma unroll
     for (int i = 0; i < kBlocks / 2; ++i) {
       uint32_t a[4], b[4];
       load_keys(a, keys, i, lane);
       load_keys(b, keys, i + kBlocks / 2, lane);
 #pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        const uint4 angle = angles[(2 * i + side) * kWarp + lane];
-        turn_halves(a[2 * side], b[2 * side], angle.x, angle.y);
-        turn_halves(a[2 * side + 1], b[2 * side + 1], angle.z, angle.w);
-      }
+      for (int at = 0; at < 4; ++at) turn_pairs(a[at], b[at], angles[(4 * i + at) * kWarp + lane]);
       mma(scores, a[0], a[1], a[2], a[3], q[2 * i], q[2 * i + 1]);
       mma(scores, b[0], b[1], b[2], b[3], q[kBlocks + 2 * i], q[kBlocks + 2 * i + 1]);
     }
@@ -150,10 +147,10 @@ struct Fp16Tile {
   }
 
  private:
-  static __device__ __forceinline__ void turn_halves(uint32_t& a, uint32_t& b, uint32_t cosine, uint32_t sine) {
-    const __half2 x = as_half2(a), y = as_half2(b), c = as_half2(cosine), s = as_half2(sine);
-    a = as_bits(__hfma2(x, c, __hneg2(__hmul2(y, s))));
-    b = as_bits(__hfma2(y, c, __hmul2(x, s)));
+  static __device__ __forceinline__ void turn_pairs(uint32_t& a, uint32_t& b, const float4& angle) {
+    const float2 x = __half22float2(as_half2(a)), y = __half22float2(as_half2(b));
+    a = pack_halves(fmaf(x.x, angle.x, -y.x * angle.z), fmaf(x.y, angle.y, -y.y * angle.w));
+    b = pack_halves(fmaf(y.x, angle.x, x.x * angle.z), fmaf(y.y, angle.y, x.y * angle.w));
   }
 };
 

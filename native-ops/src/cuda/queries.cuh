@@ -45,14 +45,11 @@ __device__ __forceinline__ void load_operands(const float* queries, int lane, ui
 
 /// Fills the table of Fp16Tile::score_turned: cosines and sines of positions 0 to 15.
 template <int D>
-__device__ __forceinline__ void fill_angles(const CacheView& cache, uint4* angles) {
-  for (int i = threadIdx.x; i < D / 16 * kWarp; i += blockDim.x) {
-    const int lane = i % kWarp, pair = i / kWarp * 8 + 2 * (lane % 4), g = lane / 4;
-    const float *cosines = cache.rope + pair * kPageTokens, *sines = cosines + D / 2 * kPageTokens;
-    angles[i] =
-        make_uint4(pack_halves(cosines[g], cosines[kPageTokens + g]), pack_halves(sines[g], sines[kPageTokens + g]),
-                   pack_halves(cosines[g + 8], cosines[kPageTokens + g + 8]),
-                   pack_halves(sines[g + 8], sines[kPageTokens + g + 8]));
+__device__ __forceinline__ void fill_angles(const CacheView& cache, float4* angles) {
+  for (int i = threadIdx.x; i < D / 8 * kWarp; i += blockDim.x) {
+    const int lane = i % kWarp, pair = i / (2 * kWarp) * 8 + 2 * (lane % 4), token = i / kWarp % 2 * 8 + lane / 4;
+    const float *cosines = cache.rope + pair * kPageTokens + token, *sines = cosines + D / 2 * kPageTokens;
+    angles[i] = make_float4(cosines[0], cosines[kPageTokens], sines[0], sines[kPageTokens]);
   }
 }
 

@@ -1,0 +1,127 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Shared memory of attend_int.cu, and how codes get there.
+#pragma once
+#include "block_merge.cuh"
+#include "mean_term.cuh"
+#include "norm_values.cuh"
+
+namespace kvquant::cuda {
+
+constexpr int kDim = 128;
+constexpr int kGroupTiles = kGroupTokens / kTileTokens;
+/// Warps of a block; fewer where shared memory is small.
+constexpr int kManyWarps = 8, kFewWarps = 4;
+
+/// What the host finds out about a layer once per call.
+struct IntLayer {
+  KeySteps keys;
+  int key_stride;  // bytes from one tile of keys to the next in shared memory
+  float level_step;
+  int stage_bytes, warp_bytes;  // of shared memory
+  int columns;                  // of a group of tokens: 2, 4 or 8, for as many query heads
+};
+
+/// A warp's shared memory: two stages, each for keys or values of 8 tiles, and norms of a batch. For exact tokens: a
+/// tile of keys and one of values.
+constexpr int kStages = 2, kMostBatch = 4, kNormsBytes = kMostBatch * kGroupTiles * kNormBytes;
+constexpr int kIdGroups = 16;  // whose pages a warp knows at a time
+static_assert(2 * Fp16Tile<kDim>::kBytes <= kStages * kGroupTiles * kValueTileBytes, "exact tiles fit");
+
+template <int warps>
+struct IntBlock {
+  static constexpr int kAmplitudes = kWaveBytes;  // [8 blocks][32 lanes] of 16 bytes
+  static constexpr int kQueries = kAmplitudes + kWaveBlocks * kWarp * 16;
+  static constexpr int kFactors = (kQueries + kWidthRuns * kQueryWords * 4 + 15) / 16 * 16;  // 1 / sigma, constants
+  static constexpr int kSums = kHeads * kMergeStride<kDim> * 4;  // of a warp, at last; they begin where waves did
+  static_assert(warps * kSums <= kQueries, "sums fit where waves and amplitudes were");
+  static constexpr int kScratch = kFactors + 2 * kHeads * 4;
+  static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
+};
+
+/// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones.
+struct GroupStream {
+  const CacheView& cache;
+  const IntLayer& layer;
+  const int32_t* table;
+  int kv_head, lane, pages, batch, begin, end;
+  unsigned char *stages, *norms;
+  int first, group;  // of the batch, next to be copied
+  bool values = false;
+  int now = 0, next = 0;  // pages of 16 groups, a lane one; of the 16 behind them
+
+  __device__ __forceinline__ int load_ids(int from) const { return table[min(2 * from + lane, pages - 1)]; }
+
+  /// Starts the next copy, to a stage.
+  __device__ __forceinline__ void start(int stage) {
+    if (group < end) {
+      const int at = (group - begin) % kIdGroups;
+      if (at == 0 && !values && group > begin) {
+        now = next;
+        next = load_ids(group + kIdGroups);
+      }
+      const uint8_t* page0 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at) * cache.page_bytes;
+      const uint8_t* page1 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at + 1) * cache.page_bytes;
+      unsigned char* to = stages + stage * layer.stage_bytes;
+      if (values) {
+        copy_values(to, page0, page1);
+      } else {
+        copy_keys(to, page0, page1);
+        copy_norms(norms + (group - first) * (kGroupTiles * kNormBytes), page0, page1);
+      }
+      if (++group == min(first + batch, end)) {
+        if (values) {
+          first = group;
+        } else {
+          group = first;
+        }
+        values = !values;
+      }
+    }
+    commit_copies();
+  }
+
+ private:
+  /// Tile i of 8 is tile i % 4 of page i / 4 of the two.
+  __device__ __forceinline__ void copy_keys(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+    const int64_t begin = cache.keys.tile(kv_head, 0) + lane * 16;
+    page0 += begin;
+    page1 += begin;
+    if (cache.keys.tile_bytes == kWarp * 16) {  // int2's usual width
+#pragma unroll
+      for (int i = 0; i < kGroupTiles; ++i) {
+        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * (kWarp * 16);
+        copy_async(to + i * (kWarp * 16) + ((lane * 16) ^ key_swizzle(i)), from);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
+#pragma unroll
+      for (int i = 0; i < kGroupTiles; ++i) {
+        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * cache.keys.tile_bytes;
+        copy_async(to + i * layer.key_stride + (at ^ key_swizzle(i)), from + (at - lane * 16));
+      }
+    }
+  }
+
+  __device__ __forceinline__ void copy_norms(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+    if (lane >= 2 * kGroupTiles) return;
+    const int tile = lane / 2;
+    const uint8_t* from = (tile < kPageTiles ? page0 : page1) + cache.values.norms +
+                          tile % kPageTiles * cache.values.norm_tile_bytes + kv_head * kNormBytes + lane % 2 * 16;
+    copy_async(to + lane * 16, from);
+  }
+
+  __device__ __forceinline__ void copy_values(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+    const int64_t begin = cache.values.tile(kv_head, 0) + lane * 16;
+    page0 += begin;
+    page1 += begin;
+#pragma unroll
+    for (int i = 0; i < kGroupTiles; ++i) {
+      const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * kValueTileBytes;
+      copy_async(to + i * kValueTileBytes + ((lane * 16) ^ value_swizzle(i)), from);
+    }
+  }
+};
+
+}  // namespace kvquant::cuda
