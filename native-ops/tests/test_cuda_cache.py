@@ -19,8 +19,12 @@ from cuda_formats import FORMATS as OTHER_FORMATS, Rotated
 DEVICE, OPS = "cuda", torch.ops.kvquant
 # ||out - reference|| / ||reference|| of a head: rounding of the output, of queries, of products' operands.
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 8e-3}
-# Where keys are turned in halves (windows, rotatekv2): scores are off by some 4e-4 of their size, whatever the type.
-TURNED = 4e-3
+# The same where keys are turned while they are read (windows, rotatekv2), whatever the type: scores are off by some 4e-4
+# of their size, which heads with few large scores magnify. Of 3600 heads of int2 the worst was off by 4.4e-3, the
+# median by 4.5e-4; with an order of channels elements are rounded once more (5.2e-3).
+TURNED, ORDERED = 6e-3, 8e-3
+# Half of the heads are better than this.
+MEDIAN = {torch.float32: 1e-3, torch.float16: 1e-3, torch.bfloat16: 3e-3}
 worst = {}
 
 
@@ -29,12 +33,15 @@ def check_same(name, case, got, want):
     assert torch.equal(got, want), f"{case}: {name} differs in {int((got != want).sum())} of {want.numel()} bytes"
 
 
-def check_close(name, case, got, want, tolerance):
+def check_close(name, case, got, want, tolerance, median=None):
     got, want = got.double().cpu(), want.double().cpu()
     error = (got - want).norm(dim=-1) / want.norm(dim=-1).clamp_min(1e-30)
     largest = float(error.max()) if not torch.isnan(error).any() else float("inf")
     worst[name] = max(worst.get(name, 0.0), largest)
     assert largest <= tolerance, f"{case}: {name} is off by {largest:.2e} at {int(error.argmax())}, allowed {tolerance}"
+    if median is not None:
+        middle = float(error.median())
+        assert middle <= median, f"{case}: half of {name} is off by {middle:.2e} or more, allowed {median}"
 
 
 def run_case(case, layer, dtype, counts, steps, scale=1.0, check_values=True, allowed=0.0):
@@ -61,7 +68,8 @@ def run_case(case, layer, dtype, counts, steps, scale=1.0, check_values=True, al
         check_same("pages", case, gpu.pages, cpu.pages)
         check_same("exact pages", case, gpu.exact, cpu.exact)
         tolerance = max(allowed, TURNED if layer.turned else 0.0, TOLERANCE[dtype] if scale < 5 else 1e-2)
-        check_close(f"attend {str(dtype)[6:]}", case, out, want, tolerance)
+        median = MEDIAN[dtype] if allowed <= TURNED and scale < 5 else None
+        check_close(f"attend {str(dtype)[6:]}", case, out, want, tolerance, median)
     if check_values:
         for b in range(batch):
             end = int(cpu.lengths[b, 0])
@@ -150,7 +158,7 @@ def run_rotated():
         layer = Layer(heads=heads, kv_heads=kv_heads, keys=Rotated(2, together, 128, order=True),
                       values=Rotated(2, 1, 128), window=32)
         run_case(f"rotatekv2 {heads}/{kv_heads} in an order", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2,
-                 check_values=False, allowed=TURNED)
+                 check_values=False, allowed=ORDERED)
         passed += 1
     layer = Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128), values=Rotated(2, 1, 128), window=0, sinks=0)
     run_case("rotatekv2, small scores", layer, torch.float16, [[900, 2000]], 2, scale=0.3)
@@ -188,7 +196,7 @@ def run_all(small):
             run_case(f"{name} {dtype}", layer, dtype, [LENGTHS], 2, check_values=False)
             run_case(f"{name} {dtype} steps", layer, dtype, [[1, 2, 3]], 150, check_values=False)
             passed += 2
-        for name in ("int2", "int2, uniform levels"):
+        for name in ("int2", "int2, uneven levels"):
             layer = Layer(**FORMATS[name])
             run_case(f"{name} large scores", layer, torch.float16, [[900, 2000]], 2, scale=6.0)
             run_case(f"{name} flat scores", layer, torch.float16, [[900, 2000]], 2, scale=0.0)

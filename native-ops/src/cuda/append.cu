@@ -31,30 +31,22 @@ template <int D>
 __device__ void load_tile(const CacheView& cache, const NewRows& rows, const TileRun& run, Tile<D>& tile) {
   const int c = threadIdx.x, length = cache.length(run.b);
   const float mean = cache.keys.mean != nullptr ? cache.keys.mean[run.kv_head * D + c] : 0.0f;
-  float ks[kTileTokens], vs[kTileTokens];  // all loads before the first use
-#pragma unroll
-  for (int i = 0; i < kTileTokens; ++i) {
-    const int token = run.begin - run.first() + i;
-    if (token < run.begin || token >= run.end) continue;
+  for (int token = run.begin; token < run.end; ++token) {
+    float k, v;
     if (token >= length) {
       const int64_t index = rows.key(cache, run.b, token - length, run.kv_head) + c;
-      ks[i] = rows.load(index);
-      vs[i] = rows.load(index + cache.kv_heads * D);
+      k = rows.load(index);
+      v = rows.load(index + cache.kv_heads * D);
     } else {
       const uint8_t* page = cache.window_page(run.b, token);
-      ks[i] = __half2float(reinterpret_cast<const __half*>(page + cache.exact_key(run.kv_head, c))[i]);
-      vs[i] = __half2float(reinterpret_cast<const __half*>(page + cache.exact_value(run.kv_head, c))[i]);
+      k = __half2float(reinterpret_cast<const __half*>(page + cache.exact_key(run.kv_head, c))[token % kExactTokens]);
+      v = __half2float(reinterpret_cast<const __half*>(page + cache.exact_value(run.kv_head, c))[token % kExactTokens]);
     }
-  }
-#pragma unroll
-  for (int i = 0; i < kTileTokens; ++i) {
-    if (i < run.first() || i >= run.last()) continue;
-    float k = ks[i], v = vs[i];
     if (cache.keys.rounded) k = round_to_half(k);
     if (cache.values.rounded) v = round_to_half(v);
     if (cache.keys.mean != nullptr) k = __fsub_rn(k, mean);
-    tile.k[i][c] = k;
-    tile.v[i][c] = v;
+    tile.k[token % kTileTokens][c] = k;
+    tile.v[token % kTileTokens][c] = v;
   }
 }
 

@@ -133,7 +133,8 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   plan.parts = best_parts(cache, plan.shape, std::max<int64_t>(1, pairs),
                           plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : 1,
                           static_cast<int64_t>(multiprocessors) * resident, exact && !plain);
-  if (plan.kernel == AttentionPlan::kInt && plan.parts == (exact ? 2 : 1)) {  // the block of all tokens in codes goes on
+  if (plan.kernel == AttentionPlan::kInt &&
+      plan.parts == (exact ? 2 : 1)) {  // the block of all tokens in codes goes on
     plan.parts = 1;
     plan.direct = true;
   }

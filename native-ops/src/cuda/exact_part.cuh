@@ -59,8 +59,13 @@ struct ExactUnits {
   int lane, length, quantized, first_run, units;
 
   __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, unsigned char* tiles, int lane)
-      : cache(cache), heads(heads), tiles(tiles), lane(lane), length(cache.length(heads.b) + 1),
-        quantized(cache.quantized(heads.b, length)), first_run(quantized / kTileTokens) {
+      : cache(cache),
+        heads(heads),
+        tiles(tiles),
+        lane(lane),
+        length(cache.length(heads.b) + 1),
+        quantized(cache.quantized(heads.b, length)),
+        first_run(quantized / kTileTokens) {
     const int runs = cache.window > 0 ? (length + kTileTokens - 1) / kTileTokens : 0;
     units = cache.sink_pages + max(0, runs - first_run);
   }

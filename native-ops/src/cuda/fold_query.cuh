@@ -6,7 +6,7 @@
 
 namespace kvquant::cuda {
 
-constexpr int kFoldDim = 128, kLanes = 4;  // channels of a head, of a lane
+constexpr int kFoldDim = 128, kLanes = 4;   // channels of a head, of a lane
 constexpr float kWaveFactor = 1.0f / 4096;  // of amplitudes; waves have the other part of codes' 2^-24
 
 __device__ __forceinline__ float warp_maximum(float x) {
@@ -56,7 +56,7 @@ struct FoldInputs {
 __device__ __forceinline__ void fold_query(const CacheView& cache, FoldInputs& inputs, int head, int lane,
                                            uint32_t* queries, float4* amplitudes, float* factors) {
   inputs.turn_query(lane);
-  const float (&q)[kLanes] = inputs.q;
+  const float(&q)[kLanes] = inputs.q;
   const SideView& keys = cache.keys;
   const int column = head * 4;
   const float scale = cache.score_scale * kLog2e;

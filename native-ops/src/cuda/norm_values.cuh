@@ -8,8 +8,8 @@
 // 4 g and + 2, row g + 8 those after them.
 //
 // Norms go into the weights. Levels are equally spaced around 0: a step times (code - 1.5); the sum of weights, which
-// 1.5 takes, is one more product, with ones. Tokens of the high halves are taken as 3 - code with negative weights: sums
-// stay near zero, which the truncating accumulator needs.
+// 1.5 takes, is one more product, with ones. Tokens of the high halves are taken as 3 - code with negative weights:
+// sums stay near zero, which the truncating accumulator needs.
 #pragma once
 #include "static_keys.cuh"
 

@@ -81,9 +81,8 @@ void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor out = Tensor::empty(qkv.dtype(), {view.batch, static_cast<int64_t>(view.heads) * view.head_dim}, device);
   Tensor sums = Tensor::empty(DType::kFloat, {rows, plan.parts, view.head_dim}, device);
   Tensor ranges = Tensor::empty(DType::kFloat, {rows, plan.parts, 2}, device);
-  const Attention attention{qkv.data<void>(), out.data<void>(),   type,
-                            plan.parts,       sums.data<float>(), ranges.data<float2>(),
-                            plan.direct};
+  const Attention attention{qkv.data<void>(),   out.data<void>(),      type,       plan.parts,
+                            sums.data<float>(), ranges.data<float2>(), plan.direct};
   if (rows > 0) attend(view, plan, attention, current_stream(device.index));
   stack[0] = out.release();
 }

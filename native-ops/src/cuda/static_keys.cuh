@@ -37,10 +37,7 @@ __host__ __device__ constexpr int field_position(int product) { return 2 * (prod
 
 /// Where the code of a product's tokens lies in a (shifted) chunk.
 __host__ __device__ constexpr int code_position(int width, int product) {
-  return width == 1   ? product % 4
-         : width == 4 ? product % 2 * 4
-         : width == 8 ? 0
-                      : field_position(product);
+  return width == 1 ? product % 4 : width == 4 ? product % 2 * 4 : width == 8 ? 0 : field_position(product);
 }
 
 /// A lane's tile in shared memory; blocks of 16 bytes are exchanged so that lanes of a quarter warp read different
