@@ -105,7 +105,7 @@ CacheView position_view(const char* op, const LayerParams& params, const Tensor&
 }
 
 CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
-    : tensors_(stack), params_(read_params(op, tensors_.params)) {
+    : tensors_(stack), params_(checked_params(op, tensors_.params)) {
   tensors_.check(op, *params_, DeviceType::kCuda);
   check_supported(op, *params_);
   view_ = position_view(op, *params_, tensors_.lengths, tensors_.rope);

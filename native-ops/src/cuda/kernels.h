@@ -34,13 +34,16 @@ void append_tokens(const CacheView& cache, const NewTokens& tokens, cudaStream_t
 /// The part of append that chooses and copies massive sinks.
 void update_massive_sinks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// The largest |entries| of each sequence's rows of x [rows, hidden].
+/// The largest |entries| of each sequence's rows of x [rows, hidden]: of parts of them first, one after the other, then
+/// of all.
 struct MassiveEntries {
   const void* x;
   ElementType type;
   int64_t hidden;
   const int32_t* starts;
-  int batch;
+  int batch, parts;
+  float* part_values;  // [batch, parts, kMassiveEntries]
+  int32_t* part_owners;
   float* values;  // [batch, kMassiveEntries]
   int32_t* owners;
 };
@@ -119,5 +122,24 @@ struct ScoreBias {
   float* out;
 };
 void score_bias(const CacheView& cache, const ScoreBias& bias, cudaStream_t stream);
+
+/// out = RMS norm of x [rows, columns]; all have one type.
+struct Norm {
+  const void *x, *weight;
+  ElementType type;
+  int64_t rows, columns;
+  float eps;
+  void* out;
+};
+void norm(const Norm& norm, cudaStream_t stream);
+
+/// out [rows, columns] = silu(x[:, :columns]) x[:, columns:].
+struct Gate {
+  const void* x;
+  ElementType type;
+  int64_t rows, columns;
+  void* out;
+};
+void gate(const Gate& gate, cudaStream_t stream);
 
 }  // namespace kvquant::cuda

@@ -35,20 +35,14 @@ struct EntryList {
   }
 };
 
-/// Each thread keeps the largest of its elements; then the block takes the largest of all, one after another.
-__global__ void __launch_bounds__(kThreads) massive_entries_kernel(MassiveEntries p) {
+/// The block takes the largest of what its threads have, one after another, and writes them.
+__device__ void write_largest(const EntryList& own, float* values, int32_t* owners) {
   __shared__ Entry warp_best[kWarps];
-  const int b = blockIdx.x, lane = threadIdx.x % kWarp;
-  const int64_t first = p.starts[b] * p.hidden, count = p.starts[b + 1] * p.hidden - first;
-  EntryList own;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-    const float value = fabsf(load_element(p.type, p.x, first + i));
-    if (value == value) own.add({value, static_cast<int32_t>(i / p.hidden)});
-  }
+  __shared__ int warp_from[kWarps];
+  const int lane = threadIdx.x % kWarp;
   int next = 0;  // of own that is not taken yet
   for (int i = 0; i < kMassiveEntries; ++i) {
-    const Entry mine = next < own.count ? own.entries[next] : Entry{-1.0f, kNoOwner};
-    Entry best = mine;
+    Entry best = next < own.count ? own.entries[next] : Entry{-1.0f, kNoOwner};
     int from = threadIdx.x;
     for (int step = 1; step < kWarp; step *= 2) {
       const Entry other{__shfl_xor_sync(0xffffffffu, best.value, step), __shfl_xor_sync(0xffffffffu, best.owner, step)};
@@ -58,7 +52,6 @@ __global__ void __launch_bounds__(kThreads) massive_entries_kernel(MassiveEntrie
         from = other_from;
       }
     }
-    __shared__ int warp_from[kWarps];
     if (lane == 0) {
       warp_best[threadIdx.x / kWarp] = best;
       warp_from[threadIdx.x / kWarp] = from;
@@ -76,10 +69,35 @@ __global__ void __launch_bounds__(kThreads) massive_entries_kernel(MassiveEntrie
     if (from == static_cast<int>(threadIdx.x)) ++next;
     if (threadIdx.x == 0) {
       const bool found = best.owner != kNoOwner;
-      p.values[b * kMassiveEntries + i] = found ? best.value : 0.0f;
-      p.owners[b * kMassiveEntries + i] = found ? best.owner : -1;
+      values[i] = found ? best.value : 0.0f;
+      owners[i] = found ? best.owner : -1;
     }
   }
+}
+
+/// The largest entries of a part of a sequence's rows: a block a part.
+__global__ void __launch_bounds__(kThreads) massive_parts_kernel(MassiveEntries p) {
+  const int b = blockIdx.y, part = blockIdx.x;
+  const int64_t first = p.starts[b] * p.hidden, count = p.starts[b + 1] * p.hidden - first;
+  const int64_t begin = count * part / p.parts, end = count * (part + 1) / p.parts;
+  EntryList own;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+    const float value = fabsf(load_element(p.type, p.x, first + i));
+    if (value == value) own.add({value, static_cast<int32_t>(i / p.hidden)});
+  }
+  const int64_t to = (static_cast<int64_t>(b) * p.parts + part) * kMassiveEntries;
+  write_largest(own, p.part_values + to, p.part_owners + to);
+}
+
+/// The largest of all parts.
+__global__ void __launch_bounds__(kThreads) massive_entries_kernel(MassiveEntries p) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * p.parts * kMassiveEntries;
+  EntryList own;
+  for (int i = threadIdx.x; i < p.parts * kMassiveEntries; i += kThreads) {
+    if (p.part_owners[first + i] >= 0) own.add({p.part_values[first + i], p.part_owners[first + i]});
+  }
+  const int64_t to = static_cast<int64_t>(blockIdx.x) * kMassiveEntries;
+  write_largest(own, p.values + to, p.owners + to);
 }
 
 /// The headers of a sequence's sink pages, in the hands of one thread.
@@ -196,8 +214,10 @@ __global__ void __launch_bounds__(kThreads)
 
 void massive_entries(const MassiveEntries& entries, cudaStream_t stream) {
   if (entries.batch == 0) return;
-  launch("massive_entries", massive_entries_kernel, {dim3(static_cast<unsigned>(entries.batch)), kThreads, 0, stream},
-         entries);
+  const auto batch = static_cast<unsigned>(entries.batch);
+  const dim3 blocks(static_cast<unsigned>(entries.parts), batch);
+  launch("massive_entries", massive_parts_kernel, {blocks, kThreads, 0, stream}, entries);
+  launch("massive_entries", massive_entries_kernel, {dim3(batch), kThreads, 0, stream}, entries);
 }
 
 void update_massive_sinks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {

@@ -2,10 +2,15 @@
 // The operators of namespace kvquant on CUDA, registered as operators.cpp does for the CPU, whose library defines the
 // schemas and is loaded first. Work goes to libtorch's current stream; contents of device tensors are not checked,
 // since reading them would stop the stream.
+#include <algorithm>
+#include <array>
 #include <cstdio>
+#include <utility>
+#include <vector>
 
 #include "arguments.h"
 #include "device_params.h"
+#include "fused_ops.h"
 #include "launch.cuh"
 
 namespace kvquant::cuda {
@@ -55,12 +60,85 @@ void massive_entries_op(StableIValue* stack, uint64_t, uint64_t) {
   const DeviceScope scope(op, x.device().index);
   Tensor values = Tensor::empty(DType::kFloat, {batch, kMassiveEntries}, x.device());
   Tensor rows = Tensor::empty(DType::kInt32, {batch, kMassiveEntries}, x.device());
-  const MassiveEntries entries{
-      x.data<void>(),      type, x.size(1), starts.data<int32_t>(), static_cast<int>(batch), values.data<float>(),
-      rows.data<int32_t>()};
+  constexpr int64_t kPartElements = 1 << 15, kMostParts = 256;
+  const int64_t elements = x.numel() / std::max<int64_t>(1, batch);
+  const int64_t parts = std::max<int64_t>(1, std::min(kMostParts, elements / kPartElements));
+  Tensor part_values = Tensor::empty(DType::kFloat, {batch * parts * kMassiveEntries}, x.device());
+  Tensor part_owners = Tensor::empty(DType::kInt32, {batch * parts * kMassiveEntries}, x.device());
+  const MassiveEntries entries{x.data<void>(),
+                               type,
+                               x.size(1),
+                               starts.data<int32_t>(),
+                               static_cast<int>(batch),
+                               static_cast<int>(parts),
+                               part_values.data<float>(),
+                               part_owners.data<int32_t>(),
+                               values.data<float>(),
+                               rows.data<int32_t>()};
   massive_entries(entries, current_stream(x.device().index));
   stack[0] = values.release();
   stack[1] = rows.release();
+}
+
+/// What decides a plan; nothing else of a view does.
+using PlanKey = std::array<int64_t, 14>;
+
+PlanKey plan_key(const CacheView& view, int device) {
+  const auto side = [](const SideView& v) {
+    int64_t key = static_cast<int64_t>(v.format) << 32 | v.bits << 16 | v.rotation_heads << 8 | v.outliers;
+    key = key * 31 + v.group_size * 2 + (v.order != nullptr ? 1 : 0);
+    for (const int width : v.width) key = key * 31 + width;
+    return key;
+  };
+  return {device,
+          view.batch,
+          view.page_columns,
+          view.exact_columns,
+          view.page_bytes,
+          view.exact_bytes,
+          static_cast<int64_t>(view.heads) << 16 | view.kv_heads,
+          view.head_dim,
+          static_cast<int64_t>(view.window) << 8 | view.sink_pages,
+          view.ring,
+          (attend_int_supports(view) ? 1 : 0) | (attend_rotated_supports(view) ? 2 : 0),
+          side(view.keys),
+          side(view.values),
+          view.keys_pre_rope};
+}
+
+/// Layers of a step have the same plan, and to find it takes longer than a launch.
+AttentionPlan remembered_plan(const CacheView& view, int device) {
+  constexpr size_t kRemembered = 4;
+  static thread_local std::vector<std::pair<PlanKey, AttentionPlan>> plans;
+  const PlanKey key = plan_key(view, device);
+  for (const auto& known : plans) {
+    if (known.first == key) return known.second;
+  }
+  if (plans.size() == kRemembered) plans.erase(plans.begin());
+  plans.emplace_back(key, plan_attention(view, device));
+  return plans.back().second;
+}
+
+void check_queries(const char* op, const CacheArguments& arguments, const Tensor& qkv) {
+  qkv.expect(op, "qkv", qkv.dtype(), 2, DeviceType::kCuda);
+  expect_size(op, "qkv", qkv.size(0), arguments.view().batch, "rows");
+  expect_size(op, "qkv", qkv.size(1), arguments.columns(), "columns");
+}
+
+/// The parameters have been found and qkv is checked.
+Tensor attention(const char* op, const CacheArguments& arguments, const Tensor& qkv) {
+  const ElementType type = element_type(op, "qkv", qkv);
+  const Device device = arguments.device();
+  const CacheView& view = arguments.view();
+  const AttentionPlan plan = remembered_plan(view, device.index);
+  const int64_t parts = static_cast<int64_t>(view.batch) * view.heads * plan.parts;
+  Tensor out = Tensor::empty(qkv.dtype(), {view.batch, static_cast<int64_t>(view.heads) * view.head_dim}, device);
+  Tensor scratch = Tensor::empty(DType::kFloat, {parts * (view.head_dim + 2)}, device);
+  auto* sums = scratch.data<float>();
+  auto* ranges = reinterpret_cast<float2*>(sums + parts * view.head_dim);
+  const Attention description{qkv.data<void>(), out.data<void>(), type, plan.parts, sums, ranges, plan.direct};
+  if (parts > 0) attend(view, plan, description, current_stream(device.index));
+  return out;
 }
 
 /// attend as in operators.cpp; the result has the dtype of qkv.
@@ -68,23 +146,23 @@ void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "attend";
   Tensor qkv(stack[0]);
   CacheArguments arguments(op, stack + 1);
-  const ElementType type = element_type(op, "qkv", qkv);
-  qkv.expect(op, "qkv", qkv.dtype(), 2, DeviceType::kCuda);
-  expect_size(op, "qkv", qkv.size(0), arguments.view().batch, "rows");
-  expect_size(op, "qkv", qkv.size(1), arguments.columns(), "columns");
-  const Device device = arguments.device();
-  const DeviceScope scope(op, device.index);
+  check_queries(op, arguments, qkv);
+  const DeviceScope scope(op, arguments.device().index);
   arguments.find_params(op);
-  const CacheView& view = arguments.view();
-  const AttentionPlan plan = plan_attention(view, device.index);
-  const int64_t rows = static_cast<int64_t>(view.batch) * view.heads;
-  Tensor out = Tensor::empty(qkv.dtype(), {view.batch, static_cast<int64_t>(view.heads) * view.head_dim}, device);
-  Tensor sums = Tensor::empty(DType::kFloat, {rows, plan.parts, view.head_dim}, device);
-  Tensor ranges = Tensor::empty(DType::kFloat, {rows, plan.parts, 2}, device);
-  const Attention attention{qkv.data<void>(),   out.data<void>(),      type,       plan.parts,
-                            sums.data<float>(), ranges.data<float2>(), plan.direct};
-  if (rows > 0) attend(view, plan, attention, current_stream(device.index));
-  stack[0] = out.release();
+  stack[0] = attention(op, arguments, qkv).release();
+}
+
+/// append_attend as in operators.cpp; the result has the dtype of qkv.
+void append_attend_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "append_attend";
+  Tensor qkv(stack[0]), starts(stack[1]);
+  CacheArguments arguments(op, stack + 2);
+  const NewTokens tokens = new_tokens(op, arguments.view(), qkv, starts);
+  check_queries(op, arguments, qkv);
+  const DeviceScope scope(op, arguments.device().index);
+  arguments.find_params(op);
+  append(arguments.view(), tokens, current_stream(arguments.device().index));
+  stack[0] = attention(op, arguments, qkv).release();
 }
 
 /// dequantize as in operators.cpp; k and v are FLOAT16, or FLOAT32 if that is how one of them is stored.
@@ -122,7 +200,7 @@ void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor qkv(stack[0]), starts(stack[1]), lengths(stack[2]), page_table(stack[3]), exact_table(stack[4]);
   Tensor pages(stack[5]), exact(stack[6]), rope(stack[7]), params_tensor(stack[8]);
   element_type(op, "qkv", qkv);
-  const LayerParams& params = *read_params(op, params_tensor);
+  const LayerParams& params = *checked_params(op, params_tensor);
   check_lengths(op, lengths, DeviceType::kCuda);
   check_rope(op, rope, params, DeviceType::kCuda);
   const CacheView view = position_view(op, params, lengths, rope);
@@ -141,7 +219,7 @@ void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
 void score_bias_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "score_bias";
   Tensor q(stack[0]), packed(stack[1]);
-  const LayerParams& params = *read_params(op, packed);
+  const LayerParams& params = *checked_params(op, packed);
   const ElementType type = element_type(op, "q", q);
   q.expect(op, "q", q.dtype(), 3, DeviceType::kCuda);
   expect_size(op, "q", q.size(0), params.num_heads, "heads");
@@ -166,8 +244,13 @@ struct Operator {
 };
 
 const Operator kOperators[] = {
-    {"append", append_op},         {"attend", attend_op},         {"dequantize", dequantize_op},
-    {"rope_heads", rope_heads_op}, {"score_bias", score_bias_op}, {"massive_entries", massive_entries_op},
+    {"append", append_op},
+    {"attend", attend_op},
+    {"append_attend", append_attend_op},
+    {"dequantize", dequantize_op},
+    {"rope_heads", rope_heads_op},
+    {"score_bias", score_bias_op},
+    {"massive_entries", massive_entries_op},
 };
 
 const bool registered = [] {
@@ -175,6 +258,7 @@ const bool registered = [] {
   TorchLibraryHandle kernels = nullptr;
   AOTITorchError error = aoti_torch_library_init_impl("kvquant", "CUDA", __FILE__, __LINE__, &kernels);
   for (const Operator& op : kOperators) error |= aoti_torch_library_impl(kernels, op.name, op.kernel);
+  error |= register_fused(kernels);
   if (error != 0) std::fprintf(stderr, "kvquant: libtorch refused to register the CUDA operators\n");
   return error == 0;
 }();

@@ -21,7 +21,9 @@
 #include "../core/parallel.h"
 #include "../core/score_bias.h"
 #include "cache_arguments.h"
+#include "fused.h"
 #include "tensor.h"
+#include "weight_tensors.h"
 
 namespace kvquant {
 namespace {
@@ -82,6 +84,24 @@ void attend_op(StableIValue* stack, uint64_t, uint64_t) {
   arguments.expect_room([](int64_t) { return int64_t{1}; });
   Tensor out = Tensor::empty(DType::kFloat,
                              {cache.batch, static_cast<int64_t>(cache.params->num_heads) * cache.params->head_dim});
+  attend(cache, qkv.data<float>(), out.data<float>());
+  stack[0] = out.release();
+}
+
+/// append_attend(qkv, starts, cache...) -> FLOAT32 [batch, heads head_dim]: append of a decoding step, then attend.
+void append_attend_op(StableIValue* stack, uint64_t, uint64_t) {
+  const char* op = "append_attend";
+  Tensor qkv(stack[0]), starts(stack[1]);
+  CacheArguments arguments(op, stack + 2);
+  const LayerCache& cache = arguments.cache;
+  qkv.expect(op, "qkv", DType::kFloat, 2);
+  expect_size(op, "qkv", qkv.size(0), cache.batch, "rows");
+  expect_size(op, "qkv", qkv.size(1), qkv_columns(*cache.params), "columns");
+  const NewTokens tokens{qkv.data<float>(), check_starts(op, starts, cache.batch, qkv.size(0)), nullptr, nullptr};
+  arguments.expect_room([&](int64_t b) { return tokens.count(b); });
+  Tensor out = Tensor::empty(DType::kFloat,
+                             {cache.batch, static_cast<int64_t>(cache.params->num_heads) * cache.params->head_dim});
+  append(cache, tokens);
   attend(cache, qkv.data<float>(), out.data<float>());
   stack[0] = out.release();
 }
@@ -232,37 +252,6 @@ void view_bfloat16_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = Tensor::wrap(raw.data<void>(), DType::kBFloat16, sizes).release();
 }
 
-Weight read_weight(const char* op, const char* name, const Tensor& weight, const Tensor* bias) {
-  const DType dtype = weight.dtype();
-  if (dtype != DType::kFloat && dtype != DType::kHalf && dtype != DType::kBFloat16) {
-    fail(op, std::string(name) + " must be FLOAT32, FLOAT16 or BFLOAT16, not " + dtype_name(dtype));
-  }
-  weight.expect(op, name, dtype, 2);
-  expect_range(op, (std::string(name) + "'s columns").c_str(), weight.size(1), 1, int64_t{1} << 31);
-  Weight w{weight.data<void>(), nullptr, WeightType::kFloat32, weight.size(0), weight.size(1)};
-  if (dtype == DType::kHalf) w.type = WeightType::kFloat16;
-  if (dtype == DType::kBFloat16) w.type = WeightType::kBFloat16;
-  if (bias != nullptr && bias->numel() > 0) {
-    bias->expect(op, "a bias", dtype, 1);
-    expect_size(op, "a bias", bias->size(0), w.rows, "entries");
-    w.bias = bias->data<void>();
-  }
-  return w;
-}
-
-Weight read_norm(const char* op, const Tensor& norm, int64_t columns) {
-  const DType dtype = norm.dtype();
-  if (dtype != DType::kFloat && dtype != DType::kHalf && dtype != DType::kBFloat16) {
-    fail(op, std::string("a norm's weight must be FLOAT32, FLOAT16 or BFLOAT16, not ") + dtype_name(dtype));
-  }
-  norm.expect(op, "a norm's weight", dtype, 1);
-  expect_size(op, "a norm's weight", norm.size(0), columns, "entries");
-  WeightType type = dtype == DType::kHalf       ? WeightType::kFloat16
-                    : dtype == DType::kBFloat16 ? WeightType::kBFloat16
-                                                : WeightType::kFloat32;
-  return Weight{norm.data<void>(), nullptr, type, 1, columns};
-}
-
 /// norm_qkv(x FLOAT32 [rows, hidden], norm [hidden], eps, q, k, v [out, hidden], q_bias, k_bias, v_bias [out or 0]) ->
 /// FLOAT32 [rows, all outs]: RMS norm, then the three projections side by side.
 void norm_qkv_op(StableIValue* stack, uint64_t, uint64_t) {
@@ -362,6 +351,7 @@ const Operator kOperators[] = {
      "append(Tensor qkv, Tensor starts, Tensor massive_values, Tensor massive_positions, " KVQUANT_CACHE ") -> ()",
      append_op},
     {"attend", "attend(Tensor qkv, " KVQUANT_CACHE_READ ") -> Tensor", attend_op},
+    {"append_attend", "append_attend(Tensor qkv, Tensor starts, " KVQUANT_CACHE ") -> Tensor", append_attend_op},
     {"dequantize", "dequantize(int sequence, int begin, int end, " KVQUANT_CACHE_READ ") -> (Tensor, Tensor)",
      dequantize_op},
     {"score_bias", "score_bias(Tensor q, Tensor params) -> Tensor", score_bias_op},
@@ -392,6 +382,7 @@ const bool registered = [] {
     error |= aoti_torch_library_def(definitions, op.schema);
     error |= aoti_torch_library_impl(kernels, op.name, op.kernel);
   }
+  error |= define_fused(definitions, kernels);
   if (error != 0) std::fprintf(stderr, "kvquant: libtorch refused to register the operators\n");
   return error == 0;
 }();
