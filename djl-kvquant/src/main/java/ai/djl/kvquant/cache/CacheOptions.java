@@ -144,6 +144,24 @@ public final class CacheOptions {
     }
 
     /**
+     * Tells whether kv_cache_tokens or kv_cache_memory says how large the cache is.
+     *
+     * @return false if it follows from the memory that is free
+     */
+    public boolean hasSize() {
+        return size.tokens() > 0 || size.bytes() > 0;
+    }
+
+    /**
+     * Returns kv_cache_memory.
+     *
+     * @return the bytes; 0: not set
+     */
+    public long memory() {
+        return size.bytes();
+    }
+
+    /**
      * Tells whether the data type needs a calibration of the model.
      *
      * @return whether {@link #withCalibration} must be called before a cache is made

@@ -1,26 +1,31 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.cache;
 
-import java.io.IOException;
-import java.lang.management.ManagementFactory;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.util.stream.Stream;
-
 /** How many tokens, pages and sequences a cache is made for. */
 final class CacheSize {
 
     /** Sequences with exact pages: those being decoded, and as many prefixes that are kept. */
     private static final int SEQUENCES_PER_BATCH_ROW = 4;
 
-    private static final double DEFAULT_SHARE_OF_FREE_MEMORY = 0.25;
+    /** The same where memory is taken at once: so many prefixes at most. */
+    private static final int FEW_PREFIXES = 4;
 
     private final long tokens;
     private final int pages;
     private final int sequences;
+    private final long bytes;
 
-    CacheSize(CacheGeometry geometry, SizeOptions options, long pageBytes, long exactBytes) {
-        sequences = SEQUENCES_PER_BATCH_ROW * options.maxBatchSize();
+    CacheSize(
+            CacheGeometry geometry,
+            SizeOptions options,
+            MemoryBudget memory,
+            long pageBytes,
+            long exactBytes) {
+        int rows = options.maxBatchSize();
+        sequences =
+                memory.bounded()
+                        ? SEQUENCES_PER_BATCH_ROW * rows
+                        : rows + Math.min(rows, FEW_PREFIXES);
         long exactTotal = sequences * exactBytes;
         long wanted = (long) geometry.maxTokens() * options.maxBatchSize();
         if (options.tokens() > 0) {
@@ -28,8 +33,8 @@ final class CacheSize {
         } else if (options.bytes() > 0) {
             tokens = tokensIn(options.bytes() - exactTotal, pageBytes);
         } else {
-            long budget = (long) (freeMemory() * DEFAULT_SHARE_OF_FREE_MEMORY);
-            tokens = Math.min(wanted, tokensIn(budget - exactTotal, pageBytes));
+            long fitting = tokensIn(memory.defaultBytes() - exactTotal, pageBytes);
+            tokens = memory.bounded() ? Math.min(wanted, fitting) : fitting;
         }
         // Every sequence may leave its last page partly empty.
         long count = (tokens + KvCache.PAGE_TOKENS - 1) / KvCache.PAGE_TOKENS;
@@ -47,15 +52,17 @@ final class CacheSize {
                             + ". Set kv_cache_memory higher, or max_batch_size or"
                             + " kv_recent_tokens lower.");
         }
-        long bytes = count * pageBytes + exactTotal;
-        if (bytes > totalMemory()) {
+        bytes = count * pageBytes + exactTotal;
+        if (bytes > memory.totalBytes()) {
             throw new IllegalArgumentException(
                     "A KV cache of "
                             + tokens
                             + " tokens takes "
                             + bytes / (1 << 20)
-                            + " MiB, more than the machine's "
-                            + totalMemory() / (1 << 20)
+                            + " MiB, more than the "
+                            + memory.owner()
+                            + "'s "
+                            + memory.totalBytes() / (1 << 20)
                             + " MiB. Set kv_cache_tokens or kv_cache_memory lower (or max_batch_size or"
                             + " kv_recent_tokens), or choose a kv_cache_dtype with fewer bits.");
         }
@@ -78,27 +85,8 @@ final class CacheSize {
         return sequences;
     }
 
-    private static com.sun.management.OperatingSystemMXBean system() {
-        return (com.sun.management.OperatingSystemMXBean)
-                ManagementFactory.getOperatingSystemMXBean();
-    }
-
-    /**
-     * What could be allocated without swapping: on Linux, page cache that can be dropped counts as
-     * well.
-     */
-    private static long freeMemory() {
-        try (Stream<String> lines = Files.lines(Path.of("/proc/meminfo"))) {
-            return lines.filter(line -> line.startsWith("MemAvailable:"))
-                    .mapToLong(line -> Long.parseLong(line.replaceAll("\\D", "")) * 1024)
-                    .findFirst()
-                    .orElseGet(() -> system().getFreeMemorySize());
-        } catch (IOException e) {
-            return system().getFreeMemorySize();
-        }
-    }
-
-    private static long totalMemory() {
-        return system().getTotalMemorySize();
+    /** Of all pages and exact pages. */
+    long bytes() {
+        return bytes;
     }
 }

@@ -7,7 +7,6 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
-import java.nio.ByteBuffer;
 import java.util.List;
 
 /** The memory of a cache: packed parameters of each layer, its pages and its exact pages. */
@@ -38,6 +37,7 @@ final class CacheTensors implements AutoCloseable {
             rope = RopeTable.create(manager, geometry);
             for (int i = 0; i < layers.size(); ++i) {
                 params.add(pack(manager, layers.get(i)));
+                operators.hold(manager, params.get(i));
                 long[] sizes = operators.layout(params.get(i));
                 pageBytes[i] = sizes[0];
                 exactPageBytes[i] = layers.get(i).hasExactPages() ? sizes[1] : 0;
@@ -62,8 +62,7 @@ final class CacheTensors implements AutoCloseable {
 
     /** Parameters of a layer as the operators read them. */
     NDArray pack(NDManager owner, LayerFormat layer) {
-        ByteBuffer bytes = layer.pack(geometry);
-        return owner.create(bytes, new Shape(bytes.remaining()), DataType.UINT8);
+        return operators.hostBytes(owner, layer.pack(geometry));
     }
 
     /** Bytes of a page of each layer. */
@@ -99,7 +98,7 @@ final class CacheTensors implements AutoCloseable {
     }
 
     SequenceParams newParams() {
-        return new SequenceParams(manager, params);
+        return new SequenceParams(manager, operators, params);
     }
 
     NDManager newManager() {

@@ -33,6 +33,7 @@ public final class KvCache implements AutoCloseable {
     private final TokenLayout layout;
     private final SequencePages sequencePages;
     private final CacheAccounting accounting;
+    private final MemoryBudget memory;
 
     /**
      * Creates a cache.
@@ -45,23 +46,40 @@ public final class KvCache implements AutoCloseable {
      */
     public KvCache(
             NDManager parent, Operators operators, CacheGeometry geometry, CacheOptions options) {
+        this(parent, operators, geometry, options, Float.SIZE, 0);
+    }
+
+    /**
+     * Creates a cache that leaves room for what the model computes with.
+     *
+     * @param parent a manager of the PyTorch engine on the cache's device
+     * @param operators the operators
+     * @param geometry the model's sizes
+     * @param options the cache options
+     * @param autoBits bits per element where the data type is auto: those in which is computed
+     * @param reserved bytes of the device that a cache of default size leaves free
+     * @throws IllegalArgumentException if the options do not fit the model or the memory
+     */
+    public KvCache(
+            NDManager parent,
+            Operators operators,
+            CacheGeometry geometry,
+            CacheOptions options,
+            int autoBits,
+            long reserved) {
         this.geometry = geometry;
         this.options = options;
         options.requireFits(geometry);
         for (int i = 0; i < geometry.numLayers(); ++i) {
-            layers.add(LayerFormat.of(geometry, options, i));
+            layers.add(LayerFormat.of(geometry, options, i, autoBits));
         }
         int rollback = Math.min(options.exact().rollback(), geometry.maxTokens());
         layout = new TokenLayout(layers, rollback);
         tensors = new CacheTensors(parent, operators, geometry, layers);
         try {
             accounting = new CacheAccounting(geometry, options, layers, tensors);
-            CacheSize size =
-                    new CacheSize(
-                            geometry,
-                            options.size(),
-                            accounting.pageBytes(),
-                            layout.exactColumns() * accounting.exactPageBytes());
+            memory = MemoryBudget.of(operators, reserved);
+            CacheSize size = sizeOf(options.size(), memory);
             sequencePages = new SequencePages(layout, size);
             tensors.allocate(sequencePages.pagePool().size(), sequencePages.exactPool().size());
             prefixes = new PrefixCache(this);
@@ -69,6 +87,23 @@ public final class KvCache implements AutoCloseable {
             tensors.close();
             throw e;
         }
+    }
+
+    private CacheSize sizeOf(SizeOptions size, MemoryBudget budget) {
+        long exactBytes = layout.exactColumns() * accounting.exactPageBytes();
+        return new CacheSize(geometry, size, budget, accounting.pageBytes(), exactBytes);
+    }
+
+    /**
+     * Returns the bytes of a cache like this one with room for some sequences.
+     *
+     * @param batch the number of sequences, also its max_batch_size
+     * @param tokens the tokens of each
+     * @return the bytes of its pages and exact pages
+     */
+    public long bytesFor(int batch, int tokens) {
+        SizeOptions size = new SizeOptions(batch, (long) batch * tokens, 0);
+        return sizeOf(size, memory.unlimited()).bytes();
     }
 
     /**

@@ -25,15 +25,21 @@ record LayerFormat(
     private static final int HEADER_BYTES = 48;
     private static final int SIZE_POSITION = 4;
     private static final double EXACT_BITS = 16;
+    private static final int FLOAT_BITS = 32;
 
     static LayerFormat of(CacheGeometry geometry, CacheOptions options, int layer) {
+        return of(geometry, options, layer, FLOAT_BITS);
+    }
+
+    /** With so many bits per element where the data type is auto. */
+    static LayerFormat of(CacheGeometry geometry, CacheOptions options, int layer, int autoBits) {
         if (options.exact().skipLayers(geometry.numLayers()).contains(layer)) {
             PlainFormat half = new PlainFormat(16);
             return new LayerFormat(half, half, 0, SinkPolicy.NONE, 0, 0);
         }
         return new LayerFormat(
-                keys(geometry, options, layer),
-                values(geometry, options, layer),
+                keys(geometry, options, layer, autoBits),
+                values(geometry, options, layer, autoBits),
                 // A window beyond the longest sequence would only take memory.
                 Math.min(options.window(), geometry.maxTokens()),
                 options.exact().sinkPolicy(),
@@ -41,10 +47,12 @@ record LayerFormat(
                 options.sparseTokens());
     }
 
-    private static SideFormat keys(CacheGeometry geometry, CacheOptions options, int layer) {
+    private static SideFormat keys(
+            CacheGeometry geometry, CacheOptions options, int layer, int autoBits) {
         CacheDtype.Side side = options.dtype().keys();
         return switch (side.method()) {
-            case AUTO, FP16 -> new PlainFormat((int) side.bits());
+            case AUTO -> new PlainFormat(autoBits);
+            case FP16 -> new PlainFormat((int) side.bits());
             case ROTATEKV -> {
                 if (options.rotation().keys() != KeyRotation.NONE) {
                     requirePowerOfTwo(geometry, options);
@@ -60,10 +68,12 @@ record LayerFormat(
         };
     }
 
-    private static SideFormat values(CacheGeometry geometry, CacheOptions options, int layer) {
+    private static SideFormat values(
+            CacheGeometry geometry, CacheOptions options, int layer, int autoBits) {
         CacheDtype.Side side = options.dtype().values();
         return switch (side.method()) {
-            case AUTO, FP16 -> new PlainFormat((int) side.bits());
+            case AUTO -> new PlainFormat(autoBits);
+            case FP16 -> new PlainFormat((int) side.bits());
             case ROTATEKV -> {
                 if (options.rotation().values()) {
                     requirePowerOfTwo(geometry, options);

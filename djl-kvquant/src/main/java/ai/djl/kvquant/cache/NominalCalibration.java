@@ -6,10 +6,13 @@ import java.util.Map;
 import java.util.stream.IntStream;
 
 /**
- * A calibration that has the sizes of a real one and nothing else: what a cache takes can be told
- * without measuring the model.
+ * A calibration that has the sizes of a real one and nothing else: what a cache takes, and how fast
+ * it is, can be told without measuring the model.
  */
 final class NominalCalibration {
+
+    /** A schedule of 2 bits in the mean, as models get: few channels have most of them. */
+    private static final float[] TWO_BITS = {8, 4, 4, 4, 4, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0};
 
     private NominalCalibration() {}
 
@@ -21,6 +24,7 @@ final class NominalCalibration {
         IntStream.range(0, order.length).forEach(i -> order[i] = i);
         for (int layer = 0; layer < geometry.numLayers(); ++layer) {
             builder.put(layer, "keys.mean", new float[geometry.channels()]);
+            builder.put(layer, "keys.noise", new float[geometry.channels()]);
             builder.put(layer, "keys.order", order);
             builder.put(layer, "keys.steps", steps);
             builder.put(layer, "keys.widths", widths(dtype.keyBits()));
@@ -45,6 +49,9 @@ final class NominalCalibration {
 
     /** Widths of the given mean. */
     private static float[] widths(double bits) {
+        if (bits == 2) {
+            return TWO_BITS.clone();
+        }
         float[] widths = new float[StaticFormat.RUNS];
         int left = (int) Math.round(bits * widths.length);
         for (int i = 0; i < widths.length; ++i) {

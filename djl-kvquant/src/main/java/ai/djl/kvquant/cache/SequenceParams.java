@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.cache;
 
+import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
@@ -20,10 +21,12 @@ final class SequenceParams {
     final NDList layers;
 
     private final NDManager manager;
+    private final Operators operators;
     private int users = 1;
     private long bytes;
 
-    SequenceParams(NDManager parent, NDList shared) {
+    SequenceParams(NDManager parent, Operators operators, NDList shared) {
+        this.operators = operators;
         manager = parent.newSubManager();
         layers = new NDList(shared);
     }
@@ -32,6 +35,7 @@ final class SequenceParams {
         params.attach(manager);
         // Callers may be in a scope that closes what is created there.
         NDScope.unregister(params);
+        operators.hold(manager, params);
         layers.set(layer, params);
         bytes += params.size();
     }

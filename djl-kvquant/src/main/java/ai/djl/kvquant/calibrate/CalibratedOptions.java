@@ -37,7 +37,7 @@ public final class CalibratedOptions {
      * Prepares to calibrate a model's options.
      *
      * @param model the model
-     * @param directory where it was loaded from
+     * @param directory where it was loaded from; null if the model is random
      */
     public CalibratedOptions(LlamaModel model, Path directory) {
         this(model, directory, layers -> {});
@@ -47,7 +47,7 @@ public final class CalibratedOptions {
      * Prepares to calibrate a model's options.
      *
      * @param model the model
-     * @param directory where it was loaded from
+     * @param directory where it was loaded from; null if the model is random
      * @param progress told the number of layers that are done when the model calibrates itself
      */
     public CalibratedOptions(LlamaModel model, Path directory, IntConsumer progress) {
@@ -70,6 +70,10 @@ public final class CalibratedOptions {
         options.requireFits(model.geometry());
         if (!options.usesCalibration()) {
             return options;
+        }
+        if (model.isRandom()) {
+            // Nothing is learnt from random keys: sizes and speed are those of any calibration.
+            return options.forSizes(model.geometry());
         }
         String fingerprint = ModelFingerprint.of(directory);
         CalibrationStore store =

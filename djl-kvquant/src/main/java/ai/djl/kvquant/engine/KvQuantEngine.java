@@ -63,14 +63,23 @@ public final class KvQuantEngine extends Engine {
     /** {@inheritDoc} */
     @Override
     public Model newModel(String name, Device device) {
-        // Not PyTorch's default device, which is a GPU where there is one.
-        Device target = device == null ? Device.cpu() : device;
-        if (!Device.Type.CPU.equals(target.getDeviceType())) {
+        Device target = device == null ? defaultDevice() : device;
+        if (!target.isGpu() && !Device.Type.CPU.equals(target.getDeviceType())) {
             throw new IllegalArgumentException(
-                    "The engine KvQuant has operators for the CPU only, but the device asked for is"
-                            + " "
+                    "The engine KvQuant has operators for CPUs and NVIDIA GPUs, but the device"
+                            + " asked for is "
                             + target
-                            + ". Use Device.cpu(), or leave the device out.");
+                            + ". Use Device.cpu() or Device.gpu(), or leave the device out.");
+        }
+        if (target.isGpu() && target.getDeviceId() >= getGpuCount()) {
+            throw new IllegalArgumentException(
+                    "The device asked for is "
+                            + target
+                            + ", but DJL sees "
+                            + getGpuCount()
+                            + " GPUs. If nvidia-smi lists it, put"
+                            + " ai.djl.pytorch:pytorch-native-cu128 on the class path; else use"
+                            + " Device.cpu(), or leave the device out.");
         }
         return new KvQuantModel(name, pytorch.newBaseManager(target));
     }

@@ -80,6 +80,12 @@ final class KvQuantModel extends BaseModel {
     }
 
     private void loadTraced(Path file, Map<String, String> settings, HandleOptions handles) {
+        if (manager.getDevice().isGpu()) {
+            throw new IllegalArgumentException(
+                    "Traced models run on CPUs only, but the device is "
+                            + manager.getDevice()
+                            + ". Use Device.cpu(), or the HuggingFace checkpoint of the model.");
+        }
         NDManager ofModel = manager.newSubManager();
         try {
             TracedRunner runner = TracedModel.load(ofModel, file, settings);
@@ -126,7 +132,7 @@ final class KvQuantModel extends BaseModel {
         long fp16 = model.cache().geometry().fp16BytesPerToken();
         logger.info(
                 "{}: kv_cache_dtype {}, {} bits per key, {} per value, {} KiB per token (fp16:"
-                        + " {}), room for {} tokens; dtype {}, operators {}",
+                        + " {}), room for {} tokens; dtype {}, operators {} on {}",
                 getName(),
                 model.cache().options().dtype().name(),
                 model.cache().bitsPerKey(),
@@ -135,6 +141,7 @@ final class KvQuantModel extends BaseModel {
                 String.format(Locale.ROOT, "%.2f", fp16 / 1024.0),
                 model.cache().capacity(),
                 model.model().weightType(),
-                model.model().operators().currentVariant());
+                model.model().operators().name(),
+                model.model().device());
     }
 }

@@ -1,10 +1,13 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.engine;
 
+import ai.djl.Device;
 import ai.djl.engine.Engine;
+import ai.djl.engine.StandardCapabilities;
 import ai.djl.kvquant.torch.OperatorLibrary;
 import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 
@@ -18,7 +21,8 @@ import java.util.Locale;
  *     library
  * @param bestVariant the best variant that this processor can run; null without library
  * @param threads the threads that operators use; 0 without library
- * @param gpus the GPUs that libtorch sees
+ * @param gpus the GPUs that DJL sees
+ * @param cudaLibrary the file of the operator library for GPUs; null if there is none in use
  * @param problems what is missing, each with its reason
  */
 public record RuntimeInfo(
@@ -29,6 +33,7 @@ public record RuntimeInfo(
         String bestVariant,
         int threads,
         int gpus,
+        String cudaLibrary,
         List<String> problems) {
 
     /**
@@ -45,7 +50,8 @@ public record RuntimeInfo(
             return without(djl, null, 0, "libtorch: " + e.getMessage());
         }
         int gpus = pytorch.getGpuCount();
-        try (NDManager manager = pytorch.newBaseManager();
+        List<String> problems = gpuProblems(pytorch, gpus);
+        try (NDManager manager = pytorch.newBaseManager(Device.cpu());
                 Operators operators = new Operators(manager)) {
             return new RuntimeInfo(
                     djl,
@@ -55,20 +61,34 @@ public record RuntimeInfo(
                     name(operators.bestVariant()),
                     operators.threads(),
                     gpus,
-                    List.of(gpuProblem(gpus)));
+                    OperatorLibrary.loadedCudaFile(),
+                    problems);
         } catch (RuntimeException | LinkageError e) {
             return without(djl, pytorch.getVersion(), gpus, "operators: " + e.getMessage());
         }
     }
 
     private static RuntimeInfo without(String djl, String libtorch, int gpus, String problem) {
-        return new RuntimeInfo(djl, libtorch, null, null, null, 0, gpus, List.of(problem));
+        return new RuntimeInfo(djl, libtorch, null, null, null, 0, gpus, null, List.of(problem));
     }
 
-    private static String gpuProblem(int gpus) {
-        return gpus == 0
-                ? "GPU: libtorch sees none; this version computes on CPUs only in any case"
-                : "GPU: libtorch sees " + gpus + ", but this version has operators for CPUs only";
+    private static List<String> gpuProblems(Engine pytorch, int gpus) {
+        if (gpus == 0) {
+            return List.of(
+                    pytorch.hasCapability(StandardCapabilities.CUDA)
+                            ? "GPU: libtorch sees one, but DJL does not, because it finds no"
+                                    + " libcudart.so; add its directory to LD_LIBRARY_PATH"
+                            : "GPU: libtorch sees none");
+        }
+        List<String> problems = new ArrayList<>();
+        for (int i = 0; i < gpus; ++i) {
+            try (NDManager manager = pytorch.newBaseManager(Device.gpu(i))) {
+                new Operators(manager).close();
+            } catch (RuntimeException | LinkageError e) {
+                problems.add("GPU " + i + ": " + e.getMessage());
+            }
+        }
+        return problems;
     }
 
     private static String name(Operators.Variant variant) {

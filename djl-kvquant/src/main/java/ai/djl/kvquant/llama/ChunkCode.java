@@ -15,6 +15,7 @@ final class ChunkCode {
             """
               def prefill_layers_of_chunk(self: __torch__.M, x: Tensor, starts: Tensor, past: int, biased_from: int, biased_to: int, begin: int, end: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
                 none = (self.w)[3]
+                x = self.enter(x)
                 for i in range(end - begin):
                   l = begin + i
                   if massive:
@@ -26,7 +27,7 @@ final class ChunkCode {
                   a = self.attend_chunk(q, k, v, 0, past, biased_from, biased_to, l, CACHE)
                   ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
                   x = self.finish(x, a, l)
-                return x
+                return torch.to(x, 6)
             """;
 
     private ChunkCode() {}

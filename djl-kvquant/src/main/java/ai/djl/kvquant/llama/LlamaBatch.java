@@ -10,6 +10,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -17,12 +18,6 @@ import java.util.stream.IntStream;
 
 /** Sequences of a LLaMA model that are decoded together. */
 final class LlamaBatch implements DecodingBatch {
-
-    /**
-     * Tokens of all prompts together that one prefill call processes: bounds the memory of
-     * activations.
-     */
-    private static final int CHUNK_TOKENS = 512;
 
     private final LlamaModel model;
     private final KvCache cache;
@@ -66,6 +61,37 @@ final class LlamaBatch implements DecodingBatch {
         }
     }
 
+    /** Fills new sequences with random keys and values; the logits are zeros. */
+    static LlamaBatch random(LlamaModel model, KvCache cache, int rows, int tokens) {
+        LlamaBatch batch = new LlamaBatch(model, cache, List.of());
+        try {
+            for (int row = 0; row < rows; ++row) {
+                CacheSequence sequence = cache.newSequence();
+                batch.sequences.add(sequence);
+                while (sequence.length() < tokens) {
+                    int count = Math.min(model.chunkTokens(), tokens - sequence.length());
+                    batch.fill(sequence, count);
+                }
+            }
+            batch.logits = batch.manager.zeros(new Shape(rows, model.config().vocabSize()));
+            return batch;
+        } catch (RuntimeException | Error e) {
+            batch.close();
+            throw e;
+        }
+    }
+
+    private void fill(CacheSequence sequence, int count) {
+        List<CacheSequence> one = List.of(sequence);
+        int[] counts = {count};
+        try (NDManager scope = manager.newSubManager()) {
+            CacheBatch tables = CacheBatch.reserve(scope, cache, one, counts, true);
+            Object[] arguments = tables.arguments(cache, count, scope.create(starts(counts)));
+            model.module().run(scope, "random_fill", arguments);
+        }
+        CacheBatch.commit(cache, one, List.of(new int[count]));
+    }
+
     /** Goes on with a sequence that is stored already. */
     static LlamaBatch of(LlamaModel model, KvCache cache, CacheSequence sequence, float[] logits) {
         LlamaBatch batch = new LlamaBatch(model, cache, List.of(sequence));
@@ -78,7 +104,7 @@ final class LlamaBatch implements DecodingBatch {
 
     private Chunk nextChunk(List<int[]> prompts) {
         Chunk chunk = new Chunk(new ArrayList<>(), new ArrayList<>());
-        int room = CHUNK_TOKENS;
+        int room = model.chunkTokens();
         for (int row = 0; row < prompts.size() && room > 0; ++row) {
             int begin = sequences.get(row).length();
             int count = Math.min(room, prompts.get(row).length - begin);

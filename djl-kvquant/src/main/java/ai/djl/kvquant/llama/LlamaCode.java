@@ -40,32 +40,41 @@ final class LlamaCode {
     private static final String CACHE =
             "lengths, page_table, exact_table, pages, exact, params, rope";
 
-    private final LlamaConfig config;
+    private static final String LOAD =
+            """
+          def load(self: __torch__.M, w: List[Tensor]) -> Tensor:
+            self.w = w
+            return w[3]
+        """;
+    private static final String EMBED =
+            """
+          def embed(self: __torch__.M, ids: Tensor) -> Tensor:
+            return torch.to(torch.embedding((self.w)[0], ids), 6)
+        """;
 
-    LlamaCode(LlamaConfig config) {
+    private final LlamaConfig config;
+    private final Graph graph;
+
+    LlamaCode(LlamaConfig config, Graph graph) {
         this.config = config;
+        this.graph = graph;
     }
 
     /** All methods of the module. */
     String methods() {
-        return load()
-                + layers()
-                + logits()
+        return (graph.fused() ? fill(FusedCode.LOAD) : LOAD)
+                + EMBED
+                + fill(graph.entering())
+                + (graph.fused() ? fill(biased(FusedCode.METHODS)) : layers() + logits())
+                + fill(graph.flash())
                 + decode()
                 + attention()
                 + prefill()
                 + fill(ChunkCode.METHODS)
                 + layer()
+                + fill(RandomFillCode.METHODS)
                 + streaming()
                 + fill(biased(GradientCode.METHODS));
-    }
-
-    private static String load() {
-        return """
-          def load(self: __torch__.M, w: List[Tensor]) -> Tensor:
-            self.w = w
-            return w[3]
-        """;
     }
 
     /**
@@ -103,6 +112,8 @@ final class LlamaCode {
               u = torch.linear(h2, self.wide(i + 11)BIAS_UP)
               y = torch.add(x2, torch.linear(torch.mul(g, u), self.wide(i + 14)BIAS_DOWN))
             return y
+          def advance(self: __torch__.M, x: Tensor, a: Tensor, l: int) -> Tensor:
+            return self.finish(x, a, l)
         """;
         return fill(biased(text));
     }
@@ -126,8 +137,6 @@ final class LlamaCode {
     private String logits() {
         return fill(
                 """
-          def embed(self: __torch__.M, ids: Tensor) -> Tensor:
-            return torch.to(torch.embedding((self.w)[0], ids), 6)
           def logits(self: __torch__.M, x: Tensor) -> Tensor:
             w = self.w
             if torch.size(x, 0) <= FEW_ROWS:
@@ -140,19 +149,16 @@ final class LlamaCode {
         """);
     }
 
-    /** One token per sequence. */
+    /** One token per sequence. advance is finish, and may overwrite x. */
     private String decode() {
         return fill(
                 """
           def decode_layers(self: __torch__.M, ids: Tensor, starts: Tensor, CACHE_PARAMETERS) -> Tensor:
-            x = self.embed(ids)
-            none = (self.w)[3]
+            x = self.enter(self.embed(ids))
             for l in range(LAYERS):
-              qkv = self.qkv(x, l)
-              ops.kvquant.append(qkv, starts, none, none, LAYER_CACHE)
-              a = ops.kvquant.attend(qkv, LAYER_CACHE)
-              x = self.finish(x, a, l)
-            return x
+              a = ops.kvquant.append_attend(self.qkv(x, l), starts, LAYER_CACHE)
+              x = self.advance(x, a, l)
+            return torch.to(x, 6)
           def decode(self: __torch__.M, ids: Tensor, starts: Tensor, CACHE_PARAMETERS) -> Tensor:
             return self.logits(self.decode_layers(ids, starts, CACHE))
         """);
@@ -167,16 +173,11 @@ final class LlamaCode {
     private String attention() {
         return fill(
                 """
-          def flash(self: __torch__.M, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tuple[Tensor, Tensor]:
-            k1 = torch.expand(torch.unsqueeze(k, 1), [KV_HEADS, GROUPS, torch.size(k, 1), HEAD_DIM])
-            v1 = torch.expand(torch.unsqueeze(v, 1), [KV_HEADS, GROUPS, torch.size(v, 1), HEAD_DIM])
-            o, lse, = torch._scaled_dot_product_flash_attention_for_cpu(q, k1, v1, 0., causal, attn_mask=None, scale=SCALE)
-            return (o, lse)
           def add_past(self: __torch__.M, o: Tensor, lse: Tensor, q: Tensor, bias: Tensor, b: int, begin: int, end: int, l: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor]:
             for i in range((end - begin + (PAST_SEGMENT - 1)) // PAST_SEGMENT):
               first = begin + i * PAST_SEGMENT
               k2, v2, = ops.kvquant.dequantize(b, first, ops.prim.min(end, first + PAST_SEGMENT), LAYER_CACHE)
-              o2, lse2, = self.flash(q, k2, v2, False)
+              o2, lse2, = self.flash(q, self.enter(k2), self.enter(v2), False)
               lse2 = torch.add(lse2, bias)
               m = torch.maximum(lse, lse2)
               w1 = torch.unsqueeze(torch.exp(torch.sub(lse, m)), -1)
@@ -188,7 +189,7 @@ final class LlamaCode {
           def attend_chunk(self: __torch__.M, q: Tensor, k: Tensor, v: Tensor, b: int, past: int, biased_from: int, biased_to: int, l: int, CACHE_PARAMETERS) -> Tensor:
             q1 = torch.reshape(q, [KV_HEADS, GROUPS, torch.size(q, 1), HEAD_DIM])
             o, lse, = self.flash(q1, k, v, True)
-            zero = torch.zeros([1, 1, 1])
+            zero = torch.zeros([1, 1, 1], DEVICE_OF(q))
             if biased_to > biased_from:
               bias = torch.reshape(ops.kvquant.score_bias(torch.contiguous(q), params[l]), [KV_HEADS, GROUPS, torch.size(q, 1)])
               o, lse, = self.add_past(o, lse, q1, zero, b, 0, biased_from, l, CACHE)
@@ -196,7 +197,7 @@ final class LlamaCode {
               o, lse, = self.add_past(o, lse, q1, zero, b, biased_to, past, l, CACHE)
             else:
               o, lse, = self.add_past(o, lse, q1, zero, b, 0, past, l, CACHE)
-            return torch.reshape(torch.permute(o, [2, 0, 1, 3]), [torch.size(q, 1), HEADS * HEAD_DIM])
+            return self.enter(torch.reshape(torch.permute(o, [2, 0, 1, 3]), [torch.size(q, 1), HEADS * HEAD_DIM]))
         """);
     }
 
@@ -208,7 +209,7 @@ final class LlamaCode {
         return fill(
                 """
           def prefill_layers(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], biased_from: List[int], biased_to: List[int], massive: bool, CACHE_PARAMETERS) -> Tensor:
-            x = self.embed(ids)
+            x = self.enter(self.embed(ids))
             none = (self.w)[3]
             for l in range(LAYERS):
               if massive:
@@ -224,8 +225,8 @@ final class LlamaCode {
                 vb = torch.slice(v, 1, first[b], first[b + 1])
                 _0 = torch.append(outs, self.attend_chunk(qb, kb, vb, b, past[b], biased_from[b], biased_to[b], l, CACHE))
               ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
-              x = self.finish(x, torch.cat(outs), l)
-            return x
+              x = self.advance(x, torch.cat(outs), l)
+            return torch.to(x, 6)
           def prefill(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], biased_from: List[int], biased_to: List[int], last: Tensor, massive: bool, CACHE_PARAMETERS) -> Tensor:
             x = self.prefill_layers(ids, starts, first, past, biased_from, biased_to, massive, CACHE)
             return self.logits(torch.index_select(x, 0, last))
@@ -239,7 +240,8 @@ final class LlamaCode {
     private String layer() {
         return fill(
                 """
-          def layer(self: __torch__.M, x: Tensor, starts: Tensor, l: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+          def layer(self: __torch__.M, hidden: Tensor, starts: Tensor, l: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+            x = self.enter(hidden)
             qkv = self.qkv(x, l)
             q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
             a = self.attend_chunk(q, k, v, 0, 0, 0, 0, l, CACHE)
@@ -250,18 +252,18 @@ final class LlamaCode {
               begin = i * LAYER_ROWS
               end = ops.prim.min(n, begin + LAYER_ROWS)
               _0 = torch.append(outs, self.finish(torch.slice(x, 0, begin, end), torch.slice(a, 0, begin, end), l))
-            return (torch.cat(outs), heads, k, v, a)
+            return (torch.to(torch.cat(outs), 6), torch.to(heads, 6), torch.to(k, 6), torch.to(v, 6), torch.to(a, 6))
           def store(self: __torch__.M, x: Tensor, heads: Tensor, starts: Tensor, l: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
             none = (self.w)[3]
             if massive:
               values, rows, = ops.kvquant.massive_entries(x, starts)
             else:
               values, rows = none, none
-            qkv = torch.reshape(heads, [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
+            qkv = torch.reshape(self.enter(heads), [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
             ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
             return none
           def output_gram(self: __torch__.M, l: int) -> Tensor:
-            w = torch.reshape(self.wide(l * LAYER_WEIGHTS + SHARED_WEIGHTS + 7), [-1, HEADS, HEAD_DIM])
+            w = torch.reshape(torch.to(self.wide(l * LAYER_WEIGHTS + SHARED_WEIGHTS + 7), 6), [-1, HEADS, HEAD_DIM])
             columns = torch.permute(w, [1, 2, 0])
             return torch.matmul(columns, torch.transpose(columns, 1, 2))
         """);
@@ -285,9 +287,9 @@ final class LlamaCode {
               near = end
             k = torch.cat([torch.slice(kq, 1, 0, far), torch.slice(kx, 1, near, end)], 1)
             v = torch.cat([torch.slice(vq, 1, 0, far), torch.slice(vx, 1, near, end)], 1)
-            i = torch.unsqueeze(torch.arange(begin, end), 1)
-            j1 = torch.unsqueeze(torch.arange(far), 0)
-            j2 = torch.unsqueeze(torch.arange(near, end), 0)
+            i = torch.unsqueeze(torch.arange(begin, end, DEVICE_OF(q)), 1)
+            j1 = torch.unsqueeze(torch.arange(far, DEVICE_OF(q)), 0)
+            j2 = torch.unsqueeze(torch.arange(near, end, DEVICE_OF(q)), 0)
             seen_far = torch.le(j1, torch.sub(i, window))
             if window > 0:
               seen_near = torch.logical_and(torch.le(j2, i), torch.lt(torch.sub(i, j2), window))
@@ -299,10 +301,10 @@ final class LlamaCode {
             v1 = torch.expand(torch.unsqueeze(v, 1), [KV_HEADS, GROUPS, n, HEAD_DIM])
             q1 = torch.reshape(torch.slice(q, 1, begin, end), [KV_HEADS, GROUPS, end - begin, HEAD_DIM])
             if biased:
-              coded = torch.cat([torch.ge(torch.arange(far), biased_from), torch.zeros([end - near], dtype=11)], 0)
+              coded = torch.cat([torch.ge(torch.arange(far, DEVICE_OF(q)), biased_from), torch.zeros([end - near], dtype=11, DEVICE_OF(q))], 0)
               part = torch.slice(bias, 2, begin, end)
-              scores = torch.where(torch.logical_and(mask, coded), torch.unsqueeze(part, -1), torch.zeros([1]))
-              seen = torch.where(mask, scores, torch.mul(torch.ones([1]), -1.0e30))
+              scores = torch.where(torch.logical_and(mask, coded), torch.unsqueeze(part, -1), torch.zeros([1], DEVICE_OF(q)))
+              seen = self.enter(torch.where(mask, scores, torch.mul(torch.ones([1], DEVICE_OF(q)), -1.0e30)))
             else:
               seen = mask
             o = torch.scaled_dot_product_attention(q1, k1, v1, seen, 0., False, scale=SCALE)
@@ -316,30 +318,30 @@ final class LlamaCode {
               values, rows = none, none
             ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
             q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
-            qr, kx, vx, = ops.kvquant.rope_heads(torch.to(torch.to(qkv, 5), 6), starts, LAYER_CACHE)
+            qr, kx, vx, = ops.kvquant.rope_heads(self.enter(torch.to(qkv, 5)), starts, LAYER_CACHE)
             kq, vq, = ops.kvquant.dequantize(0, 0, n, after, page_table, exact_table, pages[l], exact[l], rope, params[l])
             bias = none
             if biased:
               bias = torch.reshape(ops.kvquant.score_bias(q, params[l]), [KV_HEADS, GROUPS, n])
             outs = annotate(List[Tensor], [])
             for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
-              _0 = torch.append(outs, self.stream_block(q, kq, vq, kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window, bias, biased, biased_from))
+              _0 = torch.append(outs, self.stream_block(q, self.enter(kq), self.enter(vq), kx, vx, i * QUERY_BLOCK, ops.prim.min(n, (i + 1) * QUERY_BLOCK), window, bias, biased, biased_from))
             return (torch.cat(outs), kq, vq)
           def streaming(self: __torch__.M, ids: Tensor, starts: Tensor, after: Tensor, windows: List[int], massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tensor:
-            x = self.embed(ids)
+            x = self.enter(self.embed(ids))
             for l in range(LAYERS):
               a, kq, vq, = self.stream_layer(x, self.qkv(x, l), starts, after, l, windows[l], massive, biased, biased_from, CACHE)
               x = self.finish(x, a, l)
-            return x
+            return torch.to(x, 6)
           def squares(self: __torch__.M, x: Tensor) -> Tensor:
             return torch.sum(torch.square(torch.to(x, 7)))
           def layer_errors(self: __torch__.M, x: Tensor, heads: Tensor, k: Tensor, v: Tensor, a: Tensor, starts: Tensor, after: Tensor, l: int, window: int, massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tensor:
-            qkv = torch.reshape(heads, [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
+            qkv = torch.reshape(self.enter(heads), [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
             a1, kq, vq, = self.stream_layer(x, qkv, starts, after, l, window, massive, biased, biased_from, CACHE)
             return torch.stack([self.squares(k), self.squares(torch.sub(kq, k)), self.squares(v), self.squares(torch.sub(vq, v)), self.squares(a), self.squares(torch.sub(a1, a))])
           def compare(self: __torch__.M, x: List[Tensor], targets: Tensor) -> Tensor:
             n = torch.size(targets, 0)
-            sums = torch.zeros([torch.len(x), 3], dtype=7)
+            sums = torch.zeros([torch.len(x), 3], dtype=7, DEVICE_OF(targets))
             for i in range((n + (QUERY_BLOCK - 1)) // QUERY_BLOCK):
               begin = i * QUERY_BLOCK
               end = ops.prim.min(n, begin + QUERY_BLOCK)
@@ -364,6 +366,7 @@ final class LlamaCode {
         int heads = config.numHeads();
         int kvHeads = config.numKvHeads();
         return text.replace("CACHE_PARAMETERS", CACHE_PARAMETERS)
+                .replace("DEVICE_OF", "device=ops.prim.device")
                 .replace("LAYER_CACHE", LAYER_CACHE)
                 .replace("LAYER_ROWS", Integer.toString(LAYER_ROWS))
                 .replace("LAYER_WEIGHTS", Integer.toString(LAYER_WEIGHTS))

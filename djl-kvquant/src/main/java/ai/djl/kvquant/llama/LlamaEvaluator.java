@@ -39,12 +39,7 @@ public final class LlamaEvaluator implements AutoCloseable {
                             + longest
                             + ".");
         }
-        cache =
-                new KvCache(
-                        model.manager(),
-                        model.operators(),
-                        model.geometry(),
-                        options.forEvaluation(context));
+        cache = model.newCache(options.forEvaluation(context), 0);
     }
 
     /**

@@ -23,8 +23,15 @@ public final class LlamaGradients {
      * Prepares to take gradients.
      *
      * @param model the model
+     * @throws IllegalArgumentException if the model is on a GPU
      */
     public LlamaGradients(LlamaModel model) {
+        if (model.operators().onGpu()) {
+            throw new IllegalArgumentException(
+                    "Gradients are taken on a CPU only, but the model is on "
+                            + model.device()
+                            + ". Calibrate with gradients on the device cpu.");
+        }
         this.model = model;
     }
 

@@ -120,6 +120,29 @@ public final class LlamaLanguageModel implements LanguageModel, AutoCloseable {
         }
     }
 
+    /**
+     * Fills the cache with random keys and values instead of those of prompts, which takes a
+     * fraction of the time: to measure how fast long sequences are decoded.
+     *
+     * @param rows the number of sequences
+     * @param tokens the length of each
+     * @return a batch to decode; the caller closes it
+     * @throws ai.djl.kvquant.cache.CacheFullException if there is no room
+     */
+    public DecodingBatch randomBatch(int rows, int tokens) {
+        model.requireOpen();
+        if (rows < 1 || tokens < 1 || tokens > contextLength()) {
+            throw new IllegalArgumentException(
+                    rows
+                            + " random sequences of "
+                            + tokens
+                            + " tokens can not be made; allowed: at least one of 1 to "
+                            + contextLength()
+                            + " tokens.");
+        }
+        return LlamaBatch.random(model, cache, rows, tokens);
+    }
+
     private void checkPrompt(int[] prompt) {
         if (prompt.length == 0) {
             throw new IllegalArgumentException(

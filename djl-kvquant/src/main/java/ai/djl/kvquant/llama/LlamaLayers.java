@@ -32,7 +32,7 @@ public final class LlamaLayers implements AutoCloseable {
     public LlamaLayers(LlamaModel model, int context) {
         this.model = model;
         CacheOptions options = CacheOptions.of("auto").forEvaluation(context);
-        cache = new KvCache(model.manager(), model.operators(), model.geometry(), options);
+        cache = model.newCache(options, 0);
         sequence = cache.newSequence();
     }
 

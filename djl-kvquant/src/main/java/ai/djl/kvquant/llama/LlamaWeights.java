@@ -1,17 +1,12 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.llama;
 
-import ai.djl.kvquant.safetensors.TensorEntry;
-import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
-import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.DataType;
-import ai.djl.ndarray.types.Shape;
 import java.io.IOException;
-import java.nio.ByteBuffer;
+import java.util.Arrays;
 
-/** Reads a checkpoint's tensors in the order in which the TorchScript module wants them. */
+/** A model's tensors in the order in which the TorchScript module wants them. */
 final class LlamaWeights {
 
     private static final String[] LAYER = {
@@ -33,16 +28,20 @@ final class LlamaWeights {
         "mlp.down_proj.bias"
     };
 
-    private final NDManager manager;
-    private final Operators operators;
-    private final Checkpoint checkpoint;
-    private final WeightType type;
+    /** Tensors that a fused layer has joined in the place of the first: q k v, gate and up. */
+    private static final int[][] JOINED = {{1, 2, 3}, {4, 5, 6}, {10, 11}, {12, 13}};
 
-    LlamaWeights(NDManager manager, Operators operators, Checkpoint checkpoint, WeightType type) {
-        this.manager = manager;
-        this.operators = operators;
-        this.checkpoint = checkpoint;
-        this.type = type;
+    private final WeightSource source;
+    private final boolean fused;
+
+    /**
+     * Prepares to read.
+     *
+     * @param fused whether layers are those of {@link FusedCode}
+     */
+    LlamaWeights(WeightSource source, boolean fused) {
+        this.source = source;
+        this.fused = fused;
     }
 
     /**
@@ -50,35 +49,41 @@ final class LlamaWeights {
      * biases are empty.
      */
     NDList read(LlamaConfig config) throws IOException {
-        NDArray none = manager.create(new Shape(0), DataType.FLOAT32);
-        NDArray embedding = tensor("model.embed_tokens.weight");
-        NDList weights = new NDList(embedding, tensor("model.norm.weight"));
-        weights.add(config.tieWordEmbeddings() ? embedding : tensor("lm_head.weight"));
+        NDArray none = source.none();
+        NDArray embedding = source.tensor("model.embed_tokens.weight");
+        NDList weights = new NDList(embedding, source.tensor("model.norm.weight"));
+        weights.add(config.tieWordEmbeddings() ? embedding : source.tensor("lm_head.weight"));
         weights.add(none);
         for (int layer = 0; layer < config.numLayers(); ++layer) {
-            for (String name : LAYER) {
-                String full = "model.layers." + layer + "." + name;
-                weights.add(checkpoint.entries().containsKey(full) ? tensor(full) : none);
+            NDArray[] tensors = new NDArray[LAYER.length];
+            for (int i = 0; i < LAYER.length; ++i) {
+                String full = "model.layers." + layer + "." + LAYER[i];
+                tensors[i] = source.has(full) ? source.tensor(full) : none;
             }
+            if (fused) {
+                for (int[] places : JOINED) {
+                    join(tensors, places, none);
+                }
+            }
+            weights.addAll(Arrays.asList(tensors));
         }
         return weights;
     }
 
-    private NDArray tensor(String name) throws IOException {
-        TensorEntry entry = checkpoint.entry(name);
-        String stored = typeName(entry.dtype());
-        ByteBuffer bytes = checkpoint.bytes(name);
-        NDArray tensor = operators.wrap(manager, bytes, stored, new Shape(entry.shape()));
-        String wanted = type == WeightType.AUTO ? stored : type.tensorType();
-        return wanted.equals(stored) ? tensor : operators.convert(manager, tensor, wanted);
-    }
-
-    private static String typeName(DataType dtype) {
-        return switch (dtype) {
-            case FLOAT32 -> "F32";
-            case FLOAT16 -> "F16";
-            case BFLOAT16 -> "BF16";
-            default -> throw new IllegalStateException("Checkpoint let dtype " + dtype + " pass");
-        };
+    private void join(NDArray[] tensors, int[] places, NDArray none) {
+        NDList parts = new NDList();
+        for (int place : places) {
+            if (tensors[place] != none) {
+                parts.add(tensors[place]);
+            }
+        }
+        if (parts.size() != places.length) {
+            return;
+        }
+        tensors[places[0]] = source.join(parts);
+        for (int i = 1; i < places.length; ++i) {
+            tensors[places[i]] = none;
+        }
+        parts.close();
     }
 }

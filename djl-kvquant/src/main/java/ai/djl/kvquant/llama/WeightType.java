@@ -1,28 +1,31 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.llama;
 
+import ai.djl.ndarray.types.DataType;
 import java.util.Arrays;
 import java.util.Locale;
 import java.util.stream.Collectors;
 
 /**
- * The option {@code dtype}: the type in which weights are kept. On a CPU sums are fp32 whatever the
- * weights are.
+ * The option {@code dtype}: the type in which weights are kept. On a CPU it is computed in fp32
+ * whatever the weights are, on a GPU in their type.
  */
 public enum WeightType {
     /** The checkpoint's type. */
-    AUTO("auto"),
+    AUTO("auto", -1),
     /** Single precision. */
-    FP32("F32"),
+    FP32("F32", 6),
     /** Brain float. */
-    BF16("BF16"),
+    BF16("BF16", 15),
     /** Half precision. */
-    FP16("F16");
+    FP16("F16", 5);
 
     private final String tensorType;
+    private final int torchType;
 
-    WeightType(String tensorType) {
+    WeightType(String tensorType, int torchType) {
         this.tensorType = tensorType;
+        this.torchType = torchType;
     }
 
     /**
@@ -49,6 +52,21 @@ public enum WeightType {
 
     String tensorType() {
         return tensorType;
+    }
+
+    /** libtorch's number of the type. */
+    int torchType() {
+        return torchType;
+    }
+
+    /** The type of a checkpoint's tensors. */
+    static WeightType of(DataType dtype) {
+        return switch (dtype) {
+            case FLOAT32 -> FP32;
+            case FLOAT16 -> FP16;
+            case BFLOAT16 -> BF16;
+            default -> throw new IllegalStateException("Checkpoint let dtype " + dtype + " pass");
+        };
     }
 
     /** {@inheritDoc} */

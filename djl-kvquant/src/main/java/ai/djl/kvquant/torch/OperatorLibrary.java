@@ -3,6 +3,7 @@ package ai.djl.kvquant.torch;
 
 import ai.djl.engine.Engine;
 import ai.djl.engine.EngineException;
+import ai.djl.engine.StandardCapabilities;
 import ai.djl.util.Utils;
 import java.io.IOException;
 import java.io.InputStream;
@@ -12,6 +13,7 @@ import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
 import java.util.Locale;
+import java.util.function.Supplier;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -29,6 +31,11 @@ public final class OperatorLibrary {
 
     /** Names the file of an operator library to load instead of the one in the jar. */
     public static final String LIBRARY_PROPERTY = "ai.djl.kvquant.library";
+
+    /** Names the file of a CUDA operator library to load instead of the one in the jar. */
+    public static final String CUDA_LIBRARY_PROPERTY = "ai.djl.kvquant.cuda.library";
+
+    private static final String CUDA_LOADED_PROPERTY = "ai.djl.kvquant.cuda.library.loaded";
 
     // A property of the JVM rather than of the class: a second class loader must not load a second
     // copy.
@@ -49,17 +56,52 @@ public final class OperatorLibrary {
                 return;
             }
             checkLibtorch(pytorch.getVersion());
-            Path file = find();
-            try {
-                System.load(file.toAbsolutePath().toString());
-            } catch (UnsatisfiedLinkError e) {
-                throw new EngineException(
-                        "The operator library " + file + " can not be loaded: " + e.getMessage(),
-                        e);
-            }
-            System.setProperty(LOADED_PROPERTY, file.toString());
-            logger.debug("Loaded {}", file);
+            load(find(LIBRARY_PROPERTY, "kvquant_cpu", OperatorLibrary::missing), LOADED_PROPERTY);
         }
+    }
+
+    /**
+     * Loads the operators for GPUs, if they are not loaded, after those for the CPU.
+     *
+     * @throws EngineException if there are none, or libtorch sees no GPU
+     */
+    public static void loadCuda() {
+        load();
+        Engine pytorch = Engine.getEngine("PyTorch");
+        synchronized (System.class) {
+            if (System.getProperty(CUDA_LOADED_PROPERTY) != null) {
+                return;
+            }
+            if (!pytorch.hasCapability(StandardCapabilities.CUDA)) {
+                throw new EngineException(
+                        "A GPU was asked for, but libtorch "
+                                + pytorch.getVersion()
+                                + " sees none. If nvidia-smi lists one, put"
+                                + " ai.djl.pytorch:pytorch-native-cu128 on the class path instead"
+                                + " of pytorch-native-cpu; else use the device cpu.");
+            }
+            load(
+                    find(
+                            CUDA_LIBRARY_PROPERTY,
+                            "kvquant_cuda",
+                            () ->
+                                    "djl-kvquant was built without operators for GPUs. Build it"
+                                            + " where nvcc is found, or set -D"
+                                            + CUDA_LIBRARY_PROPERTY
+                                            + "=FILE, or use the device cpu."),
+                    CUDA_LOADED_PROPERTY);
+        }
+    }
+
+    private static void load(Path file, String loadedProperty) {
+        try {
+            System.load(file.toAbsolutePath().toString());
+        } catch (UnsatisfiedLinkError e) {
+            throw new EngineException(
+                    "The operator library " + file + " can not be loaded: " + e.getMessage(), e);
+        }
+        System.setProperty(loadedProperty, file.toString());
+        logger.debug("Loaded {}", file);
     }
 
     /**
@@ -69,6 +111,15 @@ public final class OperatorLibrary {
      */
     public static String loadedFile() {
         return System.getProperty(LOADED_PROPERTY);
+    }
+
+    /**
+     * Returns the file of operators for GPUs that was loaded.
+     *
+     * @return the file, or null before {@link #loadCuda}
+     */
+    public static String loadedCudaFile() {
+        return System.getProperty(CUDA_LOADED_PROPERTY);
     }
 
     private static void checkLibtorch(String version) {
@@ -85,32 +136,35 @@ public final class OperatorLibrary {
         }
     }
 
-    private static Path find() {
-        String override = System.getProperty(LIBRARY_PROPERTY);
+    private static Path find(String property, String name, Supplier<String> missing) {
+        String override = System.getProperty(property);
         if (override != null) {
             Path file = Path.of(override);
             if (!Files.isRegularFile(file)) {
                 throw new EngineException(
-                        LIBRARY_PROPERTY + " names " + override + ", which is not a file.");
+                        property + " names " + override + ", which is not a file.");
             }
             return file;
         }
-        String platform = platform();
-        String resource = "/native/" + platform + "/" + System.mapLibraryName("kvquant_cpu");
+        String library = System.mapLibraryName(name);
+        String resource = "/native/" + platform() + "/" + library;
         try (InputStream in = OperatorLibrary.class.getResourceAsStream(resource)) {
             if (in == null) {
-                throw new EngineException(
-                        "djl-kvquant has no operator library for "
-                                + platform
-                                + "; built and tested is linux-x86_64. Elsewhere, build"
-                                + " native-ops with CMake and set -D"
-                                + LIBRARY_PROPERTY
-                                + "=FILE, or check that djl-kvquant-native is on the class path.");
+                throw new EngineException(missing.get());
             }
-            return extract(in.readAllBytes());
+            return extract(in.readAllBytes(), library);
         } catch (IOException e) {
             throw new EngineException("The operator library can not be extracted: " + e, e);
         }
+    }
+
+    private static String missing() {
+        return "djl-kvquant has no operator library for "
+                + platform()
+                + "; built and tested is linux-x86_64. Elsewhere, build native-ops with CMake and"
+                + " set -D"
+                + LIBRARY_PROPERTY
+                + "=FILE, or check that djl-kvquant-native is on the class path.";
     }
 
     private static String platform() {
@@ -123,10 +177,10 @@ public final class OperatorLibrary {
     /**
      * Into a directory named by the content, by rename: concurrent processes see whole files only.
      */
-    private static Path extract(byte[] library) throws IOException {
+    private static Path extract(byte[] library, String name) throws IOException {
         String hash = sha256(library);
         Path directory = Utils.getEngineCacheDir("kvquant").resolve(hash.substring(0, 16));
-        Path file = directory.resolve(System.mapLibraryName("kvquant_cpu"));
+        Path file = directory.resolve(name);
         if (Files.isRegularFile(file) && hash.equals(sha256(Files.readAllBytes(file)))) {
             return file;
         }

@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.torch;
 
+import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
@@ -9,6 +10,7 @@ import ai.djl.ndarray.types.Shape;
 import ai.djl.pytorch.jni.JniUtils;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.util.Locale;
 
 /**
  * The operators that do not belong to a layer's step: what a cache needs to be laid out and copied,
@@ -25,6 +27,17 @@ public final class Operators implements AutoCloseable {
                     + "    return torch.to(x, dtype)\n"
                     + "  def view_bfloat16(self: __torch__.M, x: Tensor) -> Tensor:\n"
                     + "    return ops.kvquant.view_bfloat16(x)\n"
+                    + "  def move(self: __torch__.M, x: Tensor, device: Tensor, dtype: int) ->"
+                    + " Tensor:\n"
+                    + "    return torch.to(x, ops.prim.device(device), dtype)\n"
+                    + "  def join(self: __torch__.M, parts: List[Tensor]) -> Tensor:\n"
+                    + "    return torch.cat(parts)\n"
+                    + "  def random(self: __torch__.M, sizes: List[int], scale: float, mean: float,"
+                    + " dtype: int, device: Tensor) -> Tensor:\n"
+                    + "    x = torch.randn(sizes, dtype=dtype, device=ops.prim.device(device))\n"
+                    + "    return torch.add_(torch.mul_(x, scale), mean)\n"
+                    + "  def device_info(self: __torch__.M, device: Tensor) -> Tensor:\n"
+                    + "    return ops.kvquant.device_info(device)\n"
                     + "  def copy_rows(self: __torch__.M, pools: List[Tensor], source: Tensor,"
                     + " target: Tensor) -> Tensor:\n"
                     + "    for i in range(torch.len(pools)):\n"
@@ -37,17 +50,89 @@ public final class Operators implements AutoCloseable {
     private static final int BFLOAT16 = 15;
 
     private final NDManager manager;
+    private final NDManager host;
     private final TorchModule module;
+
+    /** A tensor on the device. */
+    private final NDArray place;
 
     /**
      * Loads the operators; their threads follow libtorch's setting.
      *
-     * @param parent a manager of the PyTorch engine
+     * @param parent a manager of the PyTorch engine on the device to use
+     * @throws ai.djl.engine.EngineException if there are no operators for the device
      */
     public Operators(NDManager parent) {
         manager = parent.newSubManager();
-        module = TorchModule.load(manager, TorchArchive.write(METHODS));
-        configure(JniUtils.getNumThreads(), -1);
+        host = manager.newSubManager(Device.cpu());
+        try {
+            module = TorchModule.load(host, TorchArchive.write(METHODS));
+            if (onGpu()) {
+                OperatorLibrary.loadCuda();
+            }
+            place = manager.create(new Shape(1), DataType.FLOAT32);
+            if (onGpu()) {
+                gpu();
+            }
+            configure(JniUtils.getNumThreads(), -1);
+        } catch (RuntimeException | Error e) {
+            manager.close();
+            throw e;
+        }
+    }
+
+    /**
+     * Tells whether tensors are on a GPU.
+     *
+     * @return true if so
+     */
+    public boolean onGpu() {
+        return manager.getDevice().isGpu();
+    }
+
+    /**
+     * Looks at the GPU.
+     *
+     * @return what it is and how much memory is left
+     * @throws ai.djl.engine.EngineException if the operators can not run on it
+     */
+    public GpuInfo gpu() {
+        try (NDManager scope = host.newSubManager()) {
+            return GpuInfo.of(module.run(scope, "device_info", place).get(0).toLongArray());
+        }
+    }
+
+    /** Gives memory of the GPU that libtorch keeps for later back to it. */
+    public void releaseCachedMemory() {
+        if (onGpu()) {
+            JniUtils.emptyCudaCache();
+        }
+    }
+
+    /**
+     * Creates a tensor of bytes on the CPU, where operators read their parameters.
+     *
+     * @param owner the manager that the tensor is attached to
+     * @param bytes a direct buffer
+     * @return UINT8 [bytes]
+     */
+    public NDArray hostBytes(NDManager owner, ByteBuffer bytes) {
+        NDArray array = host.create(bytes, new Shape(bytes.remaining()), DataType.UINT8);
+        array.attach(owner);
+        return array;
+    }
+
+    /**
+     * Makes packed parameters known to the device for as long as their owner lives.
+     *
+     * @param owner the manager that the parameters are attached to
+     * @param params UINT8 [bytes], on the CPU
+     */
+    public void hold(NDManager owner, NDArray params) {
+        if (onGpu()) {
+            HeldParams held = HeldParams.hold(params, place);
+            owner.attachInternal(NDManager.nextUid(), held);
+        }
     }
 
     /** Variants of the operators, in the library's numbering. */
@@ -88,6 +173,15 @@ public final class Operators implements AutoCloseable {
     }
 
     /**
+     * Returns the name of the operators in use.
+     *
+     * @return cuda, or the variant
+     */
+    public String name() {
+        return onGpu() ? "cuda" : currentVariant().name().toLowerCase(Locale.ROOT);
+    }
+
+    /**
      * Returns the best variant that this processor can run.
      *
      * @return the variant
@@ -106,7 +200,7 @@ public final class Operators implements AutoCloseable {
     }
 
     private int[] configure(int threads, int variant) {
-        try (NDManager scope = manager.newSubManager()) {
+        try (NDManager scope = host.newSubManager()) {
             NDArray settings = scope.create(new int[] {threads, variant});
             return module.run(scope, "configure", settings).get(0).toIntArray();
         }
@@ -140,7 +234,7 @@ public final class Operators implements AutoCloseable {
     }
 
     /**
-     * Wraps raw bytes as a tensor, without a copy where the device is the CPU.
+     * Wraps raw bytes as a tensor on the CPU, without a copy.
      *
      * @param owner the manager that the tensor is attached to; the buffer stays referenced as long
      * @param bytes a direct buffer, position 0, little endian
@@ -176,8 +270,63 @@ public final class Operators implements AutoCloseable {
      * @return a new tensor, or a view of x if it has the type
      */
     public NDArray convert(NDManager owner, NDArray x, String type) {
-        int code = "F32".equals(type) ? FLOAT32 : "F16".equals(type) ? FLOAT16 : BFLOAT16;
-        return module.run(owner, "convert", x, (long) code).get(0);
+        return module.run(owner, "convert", x, (long) code(type)).get(0);
+    }
+
+    private static int code(String type) {
+        return "F32".equals(type) ? FLOAT32 : "F16".equals(type) ? FLOAT16 : BFLOAT16;
+    }
+
+    /**
+     * Copies raw bytes to the device as a tensor.
+     *
+     * @param owner the manager that the tensor is attached to
+     * @param bytes a direct buffer, position 0, little endian
+     * @param from the type that the bytes have: "F32", "F16" or "BF16"
+     * @param to the type that the tensor gets
+     * @param shape the shape in elements
+     * @return the tensor; a BF16 one is opaque to Java
+     */
+    public NDArray upload(NDManager owner, ByteBuffer bytes, String from, String to, Shape shape) {
+        try (NDManager scope = host.newSubManager()) {
+            NDArray wrapped = wrap(scope, bytes, from, shape);
+            return module.run(owner, "move", wrapped, place, (long) code(to)).get(0);
+        }
+    }
+
+    /**
+     * Joins tensors along their first axis.
+     *
+     * @param owner the manager that the result is attached to
+     * @param parts tensors of one type
+     * @return the tensor
+     */
+    public NDArray join(NDManager owner, NDList parts) {
+        return module.run(owner, "join", parts).get(0);
+    }
+
+    /**
+     * Starts the random numbers of {@link #random}, which are libtorch's.
+     *
+     * @param seed the seed
+     */
+    public void seed(int seed) {
+        JniUtils.setSeed(seed);
+    }
+
+    /**
+     * Makes normally distributed numbers on the device.
+     *
+     * @param owner the manager that the result is attached to
+     * @param shape its shape
+     * @param scale their standard deviation
+     * @param mean their mean
+     * @param type "F32", "F16" or "BF16"
+     * @return the tensor; a BF16 one is opaque to Java
+     */
+    public NDArray random(NDManager owner, Shape shape, double scale, double mean, String type) {
+        return module.run(owner, "random", shape.getShape(), scale, mean, (long) code(type), place)
+                .get(0);
     }
 
     /** {@inheritDoc} */

@@ -136,27 +136,28 @@ class ErrorsTest {
     }
 
     static Stream<BadInput<SmallModel>> badDevices() {
-        String[] message = {"operators for the CPU only", "Use Device.cpu()"};
         return Stream.of(
                 BadInput.of(
-                        "criteria ask for a GPU",
+                        "criteria ask for a GPU that is not there",
                         IllegalArgumentException.class,
-                        m -> m.criteria().optDevice(Device.gpu()).build().loadModel(),
-                        message),
+                        m -> m.criteria().optDevice(Device.gpu(99)).build().loadModel(),
+                        "gpu(99)",
+                        "DJL sees",
+                        "Device.cpu()"),
                 BadInput.of(
                         "a model on a GPU",
                         IllegalArgumentException.class,
-                        m -> Model.newInstance("m", Device.gpu(3), "KvQuant"),
-                        "gpu(3)",
-                        message[0],
-                        message[1]),
+                        m -> Model.newInstance("m", Device.gpu(99), "KvQuant"),
+                        "gpu(99)",
+                        "DJL sees",
+                        "Device.cpu()"),
                 BadInput.of(
                         "another kind of device",
                         IllegalArgumentException.class,
                         m -> m.criteria().optDevice(Device.of("npu", 0)).build().loadModel(),
                         "npu(0)",
-                        message[0],
-                        message[1]));
+                        "CPUs and NVIDIA GPUs",
+                        "Device.cpu()"));
     }
 
     @ParameterizedTest(name = "{0}")

@@ -1,0 +1,22 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+package ai.djl.kvquant.llama;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import java.io.IOException;
+
+/** Where a model's tensors come from; each is asked for once. */
+interface WeightSource {
+
+    /** Whether there is a tensor of this name. */
+    boolean has(String name);
+
+    /** The tensor, on the device and in the type in which it is kept. */
+    NDArray tensor(String name) throws IOException;
+
+    /** Tensors joined along their first axis. */
+    NDArray join(NDList parts);
+
+    /** An empty tensor on the device. */
+    NDArray none();
+}
