@@ -1,10 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.examples;
 
-import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.llama.LlamaModel;
-import java.util.ArrayList;
-import java.util.LinkedHashMap;
+import java.io.PrintWriter;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
@@ -21,15 +20,11 @@ import picocli.CommandLine.Spec;
         name = "bench",
         description = {
             "Measures the speed of prefill and of decoding at a depth, and the bytes of the cache.",
-            "Caches take turns of a few decoding steps, so that what else the machine does hits all"
-                    + " alike; ratios are against the first one named."
+            "On a CPU, caches take turns of a few decoding steps, so that what else the machine does"
+                    + " hits all alike; on a GPU, one has it after the other. Ratios are against the"
+                    + " first one named."
         })
 final class BenchCommand implements Callable<Integer> {
-
-    /**
-     * Decoding steps of a turn: enough for the weights to dominate what the processor has cached.
-     */
-    private static final int TURN = 4;
 
     @ParentCommand private Kvq kvq;
     @Spec private CommandSpec spec;
@@ -37,9 +32,12 @@ final class BenchCommand implements Callable<Integer> {
     @Option(
             names = "--depth",
             paramLabel = "N",
+            split = ",",
             defaultValue = "512",
-            description = "tokens in the cache before decoding (default: ${DEFAULT-VALUE})")
-    private int depth;
+            description =
+                    "tokens in the cache before decoding, or max: as many as fit; several with"
+                            + " commas (default: ${DEFAULT-VALUE})")
+    private List<String> depths;
 
     @Option(
             names = "--new-tokens",
@@ -51,9 +49,24 @@ final class BenchCommand implements Callable<Integer> {
     @Option(
             names = "--batch",
             paramLabel = "B",
+            split = ",",
             defaultValue = "1",
-            description = "sequences decoded together (default: ${DEFAULT-VALUE})")
-    private int batch;
+            description =
+                    "sequences decoded together, or max: as many as fit; several with commas"
+                            + " (default: ${DEFAULT-VALUE})")
+    private List<String> batches;
+
+    @Option(
+            names = "--fill",
+            paramLabel = "WITH",
+            defaultValue = "prompt",
+            description =
+                    "how tokens come into the cache: prompt, by prefill, or random, as random keys"
+                            + " and values without prefill (default: ${DEFAULT-VALUE})")
+    private String fill;
+
+    @Option(names = "--markdown", description = "print the table as Markdown")
+    private boolean markdown;
 
     @Mixin private ConcurrentBench concurrent;
 
@@ -63,125 +76,76 @@ final class BenchCommand implements Callable<Integer> {
             concurrent.run(kvq, spec.commandLine().getOut());
             return 0;
         }
-        requireAtLeast("--depth", depth, 0);
-        requireAtLeast("--new-tokens", newTokens, 1);
-        requireAtLeast("--batch", batch, 1);
-        List<CacheOptions> caches = new CacheArguments(kvq, "fp16", "int2").several(sizeOfCache());
-        List<Contestant> contestants = new ArrayList<>();
+        List<BenchCase> cases = cases();
+        CacheArguments arguments = new CacheArguments(kvq, "fp16", "int2");
+        boolean sized =
+                kvq.settings.containsKey("kv_cache_tokens")
+                        || kvq.settings.containsKey("kv_cache_memory");
+        arguments.several(Map.of());
         try (Session session = Session.open(kvq)) {
-            checkContext(session.model());
-            for (CacheOptions cache : caches) {
-                contestants.add(
-                        new Contestant(session.model().withCache(session.complete(cache)), batch));
+            cases.forEach(one -> checkContext(session.model(), one));
+            BenchReport report = new BenchReport();
+            BenchRun run =
+                    new BenchRun(
+                            session,
+                            size -> arguments.several(sized ? batchOnly(size) : size),
+                            newTokens,
+                            "random".equals(fill));
+            for (BenchCase one : cases) {
+                List<Contestant.Figures> figures = run.run(one);
+                report.add(figures);
+                if (kvq.json) {
+                    for (Contestant.Figures f : figures) {
+                        out().println(BenchReport.json(f, figures.get(0)));
+                    }
+                    out().flush();
+                }
             }
-            measure(contestants);
-            print(contestants.stream().map(Contestant::figures).toList());
-        } finally {
-            contestants.forEach(Contestant::close);
+            if (!kvq.json) {
+                report.print(out(), markdown);
+            }
         }
         return 0;
     }
 
-    private void requireAtLeast(String name, int value, int least) {
-        if (value < least) {
-            throw new ParameterException(
-                    spec.commandLine(),
-                    name + " is " + value + "; allowed: " + least + " or more.");
+    private PrintWriter out() {
+        return spec.commandLine().getOut();
+    }
+
+    private List<BenchCase> cases() {
+        if (newTokens < 1) {
+            throw wrong("--new-tokens is " + newTokens + "; allowed: 1 or more.");
+        }
+        if (!List.of("prompt", "random").contains(fill)) {
+            throw wrong("--fill is " + fill + "; allowed: prompt, random.");
+        }
+        try {
+            return BenchCase.of(depths, batches);
+        } catch (IllegalArgumentException e) {
+            throw wrong(e.getMessage());
         }
     }
 
-    /** Room for what is measured and the warm-up, unless --set says otherwise. */
-    private Map<String, String> sizeOfCache() {
-        if (kvq.settings.containsKey("kv_cache_tokens")
-                || kvq.settings.containsKey("kv_cache_memory")) {
-            return Map.of("max_batch_size", Integer.toString(batch));
-        }
-        long tokens = (long) batch * (Contestant.ROOM + depth + newTokens);
-        return Map.of(
-                "kv_cache_tokens",
-                Long.toString(tokens),
-                "max_batch_size",
-                Integer.toString(batch));
+    private ParameterException wrong(String message) {
+        return new ParameterException(spec.commandLine(), message);
     }
 
-    private void checkContext(LlamaModel model) {
+    /** Where --set says how large the cache is. */
+    private static Map<String, String> batchOnly(Map<String, String> size) {
+        Map<String, String> batch = new HashMap<>(size);
+        batch.remove("kv_cache_tokens");
+        return batch;
+    }
+
+    private void checkContext(LlamaModel model, BenchCase at) {
         int context = model.geometry().maxTokens();
-        if ((long) Math.max(1, depth) + newTokens > context) {
+        if ((long) Math.max(1, at.depth()) + newTokens > context) {
             throw new IllegalArgumentException(
                     "--depth and --new-tokens are "
-                            + ((long) depth + newTokens)
+                            + ((long) at.depth() + newTokens)
                             + " tokens together, but the model's context is "
                             + context
                             + ".");
         }
-    }
-
-    private void measure(List<Contestant> contestants) {
-        try (Progress progress =
-                Progress.of("Benchmark", (long) contestants.size() * (1 + newTokens))) {
-            contestants.forEach(Contestant::warmUp);
-            for (Contestant contestant : contestants) {
-                contestant.prefill(depth);
-                progress.step();
-            }
-            for (int done = 0; done < newTokens; done += TURN) {
-                int count = Math.min(TURN, newTokens - done);
-                for (Contestant contestant : contestants) {
-                    contestant.decode(count);
-                    progress.stepBy(count);
-                }
-            }
-        }
-    }
-
-    private void print(List<Contestant.Figures> all) {
-        Contestant.Figures first = all.get(0);
-        Table table =
-                new Table(
-                        "kv_cache_dtype",
-                        "depth",
-                        "batch",
-                        "prefill tok/s",
-                        "ratio",
-                        "decode tok/s",
-                        "ratio",
-                        "KV cache",
-                        "ratio");
-        for (Contestant.Figures f : all) {
-            double prefill = f.prefillRate() / first.prefillRate();
-            double decode = f.decodeRate() / first.decodeRate();
-            double bytes = (double) f.bytes() / first.bytes();
-            if (kvq.json) {
-                spec.commandLine().getOut().println(Json.line(json(f, prefill, decode, bytes)));
-            }
-            table.row(
-                    f.dtype(),
-                    depth,
-                    batch,
-                    Table.number(f.prefillRate(), 1),
-                    Table.number(prefill, 2),
-                    Table.number(f.decodeRate(), 1),
-                    Table.number(decode, 2),
-                    GenerationReport.bytes(f.bytes()),
-                    Table.number(bytes, 2));
-        }
-        if (!kvq.json) {
-            table.print(spec.commandLine().getOut());
-        }
-    }
-
-    private Map<String, Object> json(
-            Contestant.Figures f, double prefill, double decode, double bytes) {
-        Map<String, Object> json = new LinkedHashMap<>();
-        json.put("kv_cache_dtype", f.dtype());
-        json.put("depth", depth);
-        json.put("batch", batch);
-        json.put("prefill_tokens_per_second", Json.round(f.prefillRate(), 2));
-        json.put("decode_tokens_per_second", Json.round(f.decodeRate(), 2));
-        json.put("kv_bytes", f.bytes());
-        json.put("prefill_ratio", Json.round(prefill, 3));
-        json.put("decode_ratio", Json.round(decode, 3));
-        json.put("kv_bytes_ratio", Json.round(bytes, 4));
-        return json;
     }
 }

@@ -4,6 +4,7 @@ package ai.djl.kvquant.examples;
 import ai.djl.kvquant.generate.CacheUsage;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
+import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -49,14 +50,33 @@ final class Contestant implements AutoCloseable {
         prefillNanos = System.nanoTime() - start;
     }
 
+    /** Random keys and values instead of those of prompts. */
+    void fill(int depth) {
+        prompt = Math.max(1, depth);
+        batch = model.randomBatch(batchSize, prompt);
+        decode(WARM_UP_STEPS);
+        decodeNanos = 0;
+        steps = 0;
+    }
+
     void decode(int count) {
         int[] tokens = tokens(batchSize);
         long start = System.nanoTime();
         for (int i = 0; i < count; ++i) {
             batch.step(tokens);
+            if (model.model().device().isGpu()) {
+                // Whoever generates needs to know the next tokens: a GPU is waited for.
+                tokens = best();
+            }
         }
         decodeNanos += System.nanoTime() - start;
         steps += count;
+    }
+
+    private int[] best() {
+        try (NDArray best = batch.logits().argMax(1)) {
+            return Arrays.stream(best.toLongArray()).mapToInt(Math::toIntExact).toArray();
+        }
     }
 
     private List<int[]> prompts(int length) {
@@ -77,20 +97,38 @@ final class Contestant implements AutoCloseable {
         CacheUsage usage = batch.usage();
         return new Figures(
                 usage.dtype(),
-                1e9 * prompt * batchSize / prefillNanos,
+                new BenchCase(prompt, batchSize),
+                prefillNanos == 0 ? 0 : 1e9 * prompt * batchSize / prefillNanos,
                 1e9 * steps * batchSize / decodeNanos,
-                usage.bytes());
+                usage.bytes(),
+                model.model().gpuBytesUsed(),
+                null);
     }
 
     /**
      * What was measured, over all sequences of the batch together.
      *
      * @param dtype the kv_cache_dtype
-     * @param prefillRate prompt tokens per second
+     * @param at depth and batch
+     * @param prefillRate prompt tokens per second; 0: there were no prompts
      * @param decodeRate new tokens per second
      * @param bytes of the KV cache at the end
+     * @param deviceBytes taken of a GPU, by weights and computing, too; 0 on a CPU
+     * @param error why nothing was measured; null if something was
      */
-    record Figures(String dtype, double prefillRate, double decodeRate, long bytes) {}
+    record Figures(
+            String dtype,
+            BenchCase at,
+            double prefillRate,
+            double decodeRate,
+            long bytes,
+            long deviceBytes,
+            String error) {
+
+        static Figures failed(String dtype, BenchCase at, String error) {
+            return new Figures(dtype, at, 0, 0, 0, 0, error);
+        }
+    }
 
     @Override
     public void close() {

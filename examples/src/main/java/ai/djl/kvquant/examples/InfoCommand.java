@@ -60,13 +60,14 @@ final class InfoCommand implements Callable<Integer> {
         map.put("best_variant", runtime.bestVariant());
         map.put("operator_threads", runtime.threads());
         map.put("gpus", runtime.gpus());
+        map.put("cuda_library", runtime.cudaLibrary());
         return map;
     }
 
-    private static Map<String, Object> model(Session session) {
+    private Map<String, Object> model(Session session) {
         LlamaConfig config = session.model().config();
         Map<String, Object> map = new LinkedHashMap<>();
-        map.put("model", session.directory().toString());
+        map.put("model", session.name(kvq));
         map.put("architecture", config.architecture());
         map.put("layers", config.numLayers());
         map.put("hidden_size", config.hiddenSize());
@@ -75,6 +76,7 @@ final class InfoCommand implements Callable<Integer> {
         map.put("head_dim", config.headDim());
         map.put("vocabulary", config.vocabSize());
         map.put("context", session.model().geometry().maxTokens());
+        map.put("device", session.model().device().toString());
         map.put("dtype", session.model().weightType().toString());
         map.put("checkpoint_dtype", config.dtype().toString().toLowerCase(Locale.ROOT));
         return map;

@@ -50,7 +50,9 @@ public final class Kvq implements Runnable {
             scope = ScopeType.INHERIT,
             description =
                     "HuggingFace directory: config.json, *.safetensors, tokenizer.json (default:"
-                            + " SmolLM2-135M-Instruct, fetched on first use)")
+                            + " SmolLM2-135M-Instruct, fetched on first use); for bench and info also"
+                            + " random:llama-2-7b, random:llama-2-13b, random:llama-3-8b and"
+                            + " random:smollm2-135m, shapes with random weights")
     String model;
 
     @Option(
@@ -83,9 +85,9 @@ public final class Kvq implements Runnable {
     @Option(
             names = "--device",
             paramLabel = "DEVICE",
-            defaultValue = "cpu",
+            defaultValue = "auto",
             scope = ScopeType.INHERIT,
-            description = "where to compute: cpu")
+            description = "where to compute: auto (a GPU if there is one), cpu, gpu, gpu:N")
     String device;
 
     @Option(

@@ -1,12 +1,14 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.examples;
 
+import ai.djl.Device;
 import ai.djl.MalformedModelException;
 import ai.djl.engine.Engine;
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.calibrate.CalibratedOptions;
 import ai.djl.kvquant.llama.LlamaModel;
+import ai.djl.kvquant.llama.RandomModel;
 import ai.djl.kvquant.llama.WeightType;
 import ai.djl.kvquant.translate.Tokenizers;
 import ai.djl.ndarray.NDManager;
@@ -32,13 +34,16 @@ final class Session implements AutoCloseable {
     }
 
     static Session open(Kvq kvq) throws IOException, MalformedModelException {
-        if (!"cpu".equals(kvq.device)) {
-            throw new IllegalArgumentException(
-                    "--device '"
-                            + kvq.device
-                            + "' is not available; this version computes on cpu only.");
-        }
         WeightType weightType = WeightType.parse(kvq.dtype);
+        if (RandomModel.isRandom(kvq.model)) {
+            RandomModel random = RandomModel.parse(kvq.model);
+            return load(
+                    null,
+                    kvq.model,
+                    Devices.parse(kvq.device),
+                    manager -> LlamaModel.random(manager, random, weightType));
+        }
+        Device device = Devices.parse(kvq.device);
         Path directory = kvq.model == null ? DefaultModel.fetch() : Path.of(kvq.model);
         if (!Files.isDirectory(directory)) {
             throw new IllegalArgumentException(
@@ -47,10 +52,24 @@ final class Session implements AutoCloseable {
                             + " is not a directory; give one that holds config.json,"
                             + " *.safetensors and tokenizer.json.");
         }
-        NDManager manager = Engine.getEngine("PyTorch").newBaseManager();
-        Progress progress = Progress.unbounded("Loading " + directory.getFileName());
+        return load(
+                directory,
+                directory.getFileName().toString(),
+                device,
+                manager -> LlamaModel.load(manager, directory, weightType));
+    }
+
+    /** How a model comes about. */
+    private interface Loader {
+        LlamaModel load(NDManager manager) throws IOException, MalformedModelException;
+    }
+
+    private static Session load(Path directory, String name, Device device, Loader loader)
+            throws IOException, MalformedModelException {
+        NDManager manager = Engine.getEngine("PyTorch").newBaseManager(device);
+        Progress progress = Progress.unbounded("Loading " + name);
         try {
-            return new Session(directory, manager, LlamaModel.load(manager, directory, weightType));
+            return new Session(directory, manager, loader.load(manager));
         } catch (IOException | MalformedModelException | RuntimeException | Error e) {
             manager.close();
             throw e;
@@ -59,7 +78,17 @@ final class Session implements AutoCloseable {
         }
     }
 
+    /** The model's directory, or the name of a random one. */
+    String name(Kvq kvq) {
+        return directory == null ? kvq.model : directory.toString();
+    }
+
     Path directory() {
+        if (directory == null) {
+            throw new IllegalArgumentException(
+                    "A random model has no files, no tokenizer and nothing to say; it is for 'kvq"
+                            + " bench' and 'kvq info'.");
+        }
         return directory;
     }
 
@@ -97,7 +126,7 @@ final class Session implements AutoCloseable {
 
     HuggingFaceTokenizer tokenizer() throws IOException {
         if (tokenizer == null) {
-            tokenizer = Tokenizers.load(directory);
+            tokenizer = Tokenizers.load(directory());
         }
         return tokenizer;
     }

@@ -73,8 +73,15 @@ class KvqTest {
                         + " --help'.",
                 "calibrate --text pom.xml --output pom.xml|kvq: --output pom.xml is a file; name a"
                         + " directory. See 'kvq calibrate --help'.",
-                "bench --batch 0|kvq: --batch is 0; allowed: 1 or more. See 'kvq bench --help'.",
-                "bench --depth -1|kvq: --depth is -1; allowed: 0 or more. See 'kvq bench --help'."
+                "bench --batch 0|kvq: --batch is 0; allowed: 1 or more, or max. See 'kvq bench --help'.",
+                "bench --depth -1|kvq: --depth is -1; allowed: 0 or more, or max. See 'kvq bench"
+                        + " --help'.",
+                "bench --depth 1,x|kvq: --depth is x; allowed: 0 or more, or max. See 'kvq bench"
+                        + " --help'.",
+                "bench --depth max --batch max|kvq: --depth and --batch are both max; allowed: one of"
+                        + " them. See 'kvq bench --help'.",
+                "bench --fill air|kvq: --fill is air; allowed: prompt, random. See 'kvq bench"
+                        + " --help'."
             })
     void wrongUsageIsToldInOneLineAndExits2(String arguments, String message) {
         String[] args = "''".equals(arguments) ? new String[0] : arguments.split(" ");
@@ -106,8 +113,11 @@ class KvqTest {
                         + " or choose a quantized kv_cache_dtype.",
                 "generate --dtype int8 x|kvq: dtype 'int8' is not supported; choose one of auto, fp32,"
                         + " bf16, fp16.",
-                "generate --device gpu0 x|kvq: --device 'gpu0' is not available; this version computes"
-                        + " on cpu only.",
+                "generate --device gpu0 x|kvq: --device 'gpu0' is not known; allowed: auto (a GPU if"
+                        + " there is one), cpu, gpu, gpu:N.",
+                "bench --model random:llama|kvq: There is no model random:llama; allowed:"
+                        + " random:llama-2-7b, random:llama-2-13b, random:llama-3-8b,"
+                        + " random:smollm2-135m.",
                 "perplexity --text /no/such|kvq: There is no file /no/such.",
                 "eval --text /no/such|kvq: There is no file /no/such.",
                 "eval --measure none --output /no/such|kvq: --output /no/such holds no results; measure"
@@ -124,7 +134,8 @@ class KvqTest {
     void sharedOptionsMayStandBeforeTheCommand() {
         assertError(
                 1,
-                "kvq: --device 'tpu' is not available; this version computes on cpu only.",
+                "kvq: --device 'tpu' is not known; allowed: auto (a GPU if there is one), cpu, gpu,"
+                        + " gpu:N.",
                 run("--device", "tpu", "generate", "x"));
     }
 
@@ -144,6 +155,6 @@ class KvqTest {
     void verboseShowsTheOrigin() {
         Run run = run("generate", "--verbose", "--device", "tpu", "x");
         assertEquals(1, run.exitCode());
-        assertTrue(run.err().contains("\tat ai.djl.kvquant.examples.Session"), run.err());
+        assertTrue(run.err().contains("\tat ai.djl.kvquant.examples.Devices"), run.err());
     }
 }

@@ -36,9 +36,13 @@ class KvqEndToEndTest {
     }
 
     private static Run run(String... arguments) {
+        return runModel(DefaultModel.directory().toString(), arguments);
+    }
+
+    private static Run runModel(String model, String... arguments) {
         List<String> args = new ArrayList<>(Arrays.asList(arguments));
         args.add("--model");
-        args.add(DefaultModel.directory().toString());
+        args.add(model);
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
         int exitCode =
@@ -171,12 +175,46 @@ class KvqEndToEndTest {
         List<JsonObject> caches = run.json();
         assertKeys(
                 "kv_cache_dtype depth batch prefill_tokens_per_second decode_tokens_per_second"
-                        + " kv_bytes prefill_ratio decode_ratio kv_bytes_ratio",
+                        + " kv_bytes prefill_ratio decode_ratio kv_bytes_ratio depth_ratio"
+                        + " batch_ratio",
                 caches.get(0));
         assertEquals(1, caches.get(0).get("decode_ratio").getAsDouble());
         assertEquals(1, caches.get(0).get("kv_bytes_ratio").getAsDouble());
         assertTrue(caches.get(1).get("kv_bytes_ratio").getAsDouble() < 1);
         assertTrue(caches.get(1).get("decode_tokens_per_second").getAsDouble() > 0);
+    }
+
+    @Test
+    void benchFillsRandomModelsAndFindsWhatFits() {
+        String[] args = {
+            "bench",
+            "--json",
+            "--fill",
+            "random",
+            "--new-tokens",
+            "2",
+            "--depth",
+            "100,max",
+            "--set",
+            "kv_cache_memory=40MB",
+            "--kv-cache-dtype",
+            "fp16",
+            "--kv-cache-dtype",
+            "rotatekv2"
+        };
+        Run run = runModel("random:smollm2-135m", args);
+        assertEquals("", run.err());
+        List<JsonObject> caches = run.json();
+        assertEquals(4, caches.size());
+        assertKeys(
+                "kv_cache_dtype depth batch decode_tokens_per_second kv_bytes decode_ratio"
+                        + " kv_bytes_ratio depth_ratio batch_ratio",
+                caches.get(0));
+        assertEquals(100, caches.get(1).get("depth").getAsInt());
+        int half = caches.get(2).get("depth").getAsInt();
+        int quantized = caches.get(3).get("depth").getAsInt();
+        assertTrue(half > 1000 && quantized > 4 * half, half + " and " + quantized);
+        assertTrue(caches.get(2).get("kv_bytes").getAsLong() <= 40 << 20);
     }
 
     @Test
