@@ -2,7 +2,6 @@
 package ai.djl.kvquant.translate;
 
 import ai.djl.Model;
-import ai.djl.kvquant.engine.KvQuantBlock;
 import ai.djl.modality.nlp.generate.CausalLMOutput;
 import ai.djl.ndarray.NDList;
 import ai.djl.translate.NoBatchifyTranslator;
@@ -17,13 +16,7 @@ final class CausalLmTranslator implements NoBatchifyTranslator<NDList, CausalLMO
     private CausalLmTranslator() {}
 
     static CausalLmTranslator create(Model model) {
-        if (!(model.getBlock() instanceof KvQuantBlock)) {
-            throw new IllegalArgumentException(
-                    "KvQuantTranslatorFactory has no translator for CausalLMOutput of "
-                            + model.getName()
-                            + ", which is no checkpoint of the engine KvQuant. Traced models need"
-                            + " PtGptTranslatorFactory of ai.djl.pytorch:pytorch-model-zoo.");
-        }
+        CheckpointBlock.of(model);
         return new CausalLmTranslator();
     }
 

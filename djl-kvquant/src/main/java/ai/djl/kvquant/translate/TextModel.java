@@ -30,12 +30,7 @@ record TextModel(
     private static final String APPLY_TEMPLATE = "apply_chat_template";
 
     static TextModel of(Model model, Map<String, ?> arguments) throws IOException {
-        if (!(model.getBlock() instanceof KvQuantBlock block)) {
-            throw new IllegalArgumentException(
-                    "KvQuantTranslatorFactory needs a model of the engine KvQuant, but "
-                            + model.getName()
-                            + " is of another; add optEngine(\"KvQuant\").");
-        }
+        KvQuantBlock block = CheckpointBlock.of(model);
         Map<String, Object> settings = settings(model, arguments);
         GenerationConfig config =
                 GenerationConfig.fromModelDirectory(model.getModelPath()).toBuilder()

@@ -7,12 +7,16 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.kvquant.engine.KvQuantTracedBlock;
 import ai.djl.kvquant.generate.CacheUsage;
+import ai.djl.kvquant.translate.KvQuantTranslatorFactory;
+import ai.djl.modality.Input;
+import ai.djl.modality.Output;
 import ai.djl.modality.nlp.generate.CausalLMOutput;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import ai.djl.repository.zoo.Criteria;
 import ai.djl.translate.TranslateException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -23,6 +27,8 @@ import java.util.Map;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** Models traced with keys and values as inputs: what DJL's own engine makes of them is right. */
@@ -156,6 +162,32 @@ class TracedModelTest {
                 Map.of("numAttentionHeads", "4"),
                 Map.of());
         assertFails("Set the option max_model_len higher", Map.of("max_model_len", "10"), Map.of());
+    }
+
+    /** The engine is the right one already: it is the types that do not go with a trace. */
+    @ParameterizedTest
+    @MethodSource("textTypes")
+    void hasNoTranslatorsOfText(Class<?> input, Class<?> output) throws Exception {
+        Files.copy(TRACED.resolve("gpt2.pt"), directory.resolve("model.pt"));
+        Criteria.Builder<?, ?> criteria =
+                Criteria.builder()
+                        .setTypes(input, output)
+                        .optModelPath(directory)
+                        .optEngine("KvQuant")
+                        .optTranslatorFactory(new KvQuantTranslatorFactory());
+        sizes("gpt2").forEach(criteria::optArgument);
+        IllegalArgumentException error =
+                assertThrows(
+                        IllegalArgumentException.class, () -> criteria.build().loadModel().close());
+        assertTrue(error.getMessage().contains("is a traced model"), error.getMessage());
+        assertTrue(error.getMessage().contains("PtGptTranslatorFactory"), error.getMessage());
+    }
+
+    static List<Arguments> textTypes() {
+        return List.of(
+                Arguments.of(String.class, String.class),
+                Arguments.of(Input.class, Output.class),
+                Arguments.of(NDList.class, CausalLMOutput.class));
     }
 
     private void assertRefused(String message, Map<String, String> options) {
