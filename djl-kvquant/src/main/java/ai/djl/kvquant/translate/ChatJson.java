@@ -52,6 +52,6 @@ final class ChatJson implements ResponseFormat {
 
     @Override
     public String fail(ServingError error) {
-        return JsonText.of(ChatParts.error(error));
+        return ChatRequest.errorBody(error);
     }
 }

@@ -138,6 +138,10 @@ record ChatRequest(
 
     @Override
     public String error(ServingError error) {
+        return errorBody(error);
+    }
+
+    static String errorBody(ServingError error) {
         return JsonText.of(ChatParts.error(error));
     }
 }

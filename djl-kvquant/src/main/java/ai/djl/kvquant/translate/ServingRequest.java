@@ -34,22 +34,30 @@ sealed interface ServingRequest permits LmiRequest, ChatRequest {
             String id, String modelName, String accept, String formatter, TokenTexts tokens) {}
 
     /**
-     * Reads a request.
+     * Reads the fields of a request.
      *
-     * @throws IllegalArgumentException if it is not one, or asks for what is not supported
+     * @throws IllegalArgumentException if there are none
      */
-    static ServingRequest read(Input input) {
-        requireNoAdapter(input);
+    static JsonFields fields(Input input) {
         BytesSupplier data = input.getData();
         if (data == null) {
             throw new IllegalArgumentException(
                     "The request has no body; send a JSON object with inputs or messages, as"
                             + " Content-Type: application/json.");
         }
-        JsonFields fields = JsonFields.parse(data.getAsBytes());
+        return JsonFields.parse(data.getAsBytes());
+    }
+
+    /**
+     * Understands a request.
+     *
+     * @throws IllegalArgumentException if it is not one, or asks for what is not supported
+     */
+    static ServingRequest read(Input input, JsonFields fields) {
+        requireNoAdapter(input);
         fields.refuse("adapters", LmiRequest.NO_ADAPTERS);
         fields.refuse("adapter", LmiRequest.NO_ADAPTERS);
-        if (fields.has("messages")) {
+        if (isChat(fields)) {
             return ChatRequest.read(fields);
         }
         if (fields.has("inputs")) {
@@ -58,6 +66,17 @@ sealed interface ServingRequest permits LmiRequest, ChatRequest {
         throw new IllegalArgumentException(
                 "The request has neither inputs nor messages; send {\"inputs\": \"text\"} or"
                         + " {\"messages\": [{\"role\": \"user\", \"content\": \"text\"}]}.");
+    }
+
+    private static boolean isChat(JsonFields fields) {
+        return fields.has("messages");
+    }
+
+    /** An error as the client expects it whose request is none; LMI's if it is of no schema. */
+    static String error(JsonFields fields, ServingError error) {
+        return fields != null && isChat(fields)
+                ? ChatRequest.errorBody(error)
+                : LmiRequest.errorBody(error);
     }
 
     private static void requireNoAdapter(Input input) {

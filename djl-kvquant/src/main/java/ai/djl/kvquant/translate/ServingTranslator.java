@@ -93,12 +93,14 @@ final class ServingTranslator implements Translator<Input, Output> {
     @Override
     public Output processOutput(TranslatorContext ctx, NDList list) {
         Input input = (Input) ctx.getAttachment(INPUT);
+        JsonFields fields = null;
         ServingRequest request;
         try {
-            request = ServingRequest.read(input);
+            fields = ServingRequest.fields(input);
+            request = ServingRequest.read(input, fields);
         } catch (IllegalArgumentException e) {
             ServingError error = ServingError.badRequest(e);
-            return ResponseStream.failed(LmiRequest.errorBody(error), error);
+            return ResponseStream.failed(ServingRequest.error(fields, error), error);
         }
         try {
             return submit(input, request);

@@ -157,6 +157,9 @@ class ServingErrorsTest {
         String shown = bad.body().length() > 99 ? "long" : bad.body() + ": " + response.body();
         assertEquals(400, response.code(), shown);
         assertEquals("application/json", response.contentType());
+        // In the schema of the request.
+        boolean chat = bad.body().contains("\"messages\"");
+        assertEquals(chat, response.object().get("error").isJsonObject(), shown);
         String message = messageOf(response.object());
         for (String fragment : bad.fragments()) {
             assertTrue(message.contains(fragment), shown);
