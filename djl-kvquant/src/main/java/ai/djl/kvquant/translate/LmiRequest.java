@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.translate;
 
+import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -49,9 +50,8 @@ record LmiRequest(
         Map<String, Object> settings = new HashMap<>();
         SAME.forEach(name -> parameters.copy(name, name, settings));
         parameters.copy("ignore_eos_token", "ignore_eos", settings);
-        List<String> stops = parameters.strings("stop_sequences");
-        stops = stops.isEmpty() ? parameters.strings("stop") : stops;
-        parameters.ignore("stop");
+        List<String> stops = new ArrayList<>(parameters.strings("stop_sequences"));
+        stops.addAll(parameters.strings("stop"));
         if (!stops.isEmpty()) {
             settings.put("stop", stops);
         }

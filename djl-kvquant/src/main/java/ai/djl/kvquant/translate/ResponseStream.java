@@ -130,6 +130,10 @@ final class ResponseStream implements SubmissionListener {
     private void send(String text, boolean last) {
         begun = true;
         lastNanos = System.nanoTime();
-        data.appendContent(text.getBytes(StandardCharsets.UTF_8), last);
+        data.appendContent(text.getBytes(StandardCharsets.UTF_8), false);
+        if (last) {
+            // DJL tells the end before it appends what comes with it, which readers may miss.
+            data.appendContent(new byte[0], true);
+        }
     }
 }
