@@ -10,8 +10,9 @@ import java.util.List;
  * of the next prompt, and makes room when the KV cache is full.
  *
  * <p>Who came first goes first. When a step finds no room, the youngest that holds pages gives way:
- * a prompt in the making is put back; a running request is parked, which keeps its pages, and if
- * that is not enough is put back, too. Then nobody is let in until a request ends.
+ * a prompt in the making is put back and starts over, unless the cache still holds its beginning; a
+ * running request is parked, which keeps its pages, and if that is not enough is put back, too.
+ * Then nobody is let in until a request ends.
  */
 final class BatchWorker {
 
@@ -154,7 +155,7 @@ final class BatchWorker {
                 running.add(request, batch);
             }
         } catch (RuntimeException | Error e) {
-            batch.close();
+            close(batch::close, request);
             fail(request, e);
         }
     }
@@ -208,14 +209,23 @@ final class BatchWorker {
     private ScheduledRequest takeAdmission() {
         Admission taken = admission;
         admission = null;
-        taken.prefill.close();
+        close(taken.prefill::close, taken.request);
         return taken.request;
+    }
+
+    /** Frees what a request holds; an error ends it. */
+    private static void close(Runnable freeing, ScheduledRequest request) {
+        try {
+            freeing.run();
+        } catch (RuntimeException | Error e) {
+            request.fail(e);
+        }
     }
 
     private ScheduledRequest takeParked() {
         Parked taken = parked;
         parked = null;
-        taken.batch.close();
+        close(taken.batch::close, taken.request);
         taken.request.rewind();
         return taken.request;
     }
@@ -246,9 +256,11 @@ final class BatchWorker {
         List<ScheduledRequest> failing = new ArrayList<>(running.requests());
         try {
             running.close();
-        } catch (RuntimeException e) {
+        } catch (RuntimeException | Error e) {
             // Callers hear of what went wrong first.
-            error.addSuppressed(e);
+            if (e != error) {
+                error.addSuppressed(e);
+            }
         }
         if (admission != null) {
             failing.add(takeAdmission());

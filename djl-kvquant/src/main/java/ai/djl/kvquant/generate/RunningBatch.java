@@ -113,7 +113,9 @@ final class RunningBatch {
                         .filter(i -> !requests.get(i).isEnding())
                         .toArray();
         if (rest.length == 0) {
-            close();
+            // Before they are gone: if that fails, they are to hear of it.
+            closeBatch();
+            requests.clear();
         } else {
             batch.keep(rest);
             requests.removeIf(ScheduledRequest::isEnding);
@@ -123,6 +125,10 @@ final class RunningBatch {
     /** Releases all. */
     void close() {
         requests.clear();
+        closeBatch();
+    }
+
+    private void closeBatch() {
         if (batch != null) {
             DecodingBatch closing = batch;
             batch = null;

@@ -70,7 +70,7 @@ final class ScheduledRequest {
         abandoned = true;
     }
 
-    boolean isCancelled() {
+    private boolean isCancelled() {
         return abandoned || cancelled.getAsBoolean();
     }
 
@@ -79,12 +79,19 @@ final class ScheduledRequest {
         maxWait = limit;
     }
 
-    /** Ends if nobody wants more of it, or if it has waited too long for its first token. */
+    /**
+     * Ends if nobody wants more of it, if asking for that fails, or if it has waited too long for
+     * its first token.
+     */
     boolean leave() {
-        if (isCancelled()) {
-            end(FinishReason.CANCELLED, "");
-        } else if (size == 0 && maxWait.isOver()) {
-            fail(maxWait.error());
+        try {
+            if (isCancelled()) {
+                end(FinishReason.CANCELLED, "");
+            } else if (size == 0 && maxWait.isOver()) {
+                fail(maxWait.error());
+            }
+        } catch (RuntimeException | Error e) {
+            fail(e);
         }
         return isEnding();
     }

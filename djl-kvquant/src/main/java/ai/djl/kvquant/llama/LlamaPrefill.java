@@ -128,7 +128,7 @@ final class LlamaPrefill implements ChunkedPrefill {
         }
         finished = true;
         if (chunk != null) {
-            // Some layers hold more tokens than others.
+            // Some layers hold more tokens than others: earlier chunks are lost with this one.
             chunk.close();
             sequence.close();
         } else if (batch == null) {

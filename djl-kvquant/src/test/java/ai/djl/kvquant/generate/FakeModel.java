@@ -23,6 +23,7 @@ final class FakeModel implements LanguageModel {
     private final List<Batch> live = Collections.synchronizedList(new ArrayList<>());
     private Runnable onStep = () -> {};
     private Predicate<List<Integer>> broken = row -> false;
+    private boolean brokenClose;
 
     FakeModel(
             int vocabularySize,
@@ -61,6 +62,11 @@ final class FakeModel implements LanguageModel {
     /** Makes steps fail that a row takes part in. */
     void failOn(Predicate<List<Integer>> row) {
         broken = row;
+    }
+
+    /** Makes every close fail, after it has counted. */
+    void failOnClose() {
+        brokenClose = true;
     }
 
     void onStep(Runnable action) {
@@ -236,6 +242,9 @@ final class FakeModel implements LanguageModel {
                 closed = true;
                 live.remove(this);
                 manager.close();
+                if (brokenClose) {
+                    throw new IllegalStateException("broken close");
+                }
             }
         }
 

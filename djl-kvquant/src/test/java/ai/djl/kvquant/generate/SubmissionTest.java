@@ -15,8 +15,11 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.function.BooleanSupplier;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Requests that nobody waits for. The timeout ends what would hang; it measures nothing. */
 @Timeout(value = 60, threadMode = Timeout.ThreadMode.SEPARATE_THREAD)
@@ -197,6 +200,40 @@ class SubmissionTest {
             Heard other = submit(scheduler, 5, 2);
             assertEquals("broken", told.get().getMessage());
             assertEquals(5, other.end.get().get(0).tokens().length);
+        }
+        assertEquals(0, model.open());
+    }
+
+    /** Who asks is the scheduler's thread, which serves the others as well. */
+    @Test
+    void anErrorInAskingEndsItsOwnRequestOnly() throws Exception {
+        FakeModel model = model(1000);
+        try (BatchScheduler scheduler = new BatchScheduler(model, LIMITS)) {
+            Heard heard = new Heard(1);
+            BooleanSupplier broken =
+                    () -> {
+                        throw new IllegalStateException("broken");
+                    };
+            new Generator(scheduler, null)
+                    .submit(List.of(new int[] {1}), config(900), heard, broken, LONG);
+            Heard other = submit(scheduler, 5, 2);
+            assertEquals("broken", heard.error().getMessage());
+            assertEquals(5, other.end.get().get(0).tokens().length);
+        }
+        assertEquals(0, model.open());
+    }
+
+    /** A model that can not free its cache leaves nobody waiting. */
+    @ParameterizedTest
+    @ValueSource(ints = {1, 5})
+    void anErrorInFreeingTheCacheLosesNoRequest(int newTokens) throws Exception {
+        FakeModel model = model(1000);
+        model.failOnClose();
+        try (BatchScheduler scheduler = new BatchScheduler(model, LIMITS)) {
+            for (int i = 0; i < 3; i++) {
+                Heard heard = submit(scheduler, newTokens, i);
+                heard.end.handle((results, error) -> true).get();
+            }
         }
         assertEquals(0, model.open());
     }
