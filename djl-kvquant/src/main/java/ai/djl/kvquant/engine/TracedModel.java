@@ -5,6 +5,7 @@ import ai.djl.kvquant.cache.CacheDtype;
 import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.kvquant.cache.CacheMethod;
 import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.llama.WeightType;
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -20,6 +21,7 @@ final class TracedModel {
     /** The longest sequence, for which a TorchScript file has no place. */
     static final String MAX_LENGTH = "max_model_len";
 
+    private static final String DTYPE = "dtype";
     private static final String SINKS = "kv_sink_tokens";
     private static final String FIRST_SINKS = "4";
 
@@ -55,6 +57,7 @@ final class TracedModel {
      * @throws IllegalArgumentException if a setting has an impossible value
      */
     static TracedRunner load(NDManager manager, Path file, Map<String, String> settings) {
+        requireTypeOfTrace(settings);
         CacheOptions options = cacheOptions(settings);
         int heads = positive(settings, "numAttentionHeads", 12);
         int headDim = positive(settings, "kvDim", 64);
@@ -69,6 +72,17 @@ final class TracedModel {
                         new double[headDim / 2],
                         positive(settings, MAX_LENGTH, 4096));
         return new TracedRunner(manager, file, geometry, options);
+    }
+
+    private static void requireTypeOfTrace(Map<String, String> settings) {
+        String dtype = settings.getOrDefault(DTYPE, "auto");
+        if (WeightType.parse(dtype) != WeightType.AUTO) {
+            throw new IllegalArgumentException(
+                    "dtype is "
+                            + dtype
+                            + ", but a traced model's weights keep the type that they were traced"
+                            + " in; remove it, or set auto.");
+        }
     }
 
     private static CacheOptions cacheOptions(Map<String, String> settings) {
@@ -88,9 +102,9 @@ final class TracedModel {
             throw new IllegalArgumentException(
                     "kv_cache_dtype "
                             + dtype.name()
-                            + " with these options needs a calibration, which a traced model can not"
-                            + " have. Choose one of auto, fp16, rotatekv4, rotatekv3, rotatekv2, or"
-                            + " load the safetensors checkpoint.");
+                            + " with these options needs a calibration, which a traced model can"
+                            + " not have. Choose one of auto, fp16, rotatekv4, rotatekv3,"
+                            + " rotatekv2, or load the safetensors checkpoint.");
         }
         return options;
     }

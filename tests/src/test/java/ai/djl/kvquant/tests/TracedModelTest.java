@@ -155,6 +155,9 @@ class TracedModelTest {
         assertRefused(
                 "kv_sink_tokens is massive, but a traced model does not show the layers' inputs",
                 Map.of("kv_cache_dtype", "rotatekv4", "kv_sink_tokens", "massive"));
+        assertRefused(
+                "dtype is bf16, but a traced model's weights keep the type",
+                Map.of("dtype", "bf16"));
         assertRefused("kvDim is '0'; allowed: whole numbers from 1.", Map.of("kvDim", "0"));
         assertFails("Set the argument numLayers", Map.of("numLayers", "3"), Map.of("numLayers", 2));
         assertFails(
