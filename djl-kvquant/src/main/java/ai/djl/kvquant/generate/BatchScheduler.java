@@ -99,8 +99,8 @@ public final class BatchScheduler implements AutoCloseable {
         return true;
     }
 
-    private static IllegalStateException closedException() {
-        return new IllegalStateException(
+    private static ModelClosedException closedException() {
+        return new ModelClosedException(
                 "The model was closed, which ended all requests to it; load it again.");
     }
 

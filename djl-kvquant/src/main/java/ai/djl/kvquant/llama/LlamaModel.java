@@ -7,6 +7,7 @@ import ai.djl.kvquant.cache.CacheGeometry;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.cache.KvCache;
 import ai.djl.kvquant.cache.MemoryBudget;
+import ai.djl.kvquant.generate.ModelClosedException;
 import ai.djl.kvquant.torch.GpuInfo;
 import ai.djl.kvquant.torch.Operators;
 import ai.djl.kvquant.torch.TorchArchive;
@@ -266,7 +267,7 @@ public final class LlamaModel implements AutoCloseable {
 
     void requireOpen() {
         if (!manager.isOpen()) {
-            throw new IllegalStateException("The model is closed; load it again.");
+            throw new ModelClosedException("The model is closed; load it again.");
         }
     }
 

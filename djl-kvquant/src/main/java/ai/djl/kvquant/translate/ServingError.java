@@ -2,6 +2,7 @@
 package ai.djl.kvquant.translate;
 
 import ai.djl.kvquant.cache.CacheFullException;
+import ai.djl.kvquant.generate.ModelClosedException;
 import ai.djl.kvquant.generate.TooManyRequestsException;
 import ai.djl.kvquant.generate.WaitTooLongException;
 import org.slf4j.Logger;
@@ -47,8 +48,7 @@ record ServingError(int code, String message) {
             code = TOO_LARGE;
         } else if (error instanceof TooManyRequestsException) {
             code = TOO_MANY;
-        } else if (error instanceof WaitTooLongException
-                || error instanceof IllegalStateException) {
+        } else if (error instanceof WaitTooLongException || error instanceof ModelClosedException) {
             code = UNAVAILABLE;
         }
         return new ServingError(code, textOf(error));
