@@ -46,8 +46,10 @@ class ExampleProgramsTest {
         SmallModel.in(directory)
                 .tokenizer()
                 .write("tokenizer_config.json", config.toString())
-                .write("serving.properties", "engine=KvQuant\noption.kv_cache_dtype=int2\n"
-                        + "translatorFactory=ai.djl.kvquant.translate.KvQuantTranslatorFactory\n");
+                .write(
+                        "serving.properties",
+                        "engine=KvQuant\noption.kv_cache_dtype=int2\n"
+                                + "translatorFactory=ai.djl.kvquant.translate.KvQuantTranslatorFactory\n");
     }
 
     /** What an example does. */
@@ -88,8 +90,7 @@ class ExampleProgramsTest {
 
     @Test
     void chatKeepsWhatWasSaid() throws Exception {
-        String text =
-                run(out -> ChatStream.run(directory, new StringReader("w5 w6\nw9\n"), out));
+        String text = run(out -> ChatStream.run(directory, new StringReader("w5 w6\nw9\n"), out));
         List<String> turns = text.lines().toList();
         assertEquals(2, turns.size());
         assertBegins(expected(16, 5, 6, 1), turns.get(0));

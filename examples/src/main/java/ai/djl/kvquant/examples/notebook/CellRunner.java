@@ -115,8 +115,7 @@ final class CellRunner implements AutoCloseable {
             return expression.name();
         }
         boolean temporary =
-                snippet != null
-                        && snippet.subKind() == Snippet.SubKind.TEMP_VAR_EXPRESSION_SUBKIND;
+                snippet != null && snippet.subKind() == Snippet.SubKind.TEMP_VAR_EXPRESSION_SUBKIND;
         return temporary ? ((VarSnippet) snippet).name() : null;
     }
 
@@ -128,7 +127,8 @@ final class CellRunner implements AutoCloseable {
             }
             snippet = event.snippet();
             if (event.status() == Snippet.Status.REJECTED) {
-                throw new CellException("compilation", diagnostics(snippet) + "\n" + source.strip());
+                throw new CellException(
+                        "compilation", diagnostics(snippet) + "\n" + source.strip());
             }
             if (event.exception() != null) {
                 throw failure(event.exception());

@@ -21,7 +21,11 @@ public final class Answer {
      */
     public static void main(String[] args) throws Exception {
         String cache = args.length > 2 ? args[2] : "int2";
-        run(Path.of(args[0]), args.length > 1 ? args[1] : "Why is the sky blue?", cache, System.out);
+        run(
+                Path.of(args[0]),
+                args.length > 1 ? args[1] : "Why is the sky blue?",
+                cache,
+                System.out);
     }
 
     /**

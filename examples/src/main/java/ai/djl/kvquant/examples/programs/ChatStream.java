@@ -34,10 +34,7 @@ public final class ChatStream {
      * @throws Exception if the model can not be loaded
      */
     public static void main(String[] args) throws Exception {
-        run(
-                Path.of(args[0]),
-                new InputStreamReader(System.in, StandardCharsets.UTF_8),
-                System.out);
+        run(Path.of(args[0]), new InputStreamReader(System.in, StandardCharsets.UTF_8), System.out);
     }
 
     /**
@@ -58,9 +55,7 @@ public final class ChatStream {
                         .optOption("kv_cache_dtype", "int2")
                         .build();
         GenerationConfig config =
-                GenerationConfig.fromModelDirectory(model).toBuilder()
-                        .optMaxNewTokens(256)
-                        .build();
+                GenerationConfig.fromModelDirectory(model).toBuilder().optMaxNewTokens(256).build();
         ChatTemplate template = ChatTemplate.fromModelDirectory(model);
         try (ZooModel<NDList, NDList> loaded = criteria.loadModel();
                 HuggingFaceTokenizer tokenizer = Tokenizers.load(model)) {
