@@ -51,10 +51,9 @@ final class CellRunner implements AutoCloseable {
     void run(Notebook.Cell cell) throws IOException, InterruptedException {
         Display.begin();
         ++count;
-        String code = withoutMagic(cell.source());
         System.setOut(new PrintStream(new Copy(), true, StandardCharsets.UTF_8));
         try {
-            evaluate(code);
+            evaluate(withoutMagic(cell.source()));
         } catch (CellException e) {
             flush();
             Display.error(e.name, e.getMessage());
@@ -71,14 +70,11 @@ final class CellRunner implements AutoCloseable {
         printed.reset();
     }
 
-    private String withoutMagic(String source) throws IOException, InterruptedException {
+    private String withoutMagic(String source) throws CellException, InterruptedException {
         StringBuilder code = new StringBuilder();
         for (String line : source.split("\n", -1)) {
             if (line.startsWith("%")) {
-                String added = maven.resolve(line);
-                if (!added.isEmpty()) {
-                    shell.addToClasspath(added);
-                }
+                addToClassPath(line);
                 // Lines keep their numbers.
                 code.append('\n');
             } else {
@@ -86,6 +82,17 @@ final class CellRunner implements AutoCloseable {
             }
         }
         return code.toString();
+    }
+
+    private void addToClassPath(String line) throws CellException, InterruptedException {
+        try {
+            String added = maven.resolve(line);
+            if (!added.isEmpty()) {
+                shell.addToClasspath(added);
+            }
+        } catch (IOException e) {
+            throw new CellException(e.getClass().getName(), e.getMessage());
+        }
     }
 
     private void evaluate(String code) throws CellException {

@@ -3,6 +3,7 @@ package ai.djl.kvquant.examples.notebook;
 
 import java.io.File;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.regex.Matcher;
@@ -74,11 +75,13 @@ final class MavenLines {
                                     file.toString(),
                                     "dependency:build-classpath",
                                     "-Dmdep.outputFile=" + output)
-                            .redirectOutput(ProcessBuilder.Redirect.DISCARD)
-                            .redirectError(ProcessBuilder.Redirect.INHERIT)
+                            .redirectErrorStream(true)
                             .start();
+            String log = new String(maven.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
             if (maven.waitFor() != 0 || !Files.exists(output)) {
-                throw new IOException("Maven could not resolve '" + line + "'.");
+                String reason =
+                        log.lines().filter(l -> l.contains("ERROR")).findFirst().orElse(log);
+                throw new IOException("Maven could not resolve '" + line + "': " + reason.strip());
             }
             return Files.readString(output).strip();
         } finally {
