@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Attention of a block over what a sequence keeps exactly, sinks and the recent window, 16 tokens at a time. Queries are
-// turned back to the first of them once for all heads, keys by their place among the 16, in fp32.
+// Attention of a block over what a sequence keeps exactly, sinks and the recent window, 16 tokens at a time. Queries
+// are turned back to the first of them once for all heads, keys by their place among the 16, in fp32.
 #pragma once
 #include "queries.cuh"
 

@@ -76,6 +76,8 @@ final class BatchWorker {
     }
 
     private void admit() {
+        // Where nothing runs, nothing ends that a waiting request could be blocked by.
+        blocked &= !running.isEmpty();
         int share = running.isEmpty() ? 1 : STEPS_OF_CHUNK;
         int whole = Math.max(1, limits.prefillTokens() / share);
         int budget = whole;
