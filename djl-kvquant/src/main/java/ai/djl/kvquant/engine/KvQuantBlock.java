@@ -3,7 +3,6 @@ package ai.djl.kvquant.engine;
 
 import ai.djl.kvquant.generate.BatchLimits;
 import ai.djl.kvquant.generate.BatchScheduler;
-import ai.djl.kvquant.generate.CacheUsage;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.generate.LanguageModel;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
@@ -11,9 +10,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
-import ai.djl.nn.AbstractSymbolBlock;
-import ai.djl.nn.ParameterList;
-import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -29,17 +25,16 @@ import java.util.List;
  * PtGptTranslator} use it; in place of keys and values it returns what stands for sequences of the
  * cache, freed when the manager of the token ids is closed.
  */
-public final class KvQuantBlock extends AbstractSymbolBlock {
+public final class KvQuantBlock extends CachedBlock {
 
     private final LlamaLanguageModel model;
     private final BatchScheduler scheduler;
-    private final SequenceHandles handles;
 
     KvQuantBlock(LlamaLanguageModel model, HandleOptions options, BatchLimits limits) {
-        this.model = model;
-        handles =
+        super(
                 new SequenceHandles(
-                        new LlamaRunner(model, options.promptLogits()), options.keepHandles());
+                        new LlamaRunner(model, options.promptLogits()), options.keepHandles()));
+        this.model = model;
         scheduler = new BatchScheduler(model, limits);
     }
 
@@ -61,37 +56,14 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
         return scheduler;
     }
 
-    /**
-     * Returns how many sequences stand behind past keys and values at the moment.
-     *
-     * @return the number of sequences that DJL's searches hold
-     */
-    public int heldSequences() {
-        return handles.size();
-    }
-
-    /**
-     * Returns what the sequences behind past keys and values take in the cache.
-     *
-     * @return the usage; what sequences share counts in each
-     */
-    public CacheUsage heldUsage() {
-        return handles.usage();
-    }
-
-    /** {@inheritDoc} */
     @Override
-    protected NDList forwardInternal(
-            ParameterStore parameterStore,
-            NDList inputs,
-            boolean training,
-            PairList<String, Object> params) {
+    NDList compute(NDList inputs) {
         if (inputs.isEmpty()) {
             // A translator that generates by itself has nothing for the block to do.
             return new NDList();
         }
         if (inputs.size() > 2) {
-            return handles.forward(inputs);
+            return computeByContract(inputs);
         }
         NDArray ids = inputs.get(0);
         try (DecodingBatch batch = model.prefill(prompts(ids))) {
@@ -123,13 +95,6 @@ public final class KvQuantBlock extends AbstractSymbolBlock {
             prompts.add(Arrays.copyOfRange(all, from, from + tokens));
         }
         return prompts;
-    }
-
-    /** {@inheritDoc} */
-    @Override
-    public ParameterList getDirectParameters() {
-        // The weights are not for training, and DJL could not name their types.
-        return new ParameterList();
     }
 
     /** {@inheritDoc} */

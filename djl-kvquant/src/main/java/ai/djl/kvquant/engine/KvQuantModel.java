@@ -109,11 +109,14 @@ final class KvQuantModel extends BaseModel {
         wasLoaded = true;
     }
 
-    /** Ends the requests in progress, then frees weights and cache. */
+    /** Ends the requests in progress, waits for other calls, then frees weights and cache. */
     @Override
     public void close() {
         if (block instanceof KvQuantBlock loaded) {
             loaded.scheduler().close();
+        }
+        if (block instanceof CachedBlock loaded) {
+            loaded.close();
         }
         super.close();
     }

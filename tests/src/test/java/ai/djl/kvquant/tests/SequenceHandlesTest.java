@@ -10,6 +10,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.djl.Device;
 import ai.djl.kvquant.cache.CacheFullException;
 import ai.djl.kvquant.generate.DecodingBatch;
+import ai.djl.kvquant.generate.ModelClosedException;
 import ai.djl.modality.nlp.generate.CausalLMOutput;
 import ai.djl.modality.nlp.generate.ContrastiveSeqBatchScheduler;
 import ai.djl.modality.nlp.generate.TextGenerator;
@@ -18,6 +19,7 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
+import ai.djl.training.ParameterStore;
 import ai.djl.translate.TranslateException;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -25,6 +27,10 @@ import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -381,6 +387,33 @@ class SequenceHandlesTest {
             assertEquals(1, searches.block().heldSequences());
         }
         assertEquals(0, searches.block().heldSequences());
+    }
+
+    /** Whoever closes a model waits for the calls that run in it, and later ones are refused. */
+    @Test
+    void modelsThatAreClosedUnderCalls() throws Exception {
+        Searches searches = load();
+        CountDownLatch began = new CountDownLatch(1);
+        CompletableFuture<Void> calls =
+                CompletableFuture.runAsync(
+                        () -> {
+                            while (true) {
+                                forward(searches, longs(SmallModel.prompt(100, 1)));
+                                began.countDown();
+                            }
+                        });
+        assertTrue(began.await(1, TimeUnit.MINUTES));
+        searches.close();
+        ExecutionException error =
+                assertThrows(ExecutionException.class, () -> calls.get(1, TimeUnit.MINUTES));
+        assertInstanceOf(ModelClosedException.class, error.getCause());
+    }
+
+    private static void forward(Searches searches, long... ids) {
+        try (NDManager manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+            NDList inputs = new NDList(manager.create(new long[][] {ids}));
+            searches.block().forward(new ParameterStore(manager, false), inputs, false);
+        }
     }
 
     private interface Attempt {
