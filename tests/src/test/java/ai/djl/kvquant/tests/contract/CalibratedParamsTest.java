@@ -8,8 +8,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.Map;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -95,7 +96,7 @@ class CalibratedParamsTest {
 
     /** Each level is the mean of the normal distribution over what is nearest to it. */
     @ParameterizedTest
-    @CsvSource({"2", "3", "4"})
+    @ValueSource(ints = {3, 4})
     void levelsAreTheBestOnesOfANormalDistribution(int bits) {
         float[] levels = levels("fp16/int" + bits, bits);
         for (int i = 0; i < levels.length; ++i) {
@@ -110,6 +111,26 @@ class CalibratedParamsTest {
             }
             assertEquals(sum / weight, levels[i], 1e-3);
         }
+    }
+
+    /** Their step is the one by which the nearest multiples fit the distribution best. */
+    @Test
+    void fourLevelsAreTheBestEquallySpacedOnes() {
+        float[] levels = levels("fp16/int2", 2);
+        double step = levels[2] - levels[1];
+        double product = 0;
+        double square = 0;
+        for (double x = 5e-5; x < 10; x += 1e-4) {
+            double multiple = x < step ? 0.5 : 1.5;
+            double density = Math.exp(-x * x / 2);
+            product += density * x * multiple;
+            square += density * multiple * multiple;
+        }
+        assertEquals(product / square, step, 1e-3);
+        assertArrayEquals(
+                new double[] {-1.5 * step, -0.5 * step, 0.5 * step, 1.5 * step},
+                IntStream.range(0, 4).mapToDouble(i -> levels[i]).toArray(),
+                1e-4);
     }
 
     @ParameterizedTest

@@ -38,7 +38,7 @@ record Side(
     }
 
     static Side affine(int bits, int rotationHeads, int groupSize) {
-        float clip = bits == 2 ? 0.8f : 1f;
+        float clip = bits == 2 ? 0.8f : bits == 3 ? 0.9f : 1f;
         return new Side(2, bits, rotationHeads, groupSize, clip, false, null, null, null, null);
     }
 
