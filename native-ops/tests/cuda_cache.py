@@ -11,7 +11,7 @@ import torch
 
 PAGE, RUN = 64, 16
 MASSIVE = 20
-LEVELS = {2: [0.4979, 1.4936], 3: [0.2451, 0.7560, 1.3439, 2.1520],
+LEVELS = {2: [0.4979, 1.4937], 3: [0.2451, 0.7560, 1.3439, 2.1520],
           4: [0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326],
           8: [5 * (2 * i + 1) / 255 for i in range(128)]}
 # Widths of runs of channels; the first two are typical of int2.

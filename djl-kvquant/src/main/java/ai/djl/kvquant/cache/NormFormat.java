@@ -22,7 +22,7 @@ record NormFormat(int bits, int headDim) implements SideFormat {
      * instead of two.
      */
     private static final float[][] HALVES = {
-        {0.4979f, 1.4936f},
+        {0.4979f, 1.4937f},
         {0.2451f, 0.7560f, 1.3439f, 2.1520f},
         {0.1284f, 0.3881f, 0.6568f, 0.9424f, 1.2562f, 1.6181f, 2.0690f, 2.7326f}
     };
