@@ -62,9 +62,12 @@ final class FusedCode {
             return self.add_times(x1, g, w[i + 14], w[i + 15])
           def finish(self: __torch__.M, x: Tensor, a: Tensor, l: int) -> Tensor:
             return self.advance(torch.clone(x), a, l)
+          def normed(self: __torch__.M, hidden: Tensor) -> Tensor:
+            return ops.kvquant.norm(self.enter(hidden), (self.w)[1], EPS)
+          def final_norm(self: __torch__.M, hidden: Tensor) -> Tensor:
+            return torch.to(self.normed(hidden), 6)
           def logits(self: __torch__.M, hidden: Tensor) -> Tensor:
-            w = self.w
-            return torch.to(torch.linear(ops.kvquant.norm(self.enter(hidden), w[1], EPS), w[2]), 6)
+            return torch.to(torch.linear(self.normed(hidden), (self.w)[2]), 6)
         """;
 
     private FusedCode() {}

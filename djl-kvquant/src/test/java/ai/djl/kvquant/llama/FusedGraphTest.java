@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import ai.djl.Device;
 import ai.djl.engine.Engine;
 import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.cache.CacheSequence;
 import ai.djl.kvquant.generate.ChunkedPrefill;
 import ai.djl.kvquant.generate.DecodingBatch;
 import ai.djl.kvquant.torch.Operators;
@@ -82,6 +83,16 @@ class FusedGraphTest {
             }
             try (DecodingBatch batch = parts.finish()) {
                 all.add(batch.logits().toFloatArray());
+            }
+        }
+        try (LlamaLanguageModel language = model.withCache(options);
+                CacheSequence sequence = language.cache().newSequence();
+                NDManager scope = manager.newSubManager()) {
+            for (int[] tokens : new int[][] {prompt, {1}}) {
+                TokenStates states =
+                        language.append(scope, List.of(sequence), List.of(tokens), true);
+                all.add(states.logits().toFloatArray());
+                all.add(states.hidden().toFloatArray());
             }
         }
         try (LlamaLayers layers = new LlamaLayers(model, prompt.length);
