@@ -104,6 +104,20 @@ public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable,
     }
 
     /**
+     * Returns where each sequence's new tokens begin among those of all.
+     *
+     * @param counts the number of new tokens of each sequence
+     * @return one more entry than sequences; the last is the number of all new tokens
+     */
+    public static int[] starts(int[] counts) {
+        int[] starts = new int[counts.length + 1];
+        for (int i = 0; i < counts.length; ++i) {
+            starts[i + 1] = starts[i] + counts[i];
+        }
+        return starts;
+    }
+
+    /**
      * Records that an append has been carried out.
      *
      * @param cache the cache

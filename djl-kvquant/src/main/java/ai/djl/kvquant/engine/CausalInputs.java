@@ -156,6 +156,11 @@ final class CausalInputs {
         return (int) Arrays.stream(mask, begin, begin + pastColumns).filter(m -> m != 0).count();
     }
 
+    /** An id beyond the ints is as unknown to the model as the largest one. */
+    static int tokenId(long id) {
+        return (int) Math.max(-1, Math.min(id, Integer.MAX_VALUE));
+    }
+
     /** The new tokens of each row, without padding. */
     List<int[]> tokens() {
         List<int[]> tokens = new ArrayList<>();
@@ -164,9 +169,7 @@ final class CausalInputs {
             int count = 0;
             for (int column = 0; column < newTokens; ++column) {
                 if (isToken(row, column)) {
-                    // An id beyond the ints is as unknown to the model as the largest one.
-                    long id = ids[row * newTokens + column];
-                    ofRow[count++] = (int) Math.max(-1, Math.min(id, Integer.MAX_VALUE));
+                    ofRow[count++] = tokenId(ids[row * newTokens + column]);
                 }
             }
             if (count == 0) {

@@ -85,11 +85,7 @@ public final class KvQuantBlock extends CachedBlock {
                             + ".");
         }
         int tokens = Math.toIntExact(shape.get(1));
-        // An id beyond the ints is as unknown to the model as the largest one.
-        int[] all =
-                Arrays.stream(ids.toLongArray())
-                        .mapToInt(id -> (int) Math.max(-1, Math.min(id, Integer.MAX_VALUE)))
-                        .toArray();
+        int[] all = Arrays.stream(ids.toLongArray()).mapToInt(CausalInputs::tokenId).toArray();
         List<int[]> prompts = new ArrayList<>();
         for (int from = 0; from < all.length; from += tokens) {
             prompts.add(Arrays.copyOfRange(all, from, from + tokens));

@@ -99,7 +99,7 @@ final class TracedRunner implements CausalRunner {
                             both,
                             columns,
                             scope.create(tokenRows(inputs)),
-                            scope.create(starts(counts))));
+                            scope.create(CacheBatch.starts(counts))));
             CacheBatch.commit(cache, rows, tokens);
             NDList states = new NDList(outputs.get(0));
             states.addAll(outputs.subNDList(2 * pairs + 1));
@@ -202,13 +202,5 @@ final class TracedRunner implements CausalRunner {
             }
         }
         return Arrays.copyOf(rows, count);
-    }
-
-    private static int[] starts(int[] counts) {
-        int[] starts = new int[counts.length + 1];
-        for (int i = 0; i < counts.length; ++i) {
-            starts[i + 1] = starts[i] + counts[i];
-        }
-        return starts;
     }
 }

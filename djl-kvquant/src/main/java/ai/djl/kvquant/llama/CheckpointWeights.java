@@ -4,9 +4,7 @@ package ai.djl.kvquant.llama;
 import ai.djl.kvquant.safetensors.TensorEntry;
 import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -50,15 +48,5 @@ final class CheckpointWeights implements WeightSource {
         }
         NDArray tensor = operators.wrap(manager, bytes, from, shape);
         return to.equals(from) ? tensor : operators.convert(manager, tensor, to);
-    }
-
-    @Override
-    public NDArray join(NDList parts) {
-        return operators.join(manager, parts);
-    }
-
-    @Override
-    public NDArray none() {
-        return manager.create(new Shape(0), DataType.FLOAT32);
     }
 }

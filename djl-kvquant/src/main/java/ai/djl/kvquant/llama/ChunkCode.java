@@ -14,14 +14,10 @@ final class ChunkCode {
     static final String METHODS =
             """
               def prefill_layers_of_chunk(self: __torch__.M, x: Tensor, starts: Tensor, past: int, biased_from: int, biased_to: int, begin: int, end: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
-                none = (self.w)[3]
                 x = self.enter(x)
                 for i in range(end - begin):
                   l = begin + i
-                  if massive:
-                    values, rows, = ops.kvquant.massive_entries(x, starts)
-                  else:
-                    values, rows = none, none
+                  values, rows, = self.massive_entries(x, starts, massive)
                   qkv = self.qkv(x, l)
                   q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
                   a = self.attend_chunk(q, k, v, 0, past, biased_from, biased_to, l, CACHE)

@@ -21,9 +21,6 @@ import java.util.stream.IntStream;
  */
 final class LlamaAppend {
 
-    /** Tokens that one call processes: bounds the memory of activations. */
-    private static final int CHUNK_TOKENS = 512;
-
     private final LlamaModel model;
     private final KvCache cache;
     private final List<CacheSequence> sequences;
@@ -109,7 +106,7 @@ final class LlamaAppend {
         CacheBatch tables = CacheBatch.reserve(scope, cache, rows, counts, false);
         Object[] arguments =
                 tables.arguments(
-                        cache, ids(scope, appended), scope.create(LlamaBatch.starts(counts)));
+                        cache, ids(scope, appended), scope.create(CacheBatch.starts(counts)));
         NDArray x = model.module().run(scope, "decode_layers", arguments).get(0);
         CacheBatch.commit(cache, rows, appended);
         add(scope, x, group.stream().map(this::firstPlace).toList());
@@ -186,7 +183,8 @@ final class LlamaAppend {
         List<int[]> appended = new ArrayList<>();
         List<Long> places = new ArrayList<>();
         for (int i : group) {
-            int count = Math.min(CHUNK_TOKENS - places.size(), tokens.get(i).length - done[i]);
+            int count =
+                    Math.min(model.chunkTokens() - places.size(), tokens.get(i).length - done[i]);
             if (count > 0) {
                 int end = done[i] + count;
                 some.add(sequences.get(i));
@@ -199,7 +197,7 @@ final class LlamaAppend {
             return false;
         }
         int[] counts = appended.stream().mapToInt(t -> t.length).toArray();
-        int[] starts = LlamaBatch.starts(counts);
+        int[] starts = CacheBatch.starts(counts);
         try (NDManager ofChunk = scope.newSubManager()) {
             CacheBatch tables = CacheBatch.reserve(ofChunk, cache, some, counts, true);
             Object[] arguments =

@@ -86,7 +86,8 @@ final class LlamaBatch implements DecodingBatch {
         int[] counts = {count};
         try (NDManager scope = manager.newSubManager()) {
             CacheBatch tables = CacheBatch.reserve(scope, cache, one, counts, true);
-            Object[] arguments = tables.arguments(cache, count, scope.create(starts(counts)));
+            Object[] arguments =
+                    tables.arguments(cache, count, scope.create(CacheBatch.starts(counts)));
             model.module().run(scope, "random_fill", arguments);
         }
         CacheBatch.commit(cache, one, List.of(new int[count]));
@@ -120,7 +121,7 @@ final class LlamaBatch implements DecodingBatch {
     private void run(Chunk chunk, List<int[]> prompts, float[][] logitRows) {
         List<CacheSequence> parts = chunk.rows.stream().map(sequences::get).toList();
         int[] counts = chunk.tokens.stream().mapToInt(t -> t.length).toArray();
-        int[] starts = starts(counts);
+        int[] starts = CacheBatch.starts(counts);
         List<Integer> ended = new ArrayList<>();
         List<Long> last = new ArrayList<>();
         for (int i = 0; i < counts.length; ++i) {
@@ -166,14 +167,6 @@ final class LlamaBatch implements DecodingBatch {
                                                 last.stream().mapToLong(Long::longValue).toArray()),
                                         cache.wantsMassiveEntries()));
         return result.get(0);
-    }
-
-    static int[] starts(int[] counts) {
-        int[] starts = new int[counts.length + 1];
-        for (int i = 0; i < counts.length; ++i) {
-            starts[i + 1] = starts[i] + counts[i];
-        }
-        return starts;
     }
 
     private NDArray stack(float[][] rows) {
@@ -262,7 +255,7 @@ final class LlamaBatch implements DecodingBatch {
                         tables.arguments(
                                 cache,
                                 scope.create(Arrays.stream(tokens).asLongStream().toArray()),
-                                scope.create(starts(ones(tokens.length)))))
+                                scope.create(CacheBatch.starts(ones(tokens.length)))))
                 .get(0);
     }
 

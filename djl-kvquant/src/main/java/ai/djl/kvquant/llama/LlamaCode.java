@@ -208,14 +208,17 @@ final class LlamaCode {
     private String prefill() {
         return fill(
                 """
+          def massive_entries(self: __torch__.M, x: Tensor, starts: Tensor, wanted: bool) -> Tuple[Tensor, Tensor]:
+            none = (self.w)[3]
+            if wanted:
+              values, rows, = ops.kvquant.massive_entries(x, starts)
+            else:
+              values, rows = none, none
+            return (values, rows)
           def prefill_layers(self: __torch__.M, ids: Tensor, starts: Tensor, first: List[int], past: List[int], biased_from: List[int], biased_to: List[int], massive: bool, CACHE_PARAMETERS) -> Tensor:
             x = self.enter(self.embed(ids))
-            none = (self.w)[3]
             for l in range(LAYERS):
-              if massive:
-                values, rows, = ops.kvquant.massive_entries(x, starts)
-              else:
-                values, rows = none, none
+              values, rows, = self.massive_entries(x, starts, massive)
               qkv = self.qkv(x, l)
               q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
               outs = annotate(List[Tensor], [])
@@ -255,10 +258,7 @@ final class LlamaCode {
             return (torch.to(torch.cat(outs), 6), torch.to(heads, 6), torch.to(k, 6), torch.to(v, 6), torch.to(a, 6))
           def store(self: __torch__.M, x: Tensor, heads: Tensor, starts: Tensor, l: int, massive: bool, CACHE_PARAMETERS) -> Tensor:
             none = (self.w)[3]
-            if massive:
-              values, rows, = ops.kvquant.massive_entries(x, starts)
-            else:
-              values, rows = none, none
+            values, rows, = self.massive_entries(x, starts, massive)
             qkv = torch.reshape(self.enter(heads), [torch.size(x, 0), (HEADS + 2 * KV_HEADS) * HEAD_DIM])
             ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
             return none
@@ -312,10 +312,7 @@ final class LlamaCode {
           def stream_layer(self: __torch__.M, x: Tensor, qkv: Tensor, starts: Tensor, after: Tensor, l: int, window: int, massive: bool, biased: bool, biased_from: int, CACHE_PARAMETERS) -> Tuple[Tensor, Tensor, Tensor]:
             none = (self.w)[3]
             n = torch.size(x, 0)
-            if massive:
-              values, rows, = ops.kvquant.massive_entries(x, starts)
-            else:
-              values, rows = none, none
+            values, rows, = self.massive_entries(x, starts, massive)
             ops.kvquant.append(qkv, starts, values, rows, LAYER_CACHE)
             q, k, v, = ops.kvquant.rope_heads(qkv, starts, LAYER_CACHE)
             qr, kx, vx, = ops.kvquant.rope_heads(self.enter(torch.to(qkv, 5)), starts, LAYER_CACHE)

@@ -49,7 +49,9 @@ public final class LlamaModel implements AutoCloseable {
             weightType = graph.fused() ? graph.type() : weights.type;
             String methods = new LlamaCode(config, graph).methods();
             module = TorchModule.load(manager, TorchArchive.write(methods));
-            NDList tensors = new LlamaWeights(source(weights), graph.fused()).read(config);
+            NDList tensors =
+                    new LlamaWeights(manager, operators, source(weights), graph.fused())
+                            .read(config);
             operators.releaseCachedMemory();
             module.run(manager, "load", tensors);
         } catch (IOException | RuntimeException | Error e) {

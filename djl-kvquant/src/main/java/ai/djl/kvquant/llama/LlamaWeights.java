@@ -1,8 +1,12 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.llama;
 
+import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.DataType;
+import ai.djl.ndarray.types.Shape;
 import java.io.IOException;
 import java.util.Arrays;
 
@@ -31,6 +35,8 @@ final class LlamaWeights {
     /** Tensors that a fused layer has joined in the place of the first: q k v, gate and up. */
     private static final int[][] JOINED = {{1, 2, 3}, {4, 5, 6}, {10, 11}, {12, 13}};
 
+    private final NDManager manager;
+    private final Operators operators;
     private final WeightSource source;
     private final boolean fused;
 
@@ -39,7 +45,9 @@ final class LlamaWeights {
      *
      * @param fused whether layers are those of {@link FusedCode}
      */
-    LlamaWeights(WeightSource source, boolean fused) {
+    LlamaWeights(NDManager manager, Operators operators, WeightSource source, boolean fused) {
+        this.manager = manager;
+        this.operators = operators;
         this.source = source;
         this.fused = fused;
     }
@@ -49,7 +57,7 @@ final class LlamaWeights {
      * biases are empty.
      */
     NDList read(LlamaConfig config) throws IOException {
-        NDArray none = source.none();
+        NDArray none = manager.create(new Shape(0), DataType.FLOAT32);
         NDArray embedding = source.tensor("model.embed_tokens.weight");
         NDList weights = new NDList(embedding, source.tensor("model.norm.weight"));
         weights.add(config.tieWordEmbeddings() ? embedding : source.tensor("lm_head.weight"));
@@ -80,7 +88,7 @@ final class LlamaWeights {
         if (parts.size() != places.length) {
             return;
         }
-        tensors[places[0]] = source.join(parts);
+        tensors[places[0]] = operators.join(manager, parts);
         for (int i = 1; i < places.length; ++i) {
             tensors[places[i]] = none;
         }

@@ -3,9 +3,7 @@ package ai.djl.kvquant.llama;
 
 import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 
 /**
@@ -57,15 +55,5 @@ final class RandomWeights implements WeightSource {
             case "down_proj" -> new Shape(hidden, inner);
             default -> new Shape(hidden);
         };
-    }
-
-    @Override
-    public NDArray join(NDList parts) {
-        return operators.join(manager, parts);
-    }
-
-    @Override
-    public NDArray none() {
-        return manager.create(new Shape(0), DataType.FLOAT32);
     }
 }

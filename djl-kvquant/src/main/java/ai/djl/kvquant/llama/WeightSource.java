@@ -2,7 +2,6 @@
 package ai.djl.kvquant.llama;
 
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDList;
 import java.io.IOException;
 
 /** Where a model's tensors come from; each is asked for once. */
@@ -13,10 +12,4 @@ interface WeightSource {
 
     /** The tensor, on the device and in the type in which it is kept. */
     NDArray tensor(String name) throws IOException;
-
-    /** Tensors joined along their first axis. */
-    NDArray join(NDList parts);
-
-    /** An empty tensor on the device. */
-    NDArray none();
 }

@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.llama;
 
+import ai.djl.kvquant.torch.Operators;
 import ai.djl.ndarray.types.DataType;
 import java.util.Arrays;
 import java.util.Locale;
@@ -12,20 +13,18 @@ import java.util.stream.Collectors;
  */
 public enum WeightType {
     /** The checkpoint's type. */
-    AUTO("auto", -1),
+    AUTO("auto"),
     /** Single precision. */
-    FP32("F32", 6),
+    FP32("F32"),
     /** Brain float. */
-    BF16("BF16", 15),
+    BF16("BF16"),
     /** Half precision. */
-    FP16("F16", 5);
+    FP16("F16");
 
     private final String tensorType;
-    private final int torchType;
 
-    WeightType(String tensorType, int torchType) {
+    WeightType(String tensorType) {
         this.tensorType = tensorType;
-        this.torchType = torchType;
     }
 
     /**
@@ -56,7 +55,7 @@ public enum WeightType {
 
     /** libtorch's number of the type. */
     int torchType() {
-        return torchType;
+        return Operators.typeNumber(tensorType);
     }
 
     /** The type of a checkpoint's tensors. */

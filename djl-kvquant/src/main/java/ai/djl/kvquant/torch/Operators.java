@@ -270,10 +270,16 @@ public final class Operators implements AutoCloseable {
      * @return a new tensor, or a view of x if it has the type
      */
     public NDArray convert(NDManager owner, NDArray x, String type) {
-        return module.run(owner, "convert", x, (long) code(type)).get(0);
+        return module.run(owner, "convert", x, (long) typeNumber(type)).get(0);
     }
 
-    private static int code(String type) {
+    /**
+     * Returns libtorch's number of a type.
+     *
+     * @param type "F32", "F16" or "BF16"
+     * @return the number
+     */
+    public static int typeNumber(String type) {
         return "F32".equals(type) ? FLOAT32 : "F16".equals(type) ? FLOAT16 : BFLOAT16;
     }
 
@@ -290,7 +296,7 @@ public final class Operators implements AutoCloseable {
     public NDArray upload(NDManager owner, ByteBuffer bytes, String from, String to, Shape shape) {
         try (NDManager scope = host.newSubManager()) {
             NDArray wrapped = wrap(scope, bytes, from, shape);
-            return module.run(owner, "move", wrapped, place, (long) code(to)).get(0);
+            return module.run(owner, "move", wrapped, place, (long) typeNumber(to)).get(0);
         }
     }
 
@@ -325,7 +331,14 @@ public final class Operators implements AutoCloseable {
      * @return the tensor; a BF16 one is opaque to Java
      */
     public NDArray random(NDManager owner, Shape shape, double scale, double mean, String type) {
-        return module.run(owner, "random", shape.getShape(), scale, mean, (long) code(type), place)
+        return module.run(
+                        owner,
+                        "random",
+                        shape.getShape(),
+                        scale,
+                        mean,
+                        (long) typeNumber(type),
+                        place)
                 .get(0);
     }
 

@@ -29,6 +29,16 @@ import java.util.concurrent.TimeUnit;
  */
 final class ServedModel implements AutoCloseable {
 
+    /** A serving.properties. */
+    static final String PROPERTIES =
+            """
+            engine=KvQuant
+            translatorFactory=ai.djl.kvquant.translate.KvQuantTranslatorFactory
+            option.dtype=fp32
+            ignore_eos=true
+            max_new_tokens=20
+            """;
+
     private final ZooModel<Input, Output> model;
 
     private ServedModel(ZooModel<Input, Output> model) {

@@ -29,14 +29,6 @@ import org.junit.jupiter.params.provider.MethodSource;
 @Timeout(value = 300, threadMode = Timeout.ThreadMode.SEPARATE_THREAD)
 class ServingErrorsTest {
 
-    private static final String PROPERTIES =
-            """
-            engine=KvQuant
-            translatorFactory=ai.djl.kvquant.translate.KvQuantTranslatorFactory
-            option.dtype=fp32
-            ignore_eos=true
-            max_new_tokens=20
-            """;
     private static final String TEMPLATE = "{{ messages[0].content }}";
 
     @TempDir Path directory;
@@ -61,7 +53,8 @@ class ServingErrorsTest {
     }
 
     private void load(String... options) throws Exception {
-        files.write("serving.properties", PROPERTIES + String.join("\n", options) + "\n");
+        files.write(
+                "serving.properties", ServedModel.PROPERTIES + String.join("\n", options) + "\n");
         served = ServedModel.load(directory);
     }
 

@@ -18,14 +18,7 @@ import org.junit.jupiter.api.io.TempDir;
 class ServingOptionsTest {
 
     private static final String PROPERTIES =
-            """
-            engine=KvQuant
-            translatorFactory=ai.djl.kvquant.translate.KvQuantTranslatorFactory
-            option.dtype=fp32
-            option.kv_cache_tokens=2048
-            ignore_eos=true
-            max_new_tokens=20
-            """;
+            ServedModel.PROPERTIES + "option.kv_cache_tokens=2048\n";
 
     @TempDir Path directory;
     private SmallModel files;

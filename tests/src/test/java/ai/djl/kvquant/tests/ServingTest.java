@@ -37,14 +37,7 @@ import org.junit.jupiter.api.io.TempDir;
 class ServingTest {
 
     private static final String PROPERTIES =
-            """
-            engine=KvQuant
-            translatorFactory=ai.djl.kvquant.translate.KvQuantTranslatorFactory
-            option.dtype=fp32
-            option.kv_cache_tokens=2048
-            ignore_eos=true
-            max_new_tokens=20
-            """;
+            ServedModel.PROPERTIES + "option.kv_cache_tokens=2048\n";
     private static final String TEMPLATE =
             "{% for m in messages %}{{ 'w10 ' + m.content + ' ' }}{% endfor %}w11";
 
