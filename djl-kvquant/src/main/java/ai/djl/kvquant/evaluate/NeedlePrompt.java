@@ -4,13 +4,13 @@ package ai.djl.kvquant.evaluate;
 import java.util.Arrays;
 
 /**
- * A long text that hides a pass key, and ends in a question after it.
+ * A long text that hides a pass key, and ends where the key is to be repeated.
  *
- * @param tokens the token ids, the question included
+ * @param tokens the token ids, the ending included
  * @param key the answer
  * @param answerTokens tokens that the answer takes
  * @param length tokens of prompt and answer that were asked for; a little more than there are
- * @param depth where the key is hidden, from 0, the beginning, to 1, just before the question
+ * @param depth where the key is hidden, from 0, the beginning, to 1, just before the ending
  */
 public record NeedlePrompt(int[] tokens, String key, int answerTokens, int length, double depth) {
 

@@ -9,7 +9,7 @@ import java.util.stream.IntStream;
 
 /**
  * Writes prompts for passkey retrieval: sentences of a filler text, among them one that tells a
- * pass key of five digits, and the question for it, left to be completed.
+ * pass key of five digits, and the beginning of one that repeats it.
  *
  * <p>A prompt depends on its length, depth, trial and the seed alone.
  */
@@ -19,7 +19,7 @@ public final class NeedlePrompts {
     public static final String NEEDLE = " The pass key is %s. Remember it. %<s is the pass key.";
 
     /** What the model completes. */
-    public static final String QUESTION = " What is the pass key? The pass key is";
+    public static final String ENDING = " So the pass key is";
 
     /** Sentences that say nothing of interest, to be repeated. */
     public static final String FILLER =
@@ -64,7 +64,7 @@ public final class NeedlePrompts {
      * @param depth where the key is hidden, 0 to 1
      * @param trial distinguishes prompts of the same length and depth
      * @return the prompt
-     * @throws IllegalArgumentException if the length has no room for key and question, or the depth
+     * @throws IllegalArgumentException if the length has no room for key and ending, or the depth
      *     is not from 0 to 1
      */
     public NeedlePrompt create(int length, double depth, int trial) {
@@ -78,20 +78,20 @@ public final class NeedlePrompts {
         random.nextLong();
         String key = Integer.toString(random.nextInt(SMALLEST_KEY, LARGEST_KEY + 1));
         int[] needle = Perplexity.tokenize(tokenizer, String.format(NEEDLE, key));
-        int[] question = Perplexity.tokenize(tokenizer, QUESTION);
+        int[] ending = Perplexity.tokenize(tokenizer, ENDING);
         int answer = Perplexity.tokenize(tokenizer, " " + key).length;
-        int room = length - needle.length - question.length - answer;
+        int room = length - needle.length - ending.length - answer;
         if (room < 0) {
             throw new IllegalArgumentException(
                     "A needle prompt of "
                             + length
-                            + " tokens has no room for key and question; give "
+                            + " tokens has no room for key and ending; give "
                             + (length - room)
                             + " or more.");
         }
         List<int[]> parts = filler(room, random.nextInt(sentences.size()));
         parts.add(place(parts, depth), needle);
-        parts.add(question);
+        parts.add(ending);
         int[] tokens = parts.stream().flatMapToInt(IntStream::of).toArray();
         return new NeedlePrompt(tokens, key, answer, length, depth);
     }

@@ -47,8 +47,9 @@ final class CalibrateCommand implements Callable<Integer> {
     @Option(
             names = "--gradients",
             description =
-                    "take gradients of the loss to find out which errors matter: better for latent"
-                            + " and kvquant caches, and takes three to four times as long")
+                    "take gradients of the loss to find out which errors matter: better for kvquant"
+                            + " caches, worse for int and latent ones, and takes three to four"
+                            + " times as long")
     private boolean gradients;
 
     @Option(

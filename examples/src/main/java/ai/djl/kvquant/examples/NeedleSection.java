@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.examples;
 
+import ai.djl.kvquant.evaluate.NeedlePrompts;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Comparator;
@@ -77,8 +78,9 @@ final class NeedleSection implements AccuracySection {
         text.append("A sentence tells a pass key of five digits somewhere in a long text (");
         text.append(part.settings().get("filler"));
         text.append(
-                "), a question after it ends the prompt, and greedy decoding has to give the key,"
-                        + " exactly. All but a prompt's last token are computed once, in full"
+                "), the prompt ends with \""
+                        + NeedlePrompts.ENDING.strip()
+                        + "\", and greedy decoding has to give the key, exactly. All but a prompt's last token are computed once, in full"
                         + " precision, and stored in every cache; the last token and the answer are"
                         + " decoded from each. The length counts prompt and answer. Keys found, and"
                         + " in brackets the share of what `auto` finds:\n\n");

@@ -43,7 +43,7 @@ class NeedleTest {
                     // A sentence of the filler is shorter than this.
                     int tokens = prompt.tokens().length + prompt.answerTokens();
                     assertTrue(tokens <= length && tokens > length - 20, what);
-                    assertTrue(text.endsWith(NeedlePrompts.QUESTION), what);
+                    assertTrue(text.endsWith(NeedlePrompts.ENDING), what);
                     assertEquals(2, text.split(prompt.key(), -1).length - 1, what);
                     String before = text.substring(0, text.indexOf(" The pass key is"));
                     int place = Perplexity.tokenize(tokenizer, before).length;
@@ -55,7 +55,7 @@ class NeedleTest {
             assertNotEquals(prompts.create(300, 0.5, 3).key(), prompts.create(300, 0.5, 4).key());
             NeedlePrompts other = new NeedlePrompts(tokenizer, NeedlePrompts.FILLER, 2);
             assertNotEquals(prompts.create(300, 0.5, 3).key(), other.create(300, 0.5, 3).key());
-            // Without room for filler, key and question are left.
+            // Without room for filler, key and ending are left.
             NeedlePrompts words = new NeedlePrompts(tokenizer, "One. Two? Three!", 1);
             int least = 50;
             while (least > 0 && create(words, least - 1) != null) {
@@ -72,7 +72,7 @@ class NeedleTest {
         try {
             return prompts.create(length, 0, 0);
         } catch (IllegalArgumentException e) {
-            assertTrue(e.getMessage().contains("no room for key and question"), e.getMessage());
+            assertTrue(e.getMessage().contains("no room for key and ending"), e.getMessage());
             return null;
         }
     }
