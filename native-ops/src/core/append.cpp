@@ -42,7 +42,7 @@ void encode_leaving(const LayerCache& cache, const AppendKernels& kernels, const
 void fill_window(const LayerCache& cache, const AppendKernels& kernels, const NewTokens& tokens, int64_t b) {
   if (cache.params->window == 0) return;
   const int64_t length = cache.length(b) + tokens.count(b);
-  const int64_t held = (cache.ring() - 1) * kExactTokens;
+  const int64_t held = cache.ring() * kExactTokens;
   const TokenSource source(cache, tokens, b);
   for (int64_t token = std::max(cache.length(b), length - held); token < length; ++token) {
     const float* k = source.row(token);

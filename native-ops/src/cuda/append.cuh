@@ -66,7 +66,7 @@ __device__ inline bool block_run(const CacheView& cache, const NewRows& rows, in
 __device__ inline void store_exact(const CacheView& cache, const NewRows& rows, int b, int i, int kv_head,
                                    int channel) {
   const int before = cache.length(b), token = before + i, length = before + rows.count(b);
-  const bool recent = cache.window > 0 && token >= length - (cache.ring - 1) * kExactTokens;
+  const bool recent = cache.window > 0 && token >= length - cache.ring * kExactTokens;
   const bool sink = cache.sink_policy == SinkPolicy::kFirst && token < cache.max_sinks;
   if (!recent && !sink) return;
   const int64_t index = rows.key(cache, b, i, kv_head) + channel;

@@ -18,7 +18,17 @@ final class TokenLayout {
         window = layers.stream().mapToInt(LayerFormat::window).max().orElse(0);
         smallestWindow = layers.stream().mapToInt(LayerFormat::window).min().orElse(0);
         sinkPages = layers.stream().mapToInt(LayerFormat::sinkPages).max().orElse(0);
-        ring = window == 0 ? 0 : ceilDivide(window + rollback, KvCache.EXACT_TOKENS) + 1;
+        ring = window == 0 ? 0 : ringPages(window, rollback);
+    }
+
+    /**
+     * A token takes the place of the one that is as many tokens before it as the ring holds: no
+     * more places than the window and the rollback slack have tokens, but for whole pages. The
+     * operators ask for a page more than a window fills, which may begin and end within a page.
+     */
+    private static int ringPages(int window, int rollback) {
+        int smallest = ceilDivide(window, KvCache.EXACT_TOKENS) + 1;
+        return Math.max(smallest, ceilDivide(window + rollback, KvCache.EXACT_TOKENS));
     }
 
     /** Pages that so many tokens take. */
@@ -48,9 +58,9 @@ final class TokenLayout {
         return ring;
     }
 
-    /** Tokens before the end of a sequence that the ring holds, whatever is appended next. */
+    /** Tokens before the end of a sequence that the ring holds. */
     int heldByRing() {
-        return (ring - 1) * KvCache.EXACT_TOKENS;
+        return ring * KvCache.EXACT_TOKENS;
     }
 
     /** Tokens of a prompt that are stored in pages, in the layer that stores most. */
