@@ -2,6 +2,7 @@
 package ai.djl.kvquant.generate;
 
 import ai.djl.ndarray.NDArray;
+import java.util.Optional;
 
 /**
  * Sequences that are decoded together, one row each.
@@ -32,6 +33,18 @@ public interface DecodingBatch extends AutoCloseable {
      *     {@link #step}, {@link #keep} or {@link #close}
      */
     NDArray logits();
+
+    /**
+     * Returns the token with the largest logit of each row, of equal ones the smallest id. A batch
+     * whose logits are not in the host's memory finds it where they are; the logits need not be
+     * copied then.
+     *
+     * @return one token id per row; empty if this batch does not offer it or if a row has no finite
+     *     largest logit: {@link #logits} are what counts then
+     */
+    default Optional<int[]> mostProbable() {
+        return Optional.empty();
+    }
 
     /**
      * Appends one token to every row and computes the next logits.

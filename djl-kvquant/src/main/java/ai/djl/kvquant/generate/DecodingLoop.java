@@ -3,7 +3,6 @@ package ai.djl.kvquant.generate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import ai.djl.kvquant.cache.CacheFullException;
-import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -20,7 +19,8 @@ final class DecodingLoop implements GenerationRun {
     private final GenerationListener listener;
     private final Cancellation cancellation;
     private final Sampler sampler;
-    private final float[] row;
+    private final NextTokens next;
+    private final boolean greedy;
     private final GenerationResult[] results;
     private final long startNanos = System.nanoTime();
     private List<GeneratingSequence> running;
@@ -39,7 +39,8 @@ final class DecodingLoop implements GenerationRun {
         this.listener = listener;
         this.cancellation = cancellation;
         sampler = new Sampler(config, model.vocabularySize());
-        row = new float[model.vocabularySize()];
+        next = new NextTokens(model.vocabularySize());
+        greedy = config.isPlainGreedy();
         results = new GenerationResult[prompts.size()];
         running = GeneratingSequence.of(prompts, model, config, tokenizer);
     }
@@ -88,12 +89,10 @@ final class DecodingLoop implements GenerationRun {
     }
 
     private void chooseTokens() {
-        FloatBuffer buffer = LogitRows.of(batch, row.length);
+        next.read(batch, greedy);
         for (int i = 0; i < running.size(); i++) {
-            buffer.position(i * row.length);
-            buffer.get(row);
             GeneratingSequence sequence = running.get(i);
-            GeneratedToken token = sequence.accept(sequence.choose(row, sampler));
+            GeneratedToken token = sequence.accept(next.choose(i, sequence, size -> sampler));
             boolean goOn = listener.onToken(token);
             if (sequence.finished()) {
                 finish(sequence, "", "");

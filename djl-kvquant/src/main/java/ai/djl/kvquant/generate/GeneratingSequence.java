@@ -79,6 +79,11 @@ final class GeneratingSequence {
         return new Choice(token, logProb, alternatives, System.nanoTime());
     }
 
+    /** Chooses a token that is known to be what a plain greedy choice gives. */
+    Choice choose(int mostProbable) {
+        return new Choice(mostProbable, Float.NaN, List.of(), System.nanoTime());
+    }
+
     /** Whether a sequence ends with its latest token, whatever its text is. */
     boolean endsWith(int token, int size) {
         return isEos(token) || size >= config.getMaxNewTokens() || size >= limit;

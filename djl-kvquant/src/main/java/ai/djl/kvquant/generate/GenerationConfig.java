@@ -223,6 +223,11 @@ public final class GenerationConfig {
         return topLogProbs;
     }
 
+    /** Whether a token is chosen by its logit being the largest, and nothing else is told of it. */
+    boolean isPlainGreedy() {
+        return !sampling && repetitionPenalty == 1 && !logProbs;
+    }
+
     /** Builds a {@link GenerationConfig}; each value is checked when it is set. */
     public static final class Builder {
 

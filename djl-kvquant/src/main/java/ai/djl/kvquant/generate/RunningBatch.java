@@ -2,7 +2,6 @@
 package ai.djl.kvquant.generate;
 
 import ai.djl.kvquant.cache.CacheFullException;
-import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.IntStream;
@@ -10,12 +9,12 @@ import java.util.stream.IntStream;
 /** Requests that are decoded together, one row each. */
 final class RunningBatch {
 
-    private final float[] row;
+    private final NextTokens next;
     private final List<ScheduledRequest> requests = new ArrayList<>();
     private DecodingBatch batch;
 
     RunningBatch(int vocabularySize) {
-        row = new float[vocabularySize];
+        next = new NextTokens(vocabularySize);
     }
 
     int size() {
@@ -76,12 +75,10 @@ final class RunningBatch {
 
     /** Chooses a token for each row that was fed all tokens chosen before. */
     void choose() {
-        FloatBuffer logits = LogitRows.of(batch, row.length);
+        next.read(batch, requests.stream().allMatch(r -> r.isPlainGreedy() || !r.isChoosing()));
         for (int i = 0; i < requests.size(); ++i) {
-            if (!requests.get(i).isReplaying() && !requests.get(i).isEnding()) {
-                logits.position(i * row.length);
-                logits.get(row);
-                requests.get(i).choose(row);
+            if (requests.get(i).isChoosing()) {
+                requests.get(i).choose(next, i);
             }
         }
     }

@@ -119,13 +119,19 @@ final class ScheduledRequest {
         fed = 0;
     }
 
-    /** Chooses the next token; an error ends this request only. */
-    void choose(float[] logits) {
+    /** Whether its next token is to be chosen now. */
+    boolean isChoosing() {
+        return !isReplaying() && !isEnding();
+    }
+
+    boolean isPlainGreedy() {
+        return config.isPlainGreedy();
+    }
+
+    /** Chooses the next token, that of a row; an error ends this request only. */
+    void choose(NextTokens next, int row) {
         try {
-            if (sampler == null) {
-                sampler = new Sampler(config, logits.length);
-            }
-            Choice choice = sequence.choose(logits, sampler);
+            Choice choice = next.choose(row, sequence, this::sampler);
             if (size == tokens.length) {
                 tokens = Arrays.copyOf(tokens, 2 * size);
             }
@@ -137,6 +143,13 @@ final class ScheduledRequest {
         } catch (RuntimeException | Error e) {
             fail(e);
         }
+    }
+
+    private Sampler sampler(int vocabularySize) {
+        if (sampler == null) {
+            sampler = new Sampler(config, vocabularySize);
+        }
+        return sampler;
     }
 
     /** What ends it first counts. */

@@ -14,6 +14,7 @@ import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.stream.IntStream;
 
 /** Sequences of a LLaMA model that are decoded together. */
@@ -190,6 +191,13 @@ final class LlamaBatch implements DecodingBatch {
     public NDArray logits() {
         requireOpen();
         return logits;
+    }
+
+    /** {@inheritDoc} */
+    @Override
+    public Optional<int[]> mostProbable() {
+        requireOpen();
+        return LargestLogits.tokens(logits);
     }
 
     /** {@inheritDoc} */

@@ -9,6 +9,8 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Function;
 import java.util.function.Predicate;
 
@@ -24,6 +26,8 @@ final class FakeModel implements LanguageModel {
     private Runnable onStep = () -> {};
     private Predicate<List<Integer>> broken = row -> false;
     private boolean brokenClose;
+    private boolean tellsMostProbable;
+    private final AtomicInteger logitReads = new AtomicInteger();
 
     FakeModel(
             int vocabularySize,
@@ -62,6 +66,17 @@ final class FakeModel implements LanguageModel {
     /** Makes steps fail that a row takes part in. */
     void failOn(Predicate<List<Integer>> row) {
         broken = row;
+    }
+
+    /** Makes batches tell the most probable tokens. */
+    FakeModel tellMostProbable() {
+        tellsMostProbable = true;
+        return this;
+    }
+
+    /** How often logits were asked for. */
+    int logitReads() {
+        return logitReads.get();
     }
 
     /** Makes every close fail, after it has counted. */
@@ -174,6 +189,7 @@ final class FakeModel implements LanguageModel {
 
         @Override
         public NDArray logits() {
+            logitReads.incrementAndGet();
             discard();
             float[] data = new float[rows.size() * vocabularySize];
             for (int i = 0; i < rows.size(); i++) {
@@ -182,6 +198,21 @@ final class FakeModel implements LanguageModel {
             }
             current = manager.create(data, new Shape(rows.size(), vocabularySize));
             return current;
+        }
+
+        @Override
+        public Optional<int[]> mostProbable() {
+            int[] tokens = new int[rows.size()];
+            for (int i = 0; i < tokens.length; i++) {
+                float[] row = logits.apply(rows.get(i));
+                for (int token = 0; token < row.length; token++) {
+                    if (Float.isNaN(row[token])) {
+                        return Optional.empty();
+                    }
+                    tokens[i] = row[token] > row[tokens[i]] ? token : tokens[i];
+                }
+            }
+            return tellsMostProbable ? Optional.of(tokens) : Optional.empty();
         }
 
         @Override
