@@ -132,7 +132,7 @@ class NextTokensTest {
         IllegalStateException e =
                 assertThrows(
                         IllegalStateException.class,
-                        () -> generator.generate(prompts(1), greedy().build()));
+                        () -> generator.generate(List.of(new int[] {0, 1}), greedy().build()));
         assertEquals("The model gave NaN as the logit of token 1; try dtype=fp32.", e.getMessage());
     }
 }

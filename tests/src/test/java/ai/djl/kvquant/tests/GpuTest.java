@@ -27,6 +27,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
@@ -202,6 +203,49 @@ class GpuTest {
                 }
             }
             assertClose("perplexity " + dtype, 0.02, Math.abs(values[1] / values[0] - 1));
+        }
+    }
+
+    /** DJL's own searches: their arrays, and those of its translator, are on the GPU then. */
+    @ParameterizedTest
+    @CsvSource({"greedy, auto", "greedy, fp16", "beam, auto", "contrastive, auto"})
+    void textGeneratorSearchesTheSame(String search, String dtype) throws Exception {
+        List<int[]> prompts = SearchGolden.prompts(SearchGolden.of("gqa4"));
+        Map<String, String> options = Map.of("kv_cache_dtype", dtype, "kv_cache_tokens", "4096");
+        List<List<Set<List<Integer>>>> answers = new ArrayList<>();
+        for (Device device : List.of(Device.cpu(), Device.gpu())) {
+            try (Searches searches =
+                            Searches.load(device, CHECKPOINTS.resolve("gqa4"), options);
+                    NDManager manager = searches.newManager()) {
+                assertEquals(device, manager.getDevice());
+                List<List<Integer>> rows = searches.run(search, prompts, SearchGolden.NEW_TOKENS);
+                answers.add(SearchGolden.answers(rows, prompts.size()));
+                assertEquals(0, searches.block().heldSequences());
+            }
+        }
+        assertEquals(answers.get(0), answers.get(1));
+    }
+
+    @Test
+    void mostProbableTokensAreThoseOfTheLogits() {
+        try (LlamaModel model = LlamaModel.random(gpu, RandomModel.SMOLLM2_135M, WeightType.AUTO);
+                LlamaLanguageModel language = model.withCache(sized("fp16"));
+                DecodingBatch batch = language.randomBatch(3, 100)) {
+            // All logits are equal before the first step.
+            assertArrayEquals(new int[3], batch.mostProbable().orElseThrow());
+            for (int step = 0; step < 5; ++step) {
+                batch.step(tokens(3, step));
+                float[] logits = batch.logits().toFloatArray();
+                int[] best = batch.mostProbable().orElseThrow();
+                for (int row = 0; row < 3; ++row) {
+                    int begin = row * logits.length / 3;
+                    int found = best[row];
+                    for (int i = 0; i < logits.length / 3; ++i) {
+                        float excess = logits[begin + i] - logits[begin + found];
+                        assertTrue(excess < 0 || (excess == 0 && i >= found), i + " or " + found);
+                    }
+                }
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.tests;
 
+import ai.djl.Device;
 import ai.djl.inference.Predictor;
 import ai.djl.kvquant.engine.KvQuantBlock;
 import ai.djl.modality.nlp.generate.CausalLMOutput;
@@ -40,6 +41,14 @@ final class Searches implements AutoCloseable {
         return load(directory, "KvQuant", all, Map.of());
     }
 
+    /** The same on a device. */
+    static Searches load(Device device, Path directory, Map<String, String> options)
+            throws Exception {
+        Map<String, String> all = new HashMap<>(options);
+        all.put("dtype", "fp32");
+        return load(device, directory, "KvQuant", new PtGptTranslatorFactory(), all, Map.of());
+    }
+
     static Searches load(
             Path directory, String engine, Map<String, String> options, Map<String, ?> arguments)
             throws Exception {
@@ -53,10 +62,22 @@ final class Searches implements AutoCloseable {
             Map<String, String> options,
             Map<String, ?> arguments)
             throws Exception {
+        return load(null, directory, engine, factory, options, arguments);
+    }
+
+    private static Searches load(
+            Device device,
+            Path directory,
+            String engine,
+            TranslatorFactory factory,
+            Map<String, String> options,
+            Map<String, ?> arguments)
+            throws Exception {
         Criteria.Builder<NDList, CausalLMOutput> criteria =
                 Criteria.builder()
                         .setTypes(NDList.class, CausalLMOutput.class)
                         .optModelPath(directory)
+                        .optDevice(device)
                         .optEngine(engine)
                         .optTranslatorFactory(factory);
         options.forEach(criteria::optOption);

@@ -143,6 +143,24 @@ class SequenceContractTest {
         }
     }
 
+    /** What the window needs then has never been in it: prefill keeps the slack, too. */
+    @ParameterizedTest
+    @MethodSource("allCaches")
+    void rollbacksOfAPromptLeaveNoTrace(Map<String, String> options) {
+        int[] prompt = Sequences.tokens(1, 0, 200);
+        int[] other = Sequences.tokens(3, 0, 40);
+        try (Sequences on = new Sequences(options)) {
+            for (int drop : new int[] {1, 9, ROLLBACK}) {
+                int[] kept = Arrays.copyOf(prompt, prompt.length - drop);
+                try (CacheSequence sequence = on.cache.newSequence()) {
+                    on.prefill(sequence, prompt);
+                    sequence.truncate(kept.length);
+                    assertArrayEquals(fresh(on, kept, other), on.decodeAll(sequence, other));
+                }
+            }
+        }
+    }
+
     /**
      * After a long rollback the window is filled again by what follows; later short ones are exact
      * as ever.
