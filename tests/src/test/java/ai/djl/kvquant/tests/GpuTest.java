@@ -214,8 +214,7 @@ class GpuTest {
         Map<String, String> options = Map.of("kv_cache_dtype", dtype, "kv_cache_tokens", "4096");
         List<List<Set<List<Integer>>>> answers = new ArrayList<>();
         for (Device device : List.of(Device.cpu(), Device.gpu())) {
-            try (Searches searches =
-                            Searches.load(device, CHECKPOINTS.resolve("gqa4"), options);
+            try (Searches searches = Searches.load(device, CHECKPOINTS.resolve("gqa4"), options);
                     NDManager manager = searches.newManager()) {
                 assertEquals(device, manager.getDevice());
                 List<List<Integer>> rows = searches.run(search, prompts, SearchGolden.NEW_TOKENS);
