@@ -66,7 +66,12 @@ namespace {
 /// The number of parts that is done first, by what a block costs: its share of the history at its share of the memory's
 /// speed, and what it takes to begin and end. Blocks of exact tokens start last and fill slots that have become free.
 /// kv_heads: of a block.
-int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pairs, int kv_heads, int64_t slots,
+struct Cut {
+  int parts;
+  double time;  // that is expected
+};
+
+Cut best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pairs, int kv_heads, int64_t slots,
                bool exact) {
   constexpr double kBytesPerNanosecond = 2800.0, kBlockNanoseconds = 3000.0;
   const double byte_time = static_cast<double>(slots) / kBytesPerNanosecond;
@@ -97,7 +102,7 @@ int best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pair
       best = static_cast<int>(parts);
     }
   }
-  return best + (exact ? 1 : 0);
+  return {best + (exact ? 1 : 0), least};
 }
 
 int attribute(cudaDeviceAttr name, int device) {
@@ -129,10 +134,22 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   const int blocks = plain                                    ? cache.heads
                      : plan.kernel == AttentionPlan::kRotated ? cache.kv_heads / kRotatedHeads
                                                               : cache.kv_heads * head_groups(cache);
-  const int64_t pairs = static_cast<int64_t>(cache.batch) * blocks;
-  plan.parts = best_parts(cache, plan.shape, std::max<int64_t>(1, pairs),
-                          plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : 1,
-                          static_cast<int64_t>(multiprocessors) * resident, exact && !plain);
+  const int64_t pairs = std::max<int64_t>(1, static_cast<int64_t>(cache.batch) * blocks);
+  const int64_t slots = static_cast<int64_t>(multiprocessors) * resident;
+  const Cut cut = best_parts(cache, plan.shape, pairs, plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : 1,
+                             slots, exact && !plain);
+  plan.parts = cut.parts;
+  double least = cut.time;
+  for (int together = 2; plan.kernel == AttentionPlan::kInt && together <= 4; together *= 2) {
+    if (!attend_int_takes(cache, plan.shape, together)) break;
+    AttentionShape share = plan.shape;
+    share.warps /= together;
+    const Cut other = best_parts(cache, share, pairs / together, together, slots, exact);
+    if (other.time >= least) continue;
+    least = other.time;
+    plan.parts = other.parts;
+    plan.shape.together = together;
+  }
   if (plan.kernel == AttentionPlan::kInt &&
       plan.parts == (exact ? 2 : 1)) {  // the block of all tokens in codes goes on
     plan.parts = 1;

@@ -82,13 +82,29 @@ __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (
   }
 }
 
+/// The query heads of a team.
+__device__ __forceinline__ BlockHeads team_heads(const CacheView& cache, int own, int together) {
+  const int queries = cache.heads / cache.kv_heads, groups = head_groups(cache);
+  const int kv_head = static_cast<int>(blockIdx.x) / groups * together + own;
+  const int skipped = static_cast<int>(blockIdx.x) % groups * kHeads;
+  return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z), kv_head, kv_head * queries + skipped,
+          min(kHeads, queries - skipped)};
+}
+
+/// The query heads of another team, given those of one.
+__device__ __forceinline__ BlockHeads column_heads(const BlockHeads& heads, const Team& team, int own) {
+  return {heads.b, heads.part, heads.kv_head + own - team.own, heads.first + (own - team.own) * heads.count, heads.count};
+}
+
 /// A part's tokens in codes. Leaves the warps' sums at the beginning of shared memory, Layout::kSums apart, and the
 /// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
 template <int warps>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
-                                             const BlockHeads& heads, int tokens, uint32_t sinks, int parts,
-                                             unsigned char* shared, int warp, int lane) {
+                                             const BlockHeads& heads, ExactUnits<kDim>& exact, bool exact_follow,
+                                             uint32_t sinks, int parts, unsigned char* shared, int warp, int lane) {
   using Layout = IntBlock<warps>;
+  const Team& team = exact.team;
+  const int tokens = exact.quantized;
   const int groups = (tokens + kGroupTokens - 1) / kGroupTokens;
   const int begin = static_cast<int>(static_cast<int64_t>(groups) * heads.part / parts);
   const int end = static_cast<int>(static_cast<int64_t>(groups) * (heads.part + 1) / parts);
@@ -102,38 +118,42 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   unsigned char* norms = stages + kStages * layer.stage_bytes;
 
   // A warp's groups, `batch` of them at a time: each has its own columns of products.
-  const int columns = layer.columns, share = (end - begin) / warps;
+  const int columns = layer.columns, share = (end - begin) / team.size;
   const int batch = min(kHeads / columns, share >= 4 ? 4 : share >= 2 ? 2 : 1);
   const int units = (end - begin + batch - 1) / batch;
-  int first = begin + units * warp / warps * batch;
-  const int last = min(end, begin + units * (warp + 1) / warps * batch);
+  int first = begin + units * team.place / team.size * batch;
+  const int last = min(end, begin + units * (team.place + 1) / team.size * batch);
   const int pages = max(1, (tokens + kPageTokens - 1) / kPageTokens);
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
   const int g = lane / 4, c = lane % 4;
   const int mine = 2 * c / columns;  // which of the batch's groups the lane's scores belong to
   // Of second operands: whose columns the lane holds, and where its words are.
-  const int owner = g / columns, words_at = g % columns * 4 + c;
+  const int place = team.own * columns;  // of the kv head's columns of queries
+  const int owner = g / columns, words_at = (place + g % columns) * 4 + c;
   const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
   // Small loads go first: behind a full queue of copies they would wait for all of them.
-  GroupStream stream{cache, layer, table, heads.kv_head, lane, pages, batch, first, last, stages, norms, first, first};
+  GroupStream stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
+                     last,  stages, norms, exact,         exact_follow, first, first};
   stream.now = stream.load_ids(first);
   stream.next = stream.load_ids(first + kIdGroups);
   if (first < last) prefetch(base_row(first + owner) + c * kWarp);
-  FoldInputs inputs(cache, p, heads, warp, lane);
+  const int all_columns = layer.together * columns;
+  const int folded_for = min(warp / columns, layer.together - 1);
+  FoldInputs inputs(cache, p, column_heads(heads, team, folded_for), warp - folded_for * columns, lane);
   stream.start(0);
-  if (warp < columns) fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
+  if (warp < all_columns) fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
   if constexpr (warps < kHeads) {
-    for (int head = warp + warps; head < columns; head += warps) {
-      FoldInputs others(cache, p, heads, head, lane);
-      fold_query(cache, others, head, lane, queries, amplitudes, factors);
+    for (int column = warp + warps; column < all_columns; column += warps) {
+      FoldInputs others(cache, p, column_heads(heads, team, column / columns), column % columns, lane);
+      fold_query(cache, others, column, lane, queries, amplitudes, factors);
     }
   }
   if (cache.keys.mean != nullptr) fill_waves(cache, waves);
   stream.start(1);
   __syncthreads();
-  const float2 unit = *reinterpret_cast<const float2*>(factors + 2 * c % columns);
-  const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + 2 * c % columns);
+  const float2 unit = *reinterpret_cast<const float2*>(factors + place + 2 * c % columns);
+  const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + 2 * c % columns);
 
   Softmax softmax;
   ValueSums sums;
@@ -191,7 +211,6 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
       stage ^= 1;
     }
   }
-  wait_copies<0>();
   __syncthreads();  // waves and queries are no longer needed: sums take their place
 
   // 2^18: fields are codes times 2^(p - 24), weights have a factor of 2^(6 - p).
@@ -209,8 +228,8 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   return true;
 }
 
-/// A block per part, kv head (and group of 8 query heads) and sequence. The last part is what is kept exactly, unless
-/// there is only one, which then has all tokens.
+/// A block per part, kv head (and group of 8 query heads), or some of these, and sequence. The last part is what is kept
+/// exactly, unless there is only one, which then has all tokens.
 template <int warps, int blocks>
 __global__ void __launch_bounds__(warps* kWarp, blocks)
     attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
@@ -219,47 +238,50 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   constexpr int kWarpHeads = kHeads / warps;  // that a warp merges
   KVQUANT_DYNAMIC_SHARED(shared);
   const int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
-  const BlockHeads heads = block_heads(cache);
+  const int size = warps / layer.together;
+  const Team team{warp / size, warp % size, size};
+  const BlockHeads heads = team_heads(cache, team.own, layer.together);
+  BlockHeads block = column_heads(heads, team, 0);
+  block.count *= layer.together;
   release_next_kernel();
   const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
   const int parts = has_exact && p.parts > 1 ? p.parts - 1 : p.parts, part = heads.part;
-  const bool in_codes = part < parts;
+  const bool in_codes = part < parts, exact_too = has_exact && (p.parts == 1 || !in_codes);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
   unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
-  const ExactUnits<kDim> exact(cache, heads, stages, lane);
+  ExactUnits<kDim> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane);
   const uint32_t sinks = find_sinks(cache, heads.b, lane);
+  const auto merge = [&](int head, const unsigned char* sums, int stride, bool codes) {
+    const int own = head / heads.count;
+    return merge_head<kDim, warps>(scratch, reinterpret_cast<const float*>(sums), stride / 4, head % heads.count, codes,
+                                   codes ? layer.columns : kHeads, own * size, own * size + size);
+  };
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
-    if (!attend_codes<warps>(cache, p, layer, heads, exact.quantized, sinks, parts, shared, warp, lane)) {
-      return write_empty(cache, p, heads);
+    if (!attend_codes<warps>(cache, p, layer, heads, exact, exact_too, sinks, parts, shared, warp, lane)) {
+      return write_empty(cache, p, block);
     }
-    if (p.parts == 1 && has_exact) exact.start(warp);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kWarpHeads; ++i) {
       const int head = warp + i * warps;
-      if (head < heads.count) {
-        merged[i] = merge_head<kDim, warps>(scratch, reinterpret_cast<const float*>(shared), Layout::kSums / 4, head,
-                                            true, layer.columns);
-      }
+      if (head < block.count) merged[i] = merge(head, shared, Layout::kSums, true);
     }
   } else {
-    exact.start(warp);
+    exact.start_keys(team.place);
+    exact.start_values(team.place);
   }
-  if (has_exact && (p.parts == 1 || !in_codes)) {
-    attend_exact<kDim, warps, Layout::kScratch>(p, exact, sinks, shared);
+  if (exact_too) {
+    attend_exact<kDim, warps, Layout::kScratch>(p, block, exact, sinks, shared);
 #pragma unroll
     for (int i = 0; i < kWarpHeads; ++i) {
       const int head = warp + i * warps;
-      if (head < heads.count) {
-        const auto* sums = reinterpret_cast<const float*>(shared + Layout::kWarpBuffers);
-        merged[i].add(merge_head<kDim, warps>(scratch, sums, layer.warp_bytes / 4, head, false));
-      }
+      if (head < block.count) merged[i].add(merge(head, shared + Layout::kWarpBuffers, layer.warp_bytes, false));
     }
   }
 #pragma unroll
   for (int i = 0; i < kWarpHeads; ++i) {
-    if (warp + i * warps < heads.count) write_head(cache, p, heads, warp + i * warps, merged[i]);
+    if (warp + i * warps < block.count) write_head(cache, p, block, warp + i * warps, merged[i]);
   }
 }
 
@@ -292,7 +314,9 @@ IntLayer describe(const CacheView& cache) {
 template <int warps, int blocks>
 void launch_int(const CacheView& cache, const Attention& p, const IntLayer& layer, cudaStream_t stream) {
   const auto bytes = static_cast<size_t>(IntBlock<warps>::kWarpBuffers + warps * layer.warp_bytes);
-  const LaunchShape shape{attention_blocks(cache, p), warps * kWarp, bytes, stream};
+  dim3 grid = attention_blocks(cache, p);
+  grid.x /= static_cast<unsigned>(layer.together);
+  const LaunchShape shape{grid, warps * kWarp, bytes, stream};
   launch("attend", attend_int_kernel<warps, blocks>, shape, cache, p, layer);
 }
 
@@ -314,11 +338,16 @@ AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
   const int warps =
       IntBlock<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes <= shared_bytes ? kManyWarps : kFewWarps;
   const int fixed = warps == kManyWarps ? IntBlock<kManyWarps>::kWarpBuffers : IntBlock<kFewWarps>::kWarpBuffers;
-  return {warps, fixed + warps * layer.warp_bytes, 2, kGroupTokens};
+  return {warps, fixed + warps * layer.warp_bytes, 2, kGroupTokens, 1};
+}
+
+bool attend_int_takes(const CacheView& cache, const AttentionShape& shape, int together) {
+  return together * describe(cache).columns <= kHeads && cache.kv_heads % together == 0 && shape.warps >= 2 * together;
 }
 
 void attend_int(const CacheView& cache, const Attention& p, const AttentionShape& shape, cudaStream_t stream) {
-  const IntLayer layer = describe(cache);
+  IntLayer layer = describe(cache);
+  layer.together = shape.together;
   if (shape.warps == kManyWarps) {
     launch_int<kManyWarps, 2>(cache, p, layer, stream);
   } else {

@@ -92,22 +92,22 @@ struct MergedHead {
   }
 };
 
-/// After a barrier: adds up the warps' sums for a head, which are warp_stride floats apart; rotated: they are in the
-/// rotated basis. Each head has a sum in every `columns`-th of 8 columns. A warp does one head.
+/// After a barrier: adds up the sums of warps [first, last) for a head, which are warp_stride floats apart; rotated: they
+/// are in the rotated basis. Each head has a sum in every `columns`-th of 8 columns. A warp does one head.
 template <int D, int warps>
 __device__ __forceinline__ MergedHead<D / kWarp> merge_head(const MergeScratch<warps>& scratch, const float* sums,
                                                             int warp_stride, int head, bool rotated,
-                                                            int columns = kHeads) {
+                                                            int columns = kHeads, int first = 0, int last = warps) {
   constexpr int n = D / kWarp;
   const int lane = threadIdx.x % kWarp;
   MergedHead<n> merged;
   for (int column = head; column < kHeads; column += columns) {
-#pragma unroll
-    for (int w = 0; w < warps; ++w) merged.maximum = fmaxf(merged.maximum, scratch.reference[w][column]);
+#pragma unroll 4
+    for (int w = first; w < last; ++w) merged.maximum = fmaxf(merged.maximum, scratch.reference[w][column]);
   }
   for (int column = head; column < kHeads; column += columns) {
 #pragma unroll 4
-    for (int w = 0; w < warps; ++w) {
+    for (int w = first; w < last; ++w) {
       const float factor = exp2_fast(scratch.reference[w][column] - merged.maximum);
       merged.weights = fmaf(scratch.weights[w][column], factor, merged.weights);
       const float* from = sums + w * warp_stride + column * kMergeStride<D> + lane * n;

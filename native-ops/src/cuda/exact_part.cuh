@@ -49,25 +49,37 @@ __device__ __forceinline__ void turn_back(const CacheView& cache, const float* f
   }
 }
 
-/// 16 tokens each: sink pages, then those of the window. A warp's tile of keys and one of values lie in `tiles`.
+/// The warps of a block that work for one kv head: which of the block's it is, this warp's place among them, how many.
+struct Team {
+  int own, place, size;
+};
+
+/// 16 tokens each: sink pages, then those of the window. A warp takes every `size`-th, through a tile of keys and one of
+/// values.
 template <int D>
 struct ExactUnits {
   using Tile = Fp16Tile<D>;
   const CacheView& cache;
   const BlockHeads& heads;
-  unsigned char* tiles;
+  Team team;
+  unsigned char *keys, *values;
   int lane, length, quantized, first_run, units;
+  int ids;  // exact pages of 32 of the warp's units, a lane one
 
-  __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, unsigned char* tiles, int lane)
+  __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, Team team, unsigned char* keys,
+                                        unsigned char* values, int lane)
       : cache(cache),
         heads(heads),
-        tiles(tiles),
+        team(team),
+        keys(keys),
+        values(values),
         lane(lane),
         length(cache.length(heads.b) + 1),
         quantized(cache.quantized(heads.b, length)),
         first_run(quantized / kTileTokens) {
     const int runs = cache.window > 0 ? (length + kTileTokens - 1) / kTileTokens : 0;
     units = cache.sink_pages + max(0, runs - first_run);
+    ids = load_ids(team.place);
   }
 
   __device__ __forceinline__ int token(int unit) const {
@@ -81,66 +93,88 @@ struct ExactUnits {
     return first < quantized ? all & ~((1u << (quantized - first)) - 1u) : all;
   }
 
-  /// Starts copying a unit, if there is one.
-  __device__ __forceinline__ void start(int unit) const {
+  /// Starts copying keys of a unit, if there is one; units come in order.
+  __device__ __forceinline__ void start_keys(int unit) {
     if (unit < units) {
-      const uint8_t* page =
-          unit < cache.sink_pages ? cache.sink_page(heads.b, unit) : cache.window_page(heads.b, token(unit));
-      Tile::copy(tiles, page + cache.exact_key(heads.kv_head, 0), lane);
-      Tile::copy(tiles + Tile::kBytes, page + cache.exact_value(heads.kv_head, 0), lane);
+      if (index(unit) == 0 && unit > team.place) ids = load_ids(unit);
+      Tile::copy(keys, page(unit) + cache.exact_key(heads.kv_head, 0), lane);
     }
     commit_copies();
   }
+
+  /// Likewise values, after the keys.
+  __device__ __forceinline__ void start_values(int unit) const {
+    if (unit < units) Tile::copy(values, page(unit) + cache.exact_value(heads.kv_head, 0), lane);
+    commit_copies();
+  }
+
+ private:
+  __device__ __forceinline__ int index(int unit) const { return (unit - team.place) / team.size % kWarp; }
+
+  __device__ __forceinline__ int load_ids(int from) const {
+    const int unit = min(from + lane * team.size, units - 1);
+    if (unit < 0) return 0;
+    const int column =
+        unit < cache.sink_pages ? unit : cache.sink_pages + (first_run + unit - cache.sink_pages) % cache.ring;
+    return cache.exact_table[static_cast<int64_t>(heads.b) * cache.exact_columns + column];
+  }
+
+  __device__ __forceinline__ const uint8_t* page(int unit) const {
+    return cache.exact + __shfl_sync(0xffffffffu, ids, index(unit)) * cache.exact_bytes;
+  }
 };
 
-/// Attention of a block over units, after start(warp) of each warp; leaves the warps' sums where their tiles were and
-/// the scratch for merge_head. What lies before scratch_at in shared memory is free, once all warps are here.
+/// Attention of a block over units, after start_keys and start_values of each warp; leaves the warps' sums where their
+/// tiles of keys were and the scratch for merge_head. block: heads of all teams. What lies before scratch_at in shared
+/// memory is free, once all warps are here.
 template <int D, int warps, int scratch_at>
-__device__ __forceinline__ void attend_exact(const Attention& p, const ExactUnits<D>& exact, uint32_t sinks,
-                                             unsigned char* shared) {
+__device__ __forceinline__ void attend_exact(const Attention& p, const BlockHeads& block, ExactUnits<D>& exact,
+                                             uint32_t sinks, unsigned char* shared) {
   using Tile = Fp16Tile<D>;
   constexpr int kAngles = D / 8 * kWarp * 16, kQueries = kHeads * D * 4, kTurned = kHeads * kTurnedStride<D> * 2;
   static_assert(kAngles + kQueries + warps * kTurned <= scratch_at, "queries fit before the scratch");
   const CacheView& cache = exact.cache;
-  const BlockHeads& heads = exact.heads;
-  const int lane = exact.lane, warp = threadIdx.x / kWarp;
+  const int lane = exact.lane, warp = threadIdx.x / kWarp, count = exact.heads.count;
   auto* angles = reinterpret_cast<float4*>(shared);
   auto* queries = reinterpret_cast<float*>(shared + kAngles);
   auto* turned = reinterpret_cast<__half*>(shared + kAngles + kQueries + warp * kTurned);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + scratch_at);
   __syncthreads();
-  turn_queries<D>(cache, p, heads, queries, heads.count);
+  turn_queries<D>(cache, p, block, queries, block.count);
   fill_angles<D>(cache, angles);
-  for (int i = heads.count * kTurnedStride<D> / 2 + lane; i < kTurned / 4; i += kWarp) {
+  for (int i = count * kTurnedStride<D> / 2 + lane; i < kTurned / 4; i += kWarp) {
     reinterpret_cast<uint32_t*>(turned)[i] = 0;
   }
   __syncthreads();
+  queries += exact.team.own * count * D;
 
   Softmax softmax;
   float sums[Tile::kBlocks][4] = {};
 #pragma unroll 1
-  for (int unit = warp; unit < exact.units; unit += warps) {
+  for (int unit = exact.team.place; unit < exact.units; unit += exact.team.size) {
     uint32_t q[D / 8];
-    turn_back<D>(cache, queries, heads.count, exact.token(unit), lane, turned);
+    turn_back<D>(cache, queries, count, exact.token(unit), lane, turned);
     __syncwarp();
     const auto* words = reinterpret_cast<const uint32_t*>(turned + lane / 4 * kTurnedStride<D>) + lane % 4;
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) q[i] = words[4 * i];
     const uint32_t valid = exact.valid(unit, sinks);
-    wait_copies<0>();
+    float scores[4] = {};
+    wait_copies<1>();
+    __syncwarp();
+    if (valid != 0) Tile::score_turned(scores, exact.keys, q, angles, lane);
+    __syncwarp();
+    exact.start_keys(unit + exact.team.size);
+    wait_copies<1>();
     __syncwarp();
     if (valid != 0) {
-      float scores[4] = {};
-      Tile::score_turned(scores, exact.tiles, q, angles, lane);
       Tile::weigh(softmax, sums, scores, valid, lane);
-      Tile::add_values(sums, exact.tiles + Tile::kBytes, scores, valid, lane);
+      Tile::add_values(sums, exact.values, scores, valid, lane);
     }
     __syncwarp();
-    exact.start(unit + warps);
+    exact.start_values(unit + exact.team.size);
   }
-  wait_copies<0>();
-  __syncwarp();
-  put_sums<D>(reinterpret_cast<float*>(exact.tiles), sums, lane);
+  put_sums<D>(reinterpret_cast<float*>(exact.keys), sums, lane);
   publish(scratch, softmax, warp, lane);
   __syncthreads();
 }

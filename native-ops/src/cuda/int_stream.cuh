@@ -2,6 +2,7 @@
 // Shared memory of attend_int.cu, and how codes get there.
 #pragma once
 #include "block_merge.cuh"
+#include "exact_part.cuh"
 #include "mean_term.cuh"
 #include "norm_values.cuh"
 
@@ -19,6 +20,7 @@ struct IntLayer {
   float level_step;
   int stage_bytes, warp_bytes;  // of shared memory
   int columns;                  // of a group of tokens: 2, 4 or 8, for as many query heads
+  int together;                 // kv heads of a block
 };
 
 /// A warp's shared memory: two stages, each for keys or values of 8 tiles, and norms of a batch. For exact tokens: a
@@ -38,13 +40,16 @@ struct IntBlock {
   static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
 };
 
-/// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones.
+/// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones; at
+/// last the first exact unit, if exact tokens follow.
 struct GroupStream {
   const CacheView& cache;
   const IntLayer& layer;
   const int32_t* table;
   int kv_head, lane, pages, batch, begin, end;
   unsigned char *stages, *norms;
+  ExactUnits<kDim>& exact;
+  bool exact_follow;
   int first, group;  // of the batch, next to be copied
   bool values = false;
   int now = 0, next = 0;  // pages of 16 groups, a lane one; of the 16 behind them
@@ -76,6 +81,13 @@ struct GroupStream {
         }
         values = !values;
       }
+    } else if (exact_follow) {
+      if (values) {
+        exact_follow = false;
+        return exact.start_values(exact.team.place);
+      }
+      values = true;
+      return exact.start_keys(exact.team.place);
     }
     commit_copies();
   }

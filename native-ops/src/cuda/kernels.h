@@ -67,6 +67,7 @@ struct AttentionShape {
   int warps, shared_bytes;
   int blocks;       // on a multiprocessor at most, for registers
   int unit_tokens;  // that a warp takes at a time
+  int together = 1;  // kv heads of a block
 };
 
 /// Which kernel works on a layer, and in how many parts.
@@ -91,6 +92,8 @@ void attend_fp16(const CacheView& cache, const Attention& attention, const Atten
 /// int2: static codes of keys, 2-bit values with norms. shared_bytes: of a block at most.
 bool attend_int_supports(const CacheView& cache);
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes);
+/// Whether a block can take so many kv heads at once.
+bool attend_int_takes(const CacheView& cache, const AttentionShape& shape, int together);
 void attend_int(const CacheView& cache, const Attention& attention, const AttentionShape& shape, cudaStream_t stream);
 
 /// rotatekv2: 2-bit codes with scales and zeros, keys rotated over groups of heads before RoPE, in natural order or
