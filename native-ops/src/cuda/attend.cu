@@ -20,6 +20,7 @@ constexpr int kCombiners = 4;
 template <class Element>
 __global__ void combine_kernel(CacheView cache, Attention p) {
   __shared__ float shared_sums[kCombiners][kMaxHeadDim], shared_weights[kCombiners];
+  release_next_kernel();
   wait_for_previous_kernel();
   const int dim = cache.head_dim, c = static_cast<int>(threadIdx.x) % dim,
             combiner = static_cast<int>(threadIdx.x) / dim;
@@ -165,7 +166,7 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
   } else if (plan.kernel == AttentionPlan::kRotated) {
     attend_rotated(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kInt) {
-    attend_int(cache, attention, plan.shape, stream);
+    attend_int(cache, attention, plan.shape, plan.early, stream);
   } else {
     attend_plain(cache, attention, stream);
   }

@@ -149,7 +149,6 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
       fold_query(cache, others, column, lane, queries, amplitudes, factors);
     }
   }
-  if (cache.keys.mean != nullptr) fill_waves(cache, waves);
   stream.start(1);
   __syncthreads();
   const float2 unit = *reinterpret_cast<const float2*>(factors + place + 2 * c % columns);
@@ -247,6 +246,9 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
   const int parts = has_exact && p.parts > 1 ? p.parts - 1 : p.parts, part = heads.part;
   const bool in_codes = part < parts, exact_too = has_exact && (p.parts == 1 || !in_codes);
+  // What does not depend on kernels before this one: it may have been launched early.
+  if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared));
+  wait_for_previous_kernel();
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
   unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
   ExactUnits<kDim> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane);
@@ -312,11 +314,11 @@ IntLayer describe(const CacheView& cache) {
 }
 
 template <int warps, int blocks>
-void launch_int(const CacheView& cache, const Attention& p, const IntLayer& layer, cudaStream_t stream) {
+void launch_int(const CacheView& cache, const Attention& p, const IntLayer& layer, bool early, cudaStream_t stream) {
   const auto bytes = static_cast<size_t>(IntBlock<warps>::kWarpBuffers + warps * layer.warp_bytes);
   dim3 grid = attention_blocks(cache, p);
   grid.x /= static_cast<unsigned>(layer.together);
-  const LaunchShape shape{grid, warps * kWarp, bytes, stream};
+  const LaunchShape shape{grid, warps * kWarp, bytes, stream, early};
   launch("attend", attend_int_kernel<warps, blocks>, shape, cache, p, layer);
 }
 
@@ -345,13 +347,14 @@ bool attend_int_takes(const CacheView& cache, const AttentionShape& shape, int t
   return together * describe(cache).columns <= kHeads && cache.kv_heads % together == 0 && shape.warps >= 2 * together;
 }
 
-void attend_int(const CacheView& cache, const Attention& p, const AttentionShape& shape, cudaStream_t stream) {
+void attend_int(const CacheView& cache, const Attention& p, const AttentionShape& shape, bool early,
+                cudaStream_t stream) {
   IntLayer layer = describe(cache);
   layer.together = shape.together;
   if (shape.warps == kManyWarps) {
-    launch_int<kManyWarps, 2>(cache, p, layer, stream);
+    launch_int<kManyWarps, 2>(cache, p, layer, early, stream);
   } else {
-    launch_int<kFewWarps, 2>(cache, p, layer, stream);
+    launch_int<kFewWarps, 2>(cache, p, layer, early, stream);
   }
 }
 

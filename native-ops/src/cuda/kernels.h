@@ -94,7 +94,9 @@ bool attend_int_supports(const CacheView& cache);
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes);
 /// Whether a block can take so many kv heads at once.
 bool attend_int_takes(const CacheView& cache, const AttentionShape& shape, int together);
-void attend_int(const CacheView& cache, const Attention& attention, const AttentionShape& shape, cudaStream_t stream);
+/// early: may start before the kernel ahead has ended.
+void attend_int(const CacheView& cache, const Attention& attention, const AttentionShape& shape, bool early,
+                cudaStream_t stream);
 
 /// rotatekv2: 2-bit codes with scales and zeros, keys rotated over groups of heads before RoPE, in natural order or
 /// another.
