@@ -12,32 +12,49 @@
 namespace kvquant::cuda {
 namespace {
 
-/// Threads of a channel in combine_kernel.
-constexpr int kCombiners = 4;
+/// Threads of a channel in combine_kernel, parts that each of them loads at once, and parts of an attention at most.
+constexpr int kCombiners = 4, kLoads = 12, kMostParts = 513;
 
-/// A block per query head and sequence: kCombiners threads for each channel, each for every fourth part. The order of
-/// additions is fixed: the same bits every time.
+/// A block per query head and sequence: kCombiners threads for each channel, each for every fourth part. Loads come
+/// before everything else, at once. The order of additions is fixed: the same bits every time.
 template <class Element>
 __global__ void combine_kernel(CacheView cache, Attention p) {
+  __shared__ float2 ranges[kMostParts];
   __shared__ float shared_sums[kCombiners][kMaxHeadDim], shared_weights[kCombiners];
-  release_next_kernel();
-  wait_for_previous_kernel();
   const int dim = cache.head_dim, c = static_cast<int>(threadIdx.x) % dim,
             combiner = static_cast<int>(threadIdx.x) / dim;
   const int64_t row = static_cast<int64_t>(blockIdx.y) * cache.heads + blockIdx.x;
-  const float2* ranges = p.ranges + row * p.parts;
   const float* sums = p.sums + row * p.parts * dim + c;
+  release_next_kernel();
+  wait_for_previous_kernel();
+  float values[kLoads];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int part = first + i * kCombiners;
+      values[i] = part < p.parts ? sums[static_cast<int64_t>(part) * dim] : 0.0f;
+    }
+  };
+  load(combiner);
+  for (int part = threadIdx.x; part < p.parts; part += blockDim.x) ranges[part] = p.ranges[row * p.parts + part];
+  __syncthreads();
   float maximum = kLowest, weights = 0.0f, sum = 0.0f;
-#pragma unroll 8
-  for (int part = 0; part < p.parts; ++part) maximum = fmaxf(maximum, ranges[part].x);
-#pragma unroll 8
-  for (int part = combiner; part < p.parts; part += kCombiners) {
-    const float2 range = ranges[part];
-    // A part without tokens wrote no sums: what lies there is selected away, not multiplied.
-    const float value = range.y > 0.0f ? sums[static_cast<int64_t>(part) * dim] : 0.0f;
-    const float factor = exp2_fast(range.x - maximum);
-    weights = fmaf(range.y, factor, weights);
-    sum = fmaf(value, factor, sum);
+  for (int part = threadIdx.x % kWarp; part < p.parts; part += kWarp) maximum = fmaxf(maximum, ranges[part].x);
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
+#pragma unroll 1
+  for (int first = combiner; first < p.parts; first += kLoads * kCombiners) {
+    if (first > combiner) load(first);
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int part = first + i * kCombiners;
+      if (part >= p.parts) break;
+      const float2 range = ranges[part];
+      const float factor = exp2_fast(range.x - maximum);
+      weights = fmaf(range.y, factor, weights);
+      // A part without tokens wrote no sums: what lies there is selected away, not multiplied.
+      sum = fmaf(range.y > 0.0f ? values[i] : 0.0f, factor, sum);
+    }
   }
   shared_sums[combiner][c] = sum;
   if (c == 0) shared_weights[combiner] = weights;
@@ -82,7 +99,7 @@ Cut best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pair
   const double window = (cache.ring + cache.sink_pages) * exact_bytes * byte_time + kBlockNanoseconds;
   const double exact_work = exact ? static_cast<double>(pairs) * window : 0;
   const int64_t units = static_cast<int64_t>(cache.page_columns) * kPageTokens / shape.unit_tokens;
-  const int64_t most = std::max<int64_t>(1, std::min<int64_t>(512, (units + shape.warps - 1) / shape.warps));
+  const int64_t most = std::max<int64_t>(1, std::min<int64_t>(kMostParts - 1, (units + shape.warps - 1) / shape.warps));
   int best = 1;
   double least = 0;
   for (int64_t parts = 1; parts <= most; ++parts) {

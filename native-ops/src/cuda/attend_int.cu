@@ -101,7 +101,8 @@ __device__ __forceinline__ BlockHeads column_heads(const BlockHeads& heads, cons
 template <int warps>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
                                              const BlockHeads& heads, ExactUnits<kDim>& exact, bool exact_follow,
-                                             uint32_t sinks, int parts, unsigned char* shared, int warp, int lane) {
+                                             FoldInputs& inputs, bool sink, int parts, unsigned char* shared,
+                                             int warp, int lane) {
   using Layout = IntBlock<warps>;
   const Team& team = exact.team;
   const int tokens = exact.quantized;
@@ -140,16 +141,18 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   if (first < last) prefetch(base_row(first + owner) + c * kWarp);
   const int all_columns = layer.together * columns;
   const int folded_for = min(warp / columns, layer.together - 1);
-  FoldInputs inputs(cache, p, column_heads(heads, team, folded_for), warp - folded_for * columns, lane);
+  inputs.load(cache, p, column_heads(heads, team, folded_for), warp - folded_for * columns, lane);
   stream.start(0);
   if (warp < all_columns) fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
   if constexpr (warps < kHeads) {
     for (int column = warp + warps; column < all_columns; column += warps) {
-      FoldInputs others(cache, p, column_heads(heads, team, column / columns), column % columns, lane);
+      FoldInputs others(cache, heads.kv_head + column / columns - team.own, lane);
+      others.load(cache, p, column_heads(heads, team, column / columns), column % columns, lane);
       fold_query(cache, others, column, lane, queries, amplitudes, factors);
     }
   }
   stream.start(1);
+  const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
   __syncthreads();
   const float2 unit = *reinterpret_cast<const float2*>(factors + place + 2 * c % columns);
   const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + 2 * c % columns);
@@ -247,12 +250,13 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   const int parts = has_exact && p.parts > 1 ? p.parts - 1 : p.parts, part = heads.part;
   const bool in_codes = part < parts, exact_too = has_exact && (p.parts == 1 || !in_codes);
   // What does not depend on kernels before this one: it may have been launched early.
+  FoldInputs inputs(cache, heads.kv_head + min(warp / layer.columns, layer.together - 1) - team.own, lane);
   if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared));
   wait_for_previous_kernel();
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
   unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
   ExactUnits<kDim> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane);
-  const uint32_t sinks = find_sinks(cache, heads.b, lane);
+  const bool sink = is_sink(cache, heads.b, lane);
   const auto merge = [&](int head, const unsigned char* sums, int stride, bool codes) {
     const int own = head / heads.count;
     return merge_head<kDim, warps>(scratch, reinterpret_cast<const float*>(sums), stride / 4, head % heads.count, codes,
@@ -260,7 +264,8 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   };
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
-    if (!attend_codes<warps>(cache, p, layer, heads, exact, exact_too, sinks, parts, shared, warp, lane)) {
+    if (!attend_codes<warps>(cache, p, layer, heads, exact, exact_too, inputs, sink, parts, shared, warp,
+                             lane)) {
       return write_empty(cache, p, block);
     }
     __syncthreads();
@@ -270,11 +275,11 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
       if (head < block.count) merged[i] = merge(head, shared, Layout::kSums, true);
     }
   } else {
-    exact.start_keys(team.place);
-    exact.start_values(team.place);
+    exact.start(team.place, false);
+    exact.start(team.place, true);
   }
   if (exact_too) {
-    attend_exact<kDim, warps, Layout::kScratch>(p, block, exact, sinks, shared);
+    attend_exact<kDim, warps, Layout::kScratch>(p, block, exact, __ballot_sync(0xffffffffu, sink), shared);
 #pragma unroll
     for (int i = 0; i < kWarpHeads; ++i) {
       const int head = warp + i * warps;

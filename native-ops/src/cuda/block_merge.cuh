@@ -133,8 +133,13 @@ __device__ __forceinline__ void write_head(const CacheView& cache, const Attenti
     return;
   }
   const int64_t to = row * p.parts + heads.part;
+  float* sums = p.sums + to * (n * kWarp) + lane * n;
+  if constexpr (n == 4) {
+    *reinterpret_cast<float4*>(sums) = make_float4(merged.sums[0], merged.sums[1], merged.sums[2], merged.sums[3]);
+  } else {
 #pragma unroll
-  for (int i = 0; i < n; ++i) p.sums[to * (n * kWarp) + lane * n + i] = merged.sums[i];
+    for (int i = 0; i < n; ++i) sums[i] = merged.sums[i];
+  }
   if (lane == 0) p.ranges[to] = make_float2(merged.maximum, merged.weights);
 }
 

@@ -9,15 +9,12 @@ namespace kvquant::cuda {
 /// Tokens among which sinks may be.
 constexpr int kSinkBits = 32;
 
-/// Tokens 0 to 31 of a sequence that are sinks, a bit each.
-__device__ __forceinline__ uint32_t find_sinks(const CacheView& cache, int b, int lane) {
+/// Whether token `lane` of a sequence is a sink.
+__device__ __forceinline__ bool is_sink(const CacheView& cache, int b, int lane) {
   const int page = lane / kExactTokens;
-  bool sink = false;
-  if (page < cache.sink_pages) {
-    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, page));
-    sink = header->tokens[lane % kExactTokens] == lane && lane <= cache.length(b);
-  }
-  return __ballot_sync(0xffffffffu, sink);
+  if (page >= cache.sink_pages) return false;
+  const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, page));
+  return header->tokens[lane % kExactTokens] == lane && lane <= cache.length(b);
 }
 
 /// Bits of the 16 tokens from first on that are in [0, end) and no sinks.
@@ -93,18 +90,13 @@ struct ExactUnits {
     return first < quantized ? all & ~((1u << (quantized - first)) - 1u) : all;
   }
 
-  /// Starts copying keys of a unit, if there is one; units come in order.
-  __device__ __forceinline__ void start_keys(int unit) {
+  /// Starts copying keys of a unit, if there is one, or then its values; units come in order.
+  __device__ __forceinline__ void start(int unit, bool side) {
     if (unit < units) {
-      if (index(unit) == 0 && unit > team.place) ids = load_ids(unit);
-      Tile::copy(keys, page(unit) + cache.exact_key(heads.kv_head, 0), lane);
+      if (!side && index(unit) == 0 && unit > team.place) ids = load_ids(unit);
+      const int64_t begin = side ? cache.exact_value(heads.kv_head, 0) : cache.exact_key(heads.kv_head, 0);
+      Tile::copy(side ? values : keys, page(unit) + begin, lane);
     }
-    commit_copies();
-  }
-
-  /// Likewise values, after the keys.
-  __device__ __forceinline__ void start_values(int unit) const {
-    if (unit < units) Tile::copy(values, page(unit) + cache.exact_value(heads.kv_head, 0), lane);
     commit_copies();
   }
 
@@ -124,7 +116,7 @@ struct ExactUnits {
   }
 };
 
-/// Attention of a block over units, after start_keys and start_values of each warp; leaves the warps' sums where their
+/// Attention of a block over units, after each warp has started its first; leaves the warps' sums where their
 /// tiles of keys were and the scratch for merge_head. block: heads of all teams. What lies before scratch_at in shared
 /// memory is free, once all warps are here.
 template <int D, int warps, int scratch_at>
@@ -164,7 +156,7 @@ __device__ __forceinline__ void attend_exact(const Attention& p, const BlockHead
     __syncwarp();
     if (valid != 0) Tile::score_turned(scores, exact.keys, q, angles, lane);
     __syncwarp();
-    exact.start_keys(unit + exact.team.size);
+    exact.start(unit + exact.team.size, false);
     wait_copies<1>();
     __syncwarp();
     if (valid != 0) {
@@ -172,7 +164,7 @@ __device__ __forceinline__ void attend_exact(const Attention& p, const BlockHead
       Tile::add_values(sums, exact.values, scores, valid, lane);
     }
     __syncwarp();
-    exact.start_values(unit + exact.team.size);
+    exact.start(unit + exact.team.size, true);
   }
   put_sums<D>(reinterpret_cast<float*>(exact.keys), sums, lane);
   publish(scratch, softmax, warp, lane);

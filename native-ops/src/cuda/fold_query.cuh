@@ -15,29 +15,35 @@ __device__ __forceinline__ float warp_maximum(float x) {
   return x;
 }
 
-/// All that a lane's part of a query is folded from, so that loads come before everything else, at once.
+/// All that a lane's part of a query is folded from, so that loads come before everything else, at once: what belongs to
+/// the layer, then what belongs to the query.
 struct FoldInputs {
   float q[kLanes];
   float2 steps[kLanes], angles[kLanes];
   float own_mean[kLanes] = {}, other_mean[kLanes] = {}, noise[kLanes] = {};
   int channel[kLanes];
 
-  __device__ __forceinline__ FoldInputs(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,
-                                        int lane) {
+  __device__ __forceinline__ FoldInputs(const CacheView& cache, int kv_head, int lane) {
     const SideView& keys = cache.keys;
-    const int first = heads.kv_head * kFoldDim + lane * kLanes, position = cache.length(heads.b);
-    load_query(cache, p, heads, head, lane, q);
+    const int first = kv_head * kFoldDim + lane * kLanes;
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      channel[i] = channel_at<kFoldDim>(keys, heads.kv_head, lane * kLanes + i);
+      channel[i] = channel_at<kFoldDim>(keys, kv_head, lane * kLanes + i);
       steps[i] = reinterpret_cast<const float2*>(keys.steps)[first + i];
       if (keys.mean != nullptr) {
         own_mean[i] = keys.mean[first + i];
-        other_mean[i] = keys.mean[heads.kv_head * kFoldDim + (lane * kLanes + i) % (kFoldDim / 2) + kFoldDim / 2];
+        other_mean[i] = keys.mean[kv_head * kFoldDim + (lane * kLanes + i) % (kFoldDim / 2) + kFoldDim / 2];
       }
       if (keys.noise != nullptr) noise[i] = keys.noise[first + i];
-      angles[i] = rope_angle(cache, position, lane % (kWarp / 2) * kLanes + i);
     }
+  }
+
+  __device__ __forceinline__ void load(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,
+                                       int lane) {
+    const int position = cache.length(heads.b);
+    load_query(cache, p, heads, head, lane, q);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) angles[i] = rope_angle(cache, position, lane % (kWarp / 2) * kLanes + i);
   }
 
   /// Applies RoPE.

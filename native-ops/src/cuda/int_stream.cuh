@@ -67,12 +67,13 @@ struct GroupStream {
       const uint8_t* page0 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at) * cache.page_bytes;
       const uint8_t* page1 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at + 1) * cache.page_bytes;
       unsigned char* to = stages + stage * layer.stage_bytes;
-      if (values) {
-        copy_values(to, page0, page1);
+      const int64_t begin = (values ? cache.values.tile(kv_head, 0) : cache.keys.tile(kv_head, 0)) + lane * 16;
+      if (values || cache.keys.tile_bytes == kValueTileBytes) {  // int2's usual width
+        copy_tiles(to, page0 + begin, page1 + begin);
       } else {
-        copy_keys(to, page0, page1);
-        copy_norms(norms + (group - first) * (kGroupTiles * kNormBytes), page0, page1);
+        copy_keys(to, page0 + begin, page1 + begin);
       }
+      if (!values) copy_norms(norms + (group - first) * (kGroupTiles * kNormBytes), page0, page1);
       if (++group == min(first + batch, end)) {
         if (values) {
           first = group;
@@ -82,12 +83,9 @@ struct GroupStream {
         values = !values;
       }
     } else if (exact_follow) {
-      if (values) {
-        exact_follow = false;
-        return exact.start_values(exact.team.place);
-      }
+      exact_follow = !values;
       values = true;
-      return exact.start_keys(exact.team.place);
+      return exact.start(exact.team.place, !exact_follow);
     }
     commit_copies();
   }
@@ -95,17 +93,6 @@ struct GroupStream {
  private:
   /// Tile i of 8 is tile i % 4 of page i / 4 of the two.
   __device__ __forceinline__ void copy_keys(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
-    const int64_t begin = cache.keys.tile(kv_head, 0) + lane * 16;
-    page0 += begin;
-    page1 += begin;
-    if (cache.keys.tile_bytes == kWarp * 16) {  // int2's usual width
-#pragma unroll
-      for (int i = 0; i < kGroupTiles; ++i) {
-        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * (kWarp * 16);
-        copy_async(to + i * (kWarp * 16) + ((lane * 16) ^ key_swizzle(i)), from);
-      }
-      return;
-    }
 #pragma unroll 1
     for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
 #pragma unroll
@@ -124,14 +111,12 @@ struct GroupStream {
     copy_async(to + lane * 16, from);
   }
 
-  __device__ __forceinline__ void copy_values(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
-    const int64_t begin = cache.values.tile(kv_head, 0) + lane * 16;
-    page0 += begin;
-    page1 += begin;
+  /// Keys or values, 512 bytes a tile.
+  __device__ __forceinline__ void copy_tiles(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
 #pragma unroll
     for (int i = 0; i < kGroupTiles; ++i) {
       const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * kValueTileBytes;
-      copy_async(to + i * kValueTileBytes + ((lane * 16) ^ value_swizzle(i)), from);
+      copy_async(to + i * kValueTileBytes + ((lane * 16) ^ (values ? value_swizzle(i) : key_swizzle(i))), from);
     }
   }
 };
