@@ -83,12 +83,11 @@ __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (
 }
 
 /// The query heads of a team.
-__device__ __forceinline__ BlockHeads team_heads(const CacheView& cache, int own, int together) {
-  const int queries = cache.heads / cache.kv_heads, groups = head_groups(cache);
-  const int kv_head = static_cast<int>(blockIdx.x) / groups * together + own;
-  const int skipped = static_cast<int>(blockIdx.x) % groups * kHeads;
-  return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z), kv_head, kv_head * queries + skipped,
-          min(kHeads, queries - skipped)};
+__device__ __forceinline__ BlockHeads team_heads(const IntLayer& layer, int own) {
+  const int block = static_cast<int>(blockIdx.x), shared_by = layer.head_groups > 1 ? block / layer.head_groups : block;
+  const int kv_head = shared_by * layer.together + own, skipped = (block - shared_by * layer.head_groups) * kHeads;
+  return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z), kv_head, kv_head * layer.queries + skipped,
+          min(kHeads, layer.queries - skipped)};
 }
 
 /// The query heads of another team, given those of one.
@@ -107,8 +106,10 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   const Team& team = exact.team;
   const int tokens = exact.quantized;
   const int groups = (tokens + kGroupTokens - 1) / kGroupTokens;
-  const int begin = static_cast<int>(static_cast<int64_t>(groups) * heads.part / parts);
-  const int end = static_cast<int>(static_cast<int64_t>(groups) * (heads.part + 1) / parts);
+  const auto begins = [&](int part) {
+    return static_cast<int>(static_cast<unsigned>(groups) * static_cast<unsigned>(part) / static_cast<unsigned>(parts));
+  };
+  const int begin = parts > 1 ? begins(heads.part) : 0, end = parts > 1 ? begins(heads.part + 1) : groups;
   if (begin == end && p.parts > 1) return false;
 
   auto* waves = reinterpret_cast<uint32_t*>(shared);
@@ -119,18 +120,18 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   unsigned char* norms = stages + kStages * layer.stage_bytes;
 
   // A warp's groups, `batch` of them at a time: each has its own columns of products.
-  const int columns = layer.columns, share = (end - begin) / team.size;
-  const int batch = min(kHeads / columns, share >= 4 ? 4 : share >= 2 ? 2 : 1);
-  const int units = (end - begin + batch - 1) / batch;
-  int first = begin + units * team.place / team.size * batch;
-  const int last = min(end, begin + units * (team.place + 1) / team.size * batch);
+  const int columns = 1 << layer.column_bits, share = (end - begin) >> team.size_bits;
+  const int batch_bits = min(3 - layer.column_bits, share >= 4 ? 2 : share >= 2 ? 1 : 0), batch = 1 << batch_bits;
+  const int units = (end - begin + batch - 1) >> batch_bits;
+  int first = begin + ((units * team.place >> team.size_bits) << batch_bits);
+  const int last = min(end, begin + ((units * (team.place + 1) >> team.size_bits) << batch_bits));
   const int pages = max(1, (tokens + kPageTokens - 1) / kPageTokens);
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
   const int g = lane / 4, c = lane % 4;
-  const int mine = 2 * c / columns;  // which of the batch's groups the lane's scores belong to
+  const int mine = 2 * c >> layer.column_bits;  // which of the batch's groups the lane's scores belong to
   // Of second operands: whose columns the lane holds, and where its words are.
-  const int place = team.own * columns;  // of the kv head's columns of queries
-  const int owner = g / columns, words_at = (place + g % columns) * 4 + c;
+  const int place = team.own << layer.column_bits, pair = 2 * c & (columns - 1);  // of the kv head's columns of queries
+  const int owner = g >> layer.column_bits, words_at = (place + (g & (columns - 1))) * 4 + c;
   const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
   // Small loads go first: behind a full queue of copies they would wait for all of them.
@@ -140,22 +141,23 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   stream.next = stream.load_ids(first + kIdGroups);
   if (first < last) prefetch(base_row(first + owner) + c * kWarp);
   const int all_columns = layer.together * columns;
-  const int folded_for = min(warp / columns, layer.together - 1);
+  const int folded_for = min(warp >> layer.column_bits, layer.together - 1);
   inputs.load(cache, p, column_heads(heads, team, folded_for), warp - folded_for * columns, lane);
   stream.start(0);
   if (warp < all_columns) fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
   if constexpr (warps < kHeads) {
     for (int column = warp + warps; column < all_columns; column += warps) {
-      FoldInputs others(cache, heads.kv_head + column / columns - team.own, lane);
-      others.load(cache, p, column_heads(heads, team, column / columns), column % columns, lane);
+      const int own = column >> layer.column_bits;
+      FoldInputs others(cache, heads.kv_head + own - team.own, lane);
+      others.load(cache, p, column_heads(heads, team, own), column - own * columns, lane);
       fold_query(cache, others, column, lane, queries, amplitudes, factors);
     }
   }
   stream.start(1);
   const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
   __syncthreads();
-  const float2 unit = *reinterpret_cast<const float2*>(factors + place + 2 * c % columns);
-  const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + 2 * c % columns);
+  const float2 unit = *reinterpret_cast<const float2*>(factors + place + pair);
+  const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + pair);
 
   Softmax softmax;
   ValueSums sums;
@@ -196,7 +198,7 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
       }
     }
     WeightOperands operands;
-    if (count == kHeads / columns && (first + count) * kGroupTokens <= tokens && (first > 0 || sinks == 0)) {
+    if (count << layer.column_bits == kHeads && (first + count) * kGroupTokens <= tokens && (first > 0 || sinks == 0)) {
       weigh<false>(softmax, sums, scores, n0, n1, 0xffffu, operands);
     } else {
       const uint32_t valid = valid_tokens((first + mine) * kGroupTokens + g * kTileTokens, tokens, sinks);
@@ -216,7 +218,7 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   __syncthreads();  // waves and queries are no longer needed: sums take their place
 
   // 2^18: fields are codes times 2^(p - 24), weights have a factor of 2^(6 - p).
-  const float factor = sums.norm_scale > 0.0f ? layer.level_step * 262144.0f / sums.norm_scale : 0.0f;
+  const float factor = sums.norm_scale > 0.0f ? layer.level_step * 262144.0f * inverse_power(sums.norm_scale) : 0.0f;
   auto* out = reinterpret_cast<float*>(shared + warp * Layout::kSums) + 2 * c * kMergeStride<kDim> + g * 4;
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
@@ -240,9 +242,9 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   constexpr int kWarpHeads = kHeads / warps;  // that a warp merges
   KVQUANT_DYNAMIC_SHARED(shared);
   const int lane = threadIdx.x % kWarp, warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
-  const int size = warps / layer.together;
-  const Team team{warp / size, warp % size, size};
-  const BlockHeads heads = team_heads(cache, team.own, layer.together);
+  const int size = 1 << layer.team_bits;
+  const Team team{warp >> layer.team_bits, warp & (size - 1), size, layer.team_bits};
+  const BlockHeads heads = team_heads(layer, team.own);
   BlockHeads block = column_heads(heads, team, 0);
   block.count *= layer.together;
   release_next_kernel();
@@ -250,7 +252,7 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   const int parts = has_exact && p.parts > 1 ? p.parts - 1 : p.parts, part = heads.part;
   const bool in_codes = part < parts, exact_too = has_exact && (p.parts == 1 || !in_codes);
   // What does not depend on kernels before this one: it may have been launched early.
-  FoldInputs inputs(cache, heads.kv_head + min(warp / layer.columns, layer.together - 1) - team.own, lane);
+  FoldInputs inputs(cache, heads.kv_head + min(warp >> layer.column_bits, layer.together - 1) - team.own, lane);
   if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared));
   wait_for_previous_kernel();
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
@@ -258,9 +260,9 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   ExactUnits<kDim> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane);
   const bool sink = is_sink(cache, heads.b, lane);
   const auto merge = [&](int head, const unsigned char* sums, int stride, bool codes) {
-    const int own = head / heads.count;
-    return merge_head<kDim, warps>(scratch, reinterpret_cast<const float*>(sums), stride / 4, head % heads.count, codes,
-                                   codes ? layer.columns : kHeads, own * size, own * size + size);
+    const int own = head < heads.count ? 0 : head / heads.count;
+    return merge_head<kDim, warps>(scratch, reinterpret_cast<const float*>(sums), stride / 4, head - own * heads.count,
+                                   codes, codes ? 1 << layer.column_bits : kHeads, own * size, own * size + size);
   };
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
@@ -313,7 +315,9 @@ IntLayer describe(const CacheView& cache) {
   layer.stage_bytes = kGroupTiles * std::max(layer.key_stride, kValueTileBytes);
   layer.warp_bytes = kStages * layer.stage_bytes + kNormsBytes;
   const int heads = cache.heads / cache.kv_heads;
-  layer.columns = heads <= 2 ? 2 : heads <= 4 ? 4 : 8;
+  layer.column_bits = heads <= 2 ? 1 : heads <= 4 ? 2 : 3;
+  layer.queries = heads;
+  layer.head_groups = head_groups(cache);
   layer.level_step = (cache.values.four_levels[3] - cache.values.four_levels[0]) / 3.0f;
   return layer;
 }
@@ -349,13 +353,14 @@ AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
 }
 
 bool attend_int_takes(const CacheView& cache, const AttentionShape& shape, int together) {
-  return together * describe(cache).columns <= kHeads && cache.kv_heads % together == 0 && shape.warps >= 2 * together;
+  return together << describe(cache).column_bits <= kHeads && cache.kv_heads % together == 0 && shape.warps >= 2 * together;
 }
 
 void attend_int(const CacheView& cache, const Attention& p, const AttentionShape& shape, bool early,
                 cudaStream_t stream) {
   IntLayer layer = describe(cache);
   layer.together = shape.together;
+  for (layer.team_bits = 0; shape.together << (layer.team_bits + 1) <= shape.warps;) ++layer.team_bits;
   if (shape.warps == kManyWarps) {
     launch_int<kManyWarps, 2>(cache, p, layer, early, stream);
   } else {

@@ -126,9 +126,10 @@ __device__ __forceinline__ void write_head(const CacheView& cache, const Attenti
   const int lane = threadIdx.x % kWarp;
   const int64_t row = static_cast<int64_t>(heads.b) * cache.heads + heads.first + head;
   if (p.direct) {
+    const float factor = 1.0f / merged.weights;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      store_element(p.type, p.out, row * (n * kWarp) + lane * n + i, merged.sums[i] / merged.weights);
+      store_element(p.type, p.out, row * (n * kWarp) + lane * n + i, merged.sums[i] * factor);
     }
     return;
   }

@@ -48,7 +48,7 @@ __device__ __forceinline__ void turn_back(const CacheView& cache, const float* f
 
 /// The warps of a block that work for one kv head: which of the block's it is, this warp's place among them, how many.
 struct Team {
-  int own, place, size;
+  int own, place, size, size_bits;
 };
 
 /// 16 tokens each: sink pages, then those of the window. A warp takes every `size`-th, through a tile of keys and one of
@@ -101,7 +101,7 @@ struct ExactUnits {
   }
 
  private:
-  __device__ __forceinline__ int index(int unit) const { return (unit - team.place) / team.size % kWarp; }
+  __device__ __forceinline__ int index(int unit) const { return ((unit - team.place) >> team.size_bits) % kWarp; }
 
   __device__ __forceinline__ int load_ids(int from) const {
     const int unit = min(from + lane * team.size, units - 1);

@@ -15,6 +15,14 @@ __device__ __forceinline__ float warp_maximum(float x) {
   return x;
 }
 
+__device__ __forceinline__ void load_four(const float* from, float (&to)[4]) {
+  const float4 x = *reinterpret_cast<const float4*>(from);
+  to[0] = x.x;
+  to[1] = x.y;
+  to[2] = x.z;
+  to[3] = x.w;
+}
+
 /// All that a lane's part of a query is folded from, so that loads come before everything else, at once: what belongs to
 /// the layer, then what belongs to the query.
 struct FoldInputs {
@@ -26,16 +34,20 @@ struct FoldInputs {
   __device__ __forceinline__ FoldInputs(const CacheView& cache, int kv_head, int lane) {
     const SideView& keys = cache.keys;
     const int first = kv_head * kFoldDim + lane * kLanes;
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      channel[i] = channel_at<kFoldDim>(keys, kv_head, lane * kLanes + i);
-      steps[i] = reinterpret_cast<const float2*>(keys.steps)[first + i];
-      if (keys.mean != nullptr) {
-        own_mean[i] = keys.mean[first + i];
-        other_mean[i] = keys.mean[kv_head * kFoldDim + (lane * kLanes + i) % (kFoldDim / 2) + kFoldDim / 2];
-      }
-      if (keys.noise != nullptr) noise[i] = keys.noise[first + i];
+    const float4* from = reinterpret_cast<const float4*>(keys.steps + 2 * first);
+    const float4 low = from[0], high = from[1];
+    steps[0] = make_float2(low.x, low.y);
+    steps[1] = make_float2(low.z, low.w);
+    steps[2] = make_float2(high.x, high.y);
+    steps[3] = make_float2(high.z, high.w);
+    if (keys.mean != nullptr) {
+      const int upper = kv_head * kFoldDim + lane * kLanes % (kFoldDim / 2) + kFoldDim / 2;
+      load_four(keys.mean + first, own_mean);
+      load_four(keys.mean + upper, other_mean);
     }
+    if (keys.noise != nullptr) load_four(keys.noise + first, noise);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) channel[i] = channel_at<kFoldDim>(keys, kv_head, lane * kLanes + i);
   }
 
   __device__ __forceinline__ void load(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,

@@ -19,8 +19,10 @@ struct IntLayer {
   int key_stride;  // bytes from one tile of keys to the next in shared memory
   float level_step;
   int stage_bytes, warp_bytes;  // of shared memory
-  int columns;                  // of a group of tokens: 2, 4 or 8, for as many query heads
+  int column_bits;              // of the columns of a group of tokens: 2, 4 or 8, for as many query heads
   int together;                 // kv heads of a block
+  int team_bits;                // of the warps for each
+  int queries, head_groups;     // heads of a kv head, groups of 8 of them
 };
 
 /// A warp's shared memory: two stages, each for keys or values of 8 tiles, and norms of a batch. For exact tokens: a

@@ -29,14 +29,21 @@ __device__ __forceinline__ void fill_waves(const CacheView& cache, uint32_t* tab
   const float unit = 1.0f / static_cast<float>(1 << (12 - field_position(f)));
   for (int c = static_cast<int>(threadIdx.x) / kPageTokens; c < 4; c += static_cast<int>(blockDim.x) / kPageTokens) {
     uint32_t* to = table + f * kWaveStride + (token / 16 * 4 + c) * 4 + token / 8 % 2;
-#pragma unroll 8
-    for (int i = 0; i < 2 * kWaveBlocks; ++i) {
-      const int pair = wave_pair(i / 2, i % 2, c);
-      const float x = cache.rope[pair * kPageTokens + token], y = cache.rope[(kHalf + pair) * kPageTokens + token];
-      const float x1 = second[pair], y1 = second[kHalf + pair];
-      uint32_t* words = to + i / 2 * (kWarp * 4) + i % 2 * 2;
-      words[0] = pack_halves(x * unit, y * unit);
-      words[16 * 4] = pack_halves((x * x1 - y * y1) * unit, (y * x1 + x * y1) * unit);  // 64 tokens on: tiles 4 to 7
+    const int first = wave_pair(0, 0, c);
+    const float *cosines = cache.rope + first * kPageTokens + token, *sines = cosines + kHalf * kPageTokens;
+#pragma unroll 2
+    for (int i = 0; i < 2 * kWaveBlocks; i += 4) {
+      const float4 x1 = *reinterpret_cast<const float4*>(second + first + i);
+      const float4 y1 = *reinterpret_cast<const float4*>(second + kHalf + first + i);
+      const float turns[4][2] = {{x1.x, y1.x}, {x1.y, y1.y}, {x1.z, y1.z}, {x1.w, y1.w}};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float x = cosines[(i + j) * kPageTokens] * unit, y = sines[(i + j) * kPageTokens] * unit;
+        uint32_t* words = to + (i + j) / 2 * (kWarp * 4) + j % 2 * 2;
+        words[0] = pack_halves(x, y);
+        // 64 tokens on: tiles 4 to 7.
+        words[16 * 4] = pack_halves(x * turns[j][0] - y * turns[j][1], y * turns[j][0] + x * turns[j][1]);
+      }
     }
   }
 }

@@ -20,6 +20,9 @@ constexpr int kValueTileBytes = 128 * 4;
 constexpr int kValueStride = kValueTileBytes + 16;
 constexpr int kNormBytes = kTileTokens * 2;  // of a tile
 
+/// 1 / x of a power of 2.
+__device__ __forceinline__ float inverse_power(float x) { return __int_as_float((254 << 23) - __float_as_int(x)); }
+
 /// A warp's sums: [2 m, 2 m + 1] as above; ones: of the weights.
 struct ValueSums {
   float sums[8][4] = {}, ones[4] = {};
@@ -46,10 +49,10 @@ struct ValueSums {
     // 8 2^5 2^6 < 65504.
     const int exponent = norm > 0.0f ? ((__float_as_int(norm) >> 23) & 0xff) - 127 : 0;
     const float wanted = __int_as_float((127 - min(max(exponent, -40), 20)) << 23);
-    const float keep = norm_scale > 0.0f ? wanted / norm_scale : 0.0f;
+    const float keep = norm_scale > 0.0f ? wanted * inverse_power(norm_scale) : 0.0f;
     multiply(keep, keep);
     norm_scale = wanted;
-    limit = 8.0f / wanted;
+    limit = 8.0f * inverse_power(wanted);
   }
 };
 
