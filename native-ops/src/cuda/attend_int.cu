@@ -142,7 +142,10 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   if (first < last) prefetch(base_row(first + owner) + c * kWarp);
   const int all_columns = layer.together * columns;
   const int folded_for = min(warp >> layer.column_bits, layer.together - 1);
-  inputs.load(cache, p, column_heads(heads, team, folded_for), warp - folded_for * columns, lane);
+  if (warp < all_columns) {
+    inputs.load(cache, p, column_heads(heads, team, folded_for), warp - folded_for * columns, lane);
+  }
+  const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
   stream.start(0);
   if (warp < all_columns) fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
   if constexpr (warps < kHeads) {
@@ -154,7 +157,6 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
     }
   }
   stream.start(1);
-  const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
   __syncthreads();
   const float2 unit = *reinterpret_cast<const float2*>(factors + place + pair);
   const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + pair);
@@ -339,7 +341,8 @@ bool attend_int_supports(const CacheView& cache) {
       levels[0] == -levels[3] && levels[1] == -levels[2] && std::fabs(levels[3] - 3.0f * levels[2]) < 1e-3f;
   const bool waves = cache.rope_rows >= kPageTokens + 2;  // 128 positions, which the mean term turns by
   const bool first = cache.sink_policy != SinkPolicy::kMassive && cache.keys_pre_rope == 0;
-  return first && cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm &&
+  const auto aligned = [](const float* table) { return reinterpret_cast<uintptr_t>(table) % sizeof(float4) == 0; };
+  return first && aligned(cache.keys.steps) && aligned(cache.keys.mean) && aligned(cache.keys.noise) && cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm &&
          cache.values.bits == 2 && cache.values.rotated && even && cache.head_dim == kDim &&
          cache.max_sinks <= kSinkBits && waves;
 }
