@@ -99,6 +99,7 @@ def filled_cache(layer, batch, tokens):
     cache = Cache(layer, [tokens + 1] * batch, "cuda", ops=OPS)
     cache.pages.zero_(), cache.exact.zero_()
     one = Cache(layer, [tokens + 1], "cuda", ops=OPS, seed=5)
+    one.pages.zero_(), one.exact.zero_()
     generator = torch.Generator(device="cuda").manual_seed(11)
     for begin in range(0, tokens, 8192):
         count = min(8192, tokens - begin)

@@ -8,17 +8,26 @@
 // With few query heads to a kv head each group has its own columns of the products: softmax, the mean term and the
 // operands of weights then cost as much for a batch as for a group. What is kept exactly, sinks and the recent window,
 // is the last part, 16 tokens at a time as in attend_fp16.cu, keys turned on the way; a single part goes on to it
-// itself and writes the output.
+// itself, its first tokens copied while the last codes are worked on, and writes the output. A block takes several kv
+// heads where that makes one wave of blocks of two; its warps are then split into teams.
+//
+// The kernel may be launched before the one ahead has ended. What belongs to the layer it does before it waits for that
+// one: parameters and the table of waves. Small loads come before the copies of codes: behind them they wait for all.
 //
 //   score = 2^(24 - p) S / sigma + constant + mean term, S the product of codes and queries in which steps, the score's
 //   factor and a power of 2, sigma, are folded (static_keys.cuh); constant is what starts of codes and the bias amount
 //   to; the mean term is mean_term.cuh's.
 //
-// Measured on an H100, us a launch: 249 at batch 32, 32 query and 8 kv heads, 32768 tokens (cuDNN over fp16: 1382); 105
-// at 16, 32, 32, 4096 (350); 51 at 1, 32, 8, 131072 (180). A group at a time, with unevenly spaced levels and exact
-// tokens always in blocks of their own, it was 369, 147 and 71. The first is bound by issue slots (some 200
-// instructions for 16 tokens of a head); the others by what blocks do before and after their loop, which are 60 % of
-// the samples at 4096 tokens.
+// Measured on an H100, us a launch, in one run: 246 at batch 32, 32 query and 8 kv heads, 32768 tokens (cuDNN over
+// fp16: 1381); 78.5 at 16, 32, 32, 4096 (350); 47.0 at 1, 32, 8, 131072 (180); 23.7 at 1, 32, 8, 32768 (51). A kv head
+// to a block, exact tokens copied after the codes, launched after the kernel ahead: 246, 98.7, 48.0, 27.0. A group at a
+// time, with unevenly spaced levels and exact tokens always in blocks of their own, the first three were 369, 147
+// and 71. The first is bound by issue slots (some 200 instructions for 16 tokens of a head). At 16, 32, 32, 4096 some
+// 10 us pass from the wait for the kernel ahead to the first product, 48 in the loop, 12 with exact tokens; at 1, 32,
+// 8, 32768 the wait for the last block and the combination take 3, the mean term 3.6.
+//
+// Tried without gain: exact tokens first in half of the blocks (86 instead of 78.5), one loop over keys and values
+// (86), both stages started before queries are folded (80), 9 to 65 parts for one sequence, 4 kv heads to a block.
 #include <algorithm>
 #include <cmath>
 
@@ -92,7 +101,8 @@ __device__ __forceinline__ BlockHeads team_heads(const IntLayer& layer, int own)
 
 /// The query heads of another team, given those of one.
 __device__ __forceinline__ BlockHeads column_heads(const BlockHeads& heads, const Team& team, int own) {
-  return {heads.b, heads.part, heads.kv_head + own - team.own, heads.first + (own - team.own) * heads.count, heads.count};
+  return {heads.b, heads.part, heads.kv_head + own - team.own, heads.first + (own - team.own) * heads.count,
+          heads.count};
 }
 
 /// A part's tokens in codes. Leaves the warps' sums at the beginning of shared memory, Layout::kSums apart, and the
@@ -100,8 +110,8 @@ __device__ __forceinline__ BlockHeads column_heads(const BlockHeads& heads, cons
 template <int warps>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
                                              const BlockHeads& heads, ExactUnits<kDim>& exact, bool exact_follow,
-                                             FoldInputs& inputs, bool sink, int parts, unsigned char* shared,
-                                             int warp, int lane) {
+                                             FoldInputs& inputs, bool sink, int parts, unsigned char* shared, int warp,
+                                             int lane) {
   using Layout = IntBlock<warps>;
   const Team& team = exact.team;
   const int tokens = exact.quantized;
@@ -234,8 +244,8 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   return true;
 }
 
-/// A block per part, kv head (and group of 8 query heads), or some of these, and sequence. The last part is what is kept
-/// exactly, unless there is only one, which then has all tokens.
+/// A block per part, kv head (and group of 8 query heads), or some of these, and sequence. The last part is what is
+/// kept exactly, unless there is only one, which then has all tokens.
 template <int warps, int blocks>
 __global__ void __launch_bounds__(warps* kWarp, blocks)
     attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
@@ -268,8 +278,7 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   };
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
-    if (!attend_codes<warps>(cache, p, layer, heads, exact, exact_too, inputs, sink, parts, shared, warp,
-                             lane)) {
+    if (!attend_codes<warps>(cache, p, layer, heads, exact, exact_too, inputs, sink, parts, shared, warp, lane)) {
       return write_empty(cache, p, block);
     }
     __syncthreads();
@@ -342,9 +351,9 @@ bool attend_int_supports(const CacheView& cache) {
   const bool waves = cache.rope_rows >= kPageTokens + 2;  // 128 positions, which the mean term turns by
   const bool first = cache.sink_policy != SinkPolicy::kMassive && cache.keys_pre_rope == 0;
   const auto aligned = [](const float* table) { return reinterpret_cast<uintptr_t>(table) % sizeof(float4) == 0; };
-  return first && aligned(cache.keys.steps) && aligned(cache.keys.mean) && aligned(cache.keys.noise) && cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm &&
-         cache.values.bits == 2 && cache.values.rotated && even && cache.head_dim == kDim &&
-         cache.max_sinks <= kSinkBits && waves;
+  return first && aligned(cache.keys.steps) && aligned(cache.keys.mean) && aligned(cache.keys.noise) &&
+         cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
+         cache.values.rotated && even && cache.head_dim == kDim && cache.max_sinks <= kSinkBits && waves;
 }
 
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
@@ -356,7 +365,8 @@ AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
 }
 
 bool attend_int_takes(const CacheView& cache, const AttentionShape& shape, int together) {
-  return together << describe(cache).column_bits <= kHeads && cache.kv_heads % together == 0 && shape.warps >= 2 * together;
+  return together << describe(cache).column_bits <= kHeads && cache.kv_heads % together == 0 &&
+         shape.warps >= 2 * together;
 }
 
 void attend_int(const CacheView& cache, const Attention& p, const AttentionShape& shape, bool early,

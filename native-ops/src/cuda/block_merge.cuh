@@ -92,8 +92,8 @@ struct MergedHead {
   }
 };
 
-/// After a barrier: adds up the sums of warps [first, last) for a head, which are warp_stride floats apart; rotated: they
-/// are in the rotated basis. Each head has a sum in every `columns`-th of 8 columns. A warp does one head.
+/// After a barrier: adds up the sums of warps [first, last) for a head, which are warp_stride floats apart; rotated:
+/// they are in the rotated basis. Each head has a sum in every `columns`-th of 8 columns. A warp does one head.
 template <int D, int warps>
 __device__ __forceinline__ MergedHead<D / kWarp> merge_head(const MergeScratch<warps>& scratch, const float* sums,
                                                             int warp_stride, int head, bool rotated,

@@ -51,8 +51,8 @@ struct Team {
   int own, place, size, size_bits;
 };
 
-/// 16 tokens each: sink pages, then those of the window. A warp takes every `size`-th, through a tile of keys and one of
-/// values.
+/// 16 tokens each: sink pages, then those of the window. A warp takes every `size`-th, through a tile of keys and one
+/// of values.
 template <int D>
 struct ExactUnits {
   using Tile = Fp16Tile<D>;

@@ -23,8 +23,8 @@ __device__ __forceinline__ void load_four(const float* from, float (&to)[4]) {
   to[3] = x.w;
 }
 
-/// All that a lane's part of a query is folded from, so that loads come before everything else, at once: what belongs to
-/// the layer, then what belongs to the query.
+/// All that a lane's part of a query is folded from, so that loads come before everything else, at once: what belongs
+/// to the layer, then what belongs to the query.
 struct FoldInputs {
   float q[kLanes];
   float2 steps[kLanes], angles[kLanes];

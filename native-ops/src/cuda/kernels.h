@@ -65,8 +65,8 @@ struct Attention {
 /// How a kernel's blocks look: what decides how many parts are best.
 struct AttentionShape {
   int warps, shared_bytes;
-  int blocks;       // on a multiprocessor at most, for registers
-  int unit_tokens;  // that a warp takes at a time
+  int blocks;        // on a multiprocessor at most, for registers
+  int unit_tokens;   // that a warp takes at a time
   int together = 1;  // kv heads of a block
 };
 
