@@ -27,7 +27,8 @@ function(kvquant_find_nvcc var)
 endfunction()
 
 # kvquant_cuda_library(NAME SOURCE...): lib<NAME>.so with machine code for sm_80 (A100), sm_86 (RTX 30, A10), sm_89
-# (RTX 40, L4) and sm_90 (H100), PTX for later GPUs, and the CUDA runtime linked statically.
+# (RTX 40, L4) and sm_90 (H100), PTX for later GPUs, and the CUDA runtime linked statically. Sources in
+# KVQUANT_HOPPER_SOURCES are compiled for sm_90a instead of sm_90: they use instructions that no later GPU has.
 function(kvquant_cuda_library name)
   if(NOT ARGN)
     message(STATUS "No CUDA sources are listed: lib${name} is not built")
@@ -67,9 +68,13 @@ function(kvquant_cuda_library name)
     string(REPLACE "/" "_" stem "${source}")
     set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}/${stem}.o")
     file(MAKE_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/${name}")
+    set(source_flags ${flags})
+    if(source IN_LIST KVQUANT_HOPPER_SOURCES)
+      list(TRANSFORM source_flags REPLACE "^arch=compute_90,code=sm_90$" "arch=compute_90a,code=sm_90a")
+    endif()
     add_custom_command(
       OUTPUT "${object}"
-      COMMAND "${nvcc}" ${flags} -MD -MF "${object}.d" -c -o "${object}" "${CMAKE_CURRENT_SOURCE_DIR}/${source}"
+      COMMAND "${nvcc}" ${source_flags} -MD -MF "${object}.d" -c -o "${object}" "${CMAKE_CURRENT_SOURCE_DIR}/${source}"
       DEPENDS "${source}" DEPFILE "${object}.d"
       COMMENT "nvcc ${source}" VERBATIM)
     list(APPEND objects "${object}")

@@ -28,10 +28,11 @@ FORMATS = {"int2": {}, "int2 uneven levels": {"levels": [0.4528, 1.5104]}, "int2
                                "massive": True},
            "rotatekv2 ordered": {"keys": Rotated(2, 4, 128, order=True), "values": Rotated(2, 1, 128, 0.8),
                                  "window": 0, "sinks": 0},
+           "latent2": {"keys": Latent()},
            "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0}}
 DEFAULT = ",".join(FORMATS)
 # Plain kernels; on request.
-FORMATS.update({"kvquant2": {"keys": Codebook(2, 16), "values": KVQUANT_VALUES[2]}, "latent2": {"keys": Latent()}})
+FORMATS.update({"kvquant2": {"keys": Codebook(2, 16), "values": KVQUANT_VALUES[2]}})
 L2_BYTES = 64 << 20
 
 

@@ -57,7 +57,8 @@ class Layer:
         self.heads, self.kv_heads, self.head_dim, self.window, self.sinks = heads, kv_heads, head_dim, window, sinks
         self.massive = massive
         # Whether attention has a kernel that turns keys of the window while it reads them.
-        self.turned = keys == "int" and values == 2 and head_dim == 128 and window > 0
+        own_kernel = keys == "int" or getattr(keys, "per_head", False)
+        self.turned = own_kernel and values == 2 and head_dim == 128 and window > 0
         self.frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
         self.rope = rope_table(self.frequencies, positions)
         channels, packer = kv_heads * head_dim, Packer()

@@ -35,6 +35,10 @@ class Latent:
     basis: bool = True
     pre_rope: bool = True
 
+    @property
+    def per_head(self):
+        return self.basis and not self.whole_layer
+
     def __call__(self, packer, rng, layer):
         heads = layer.kv_heads if self.whole_layer else 1
         size, groups = heads * layer.head_dim, layer.kv_heads // heads

@@ -13,8 +13,8 @@ import sys
 import numpy as np
 import torch
 
-from cuda_cache import Cache, Layer
-from cuda_formats import FORMATS as OTHER_FORMATS, Rotated
+from cuda_cache import SCHEDULES, Cache, Layer
+from cuda_formats import FORMATS as OTHER_FORMATS, Latent, Rotated
 
 DEVICE, OPS = "cuda", torch.ops.kvquant
 # ||out - reference|| / ||reference|| of a head: rounding of the output, of queries, of products' operands.
@@ -168,6 +168,26 @@ def run_rotated():
     return passed + 4
 
 
+def run_latent():
+    """The kernel of latent2 with a basis per head: every width, columns of 1 to 8 queries, parts, exact tokens."""
+    widths = {"all runs": (8, 8, 4, 4, 4, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1), "odd": SCHEDULES["odd"],
+              "few": (4,) * 3 + (2,) * 8 + (0,) * 5, "one": (4,) + (0,) * 15, "none": (0,) * 16}
+    for name, schedule in widths.items():
+        layer = Layer(heads=4, kv_heads=2, keys=Latent(schedule), window=20)
+        run_case(f"latent2 {name}", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2, check_values=False)
+    for heads, options in itertools.product((1, 3, 8, 12), ({"window": 0, "sinks": 0}, {"sinks": 20, "window": 40})):
+        layer = Layer(heads=heads, kv_heads=1, keys=Latent(), **options)
+        run_case(f"latent2 {heads}/1", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2, check_values=False)
+    layer = Layer(keys=Latent())
+    for dtype in TOLERANCE:
+        run_case(f"latent2 {dtype}", layer, dtype, [LENGTHS], 2, check_values=False)
+    run_case("latent2 large scores", layer, torch.float16, [[900, 2000]], 2, scale=6.0)
+    run_case("latent2 flat scores", layer, torch.float16, [[900, 2000]], 2, scale=0.0)
+    run_case("latent2 long", layer, torch.float16, [[33000]], 1, check_values=False)
+    check_invariants(layer)
+    return 5 + 8 + 3 + 4
+
+
 def main():
     for library in ("libkvquant_cpu.so", "libkvquant_cuda.so"):
         torch.ops.load_library(f"{sys.argv[1]}/{library}")
@@ -178,7 +198,7 @@ def run_all(small):
     torch.ops.kvquant.configure(torch.tensor([-1, 0], dtype=torch.int32))  # the portable variant
     passed = 0
     if small:
-        for name in ("int2", "int2 odd widths", "fp16", "fp16 with window", "rotatekv2, massive sinks", "kvquant2"):
+        for name in ("int2", "int2 odd widths", "fp16", "fp16 with window", "rotatekv2, massive sinks", "kvquant2", "latent2"):
             layer = Layer(heads=4, kv_heads=1, **FORMATS[name])
             run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
             passed += 1
@@ -205,6 +225,7 @@ def run_all(small):
             check_truncation(layer)
             passed += 5
         passed += run_rotated()
+        passed += run_latent()
         check_invariants(Layer(**FORMATS["fp16"]))
         run_case("a past of 100000 tokens", Layer(heads=4, kv_heads=1), torch.float16, [[100000]], 1, check_values=False)
         passed += 2

@@ -141,6 +141,8 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1, false, false};
   } else if (attend_int_supports(cache)) {
     plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1, false, false};
+  } else if (attend_latent_supports(cache)) {
+    plan = {AttentionPlan::kLatent, attend_latent_shape(cache), 1, false, false};
   } else if (attend_rotated_supports(cache)) {
     plan = {AttentionPlan::kRotated, attend_rotated_shape(cache), 1, false, false};
   }
@@ -168,7 +170,7 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     plan.parts = other.parts;
     plan.shape.together = together;
   }
-  if (plan.kernel == AttentionPlan::kInt &&
+  if ((plan.kernel == AttentionPlan::kInt || plan.kernel == AttentionPlan::kLatent) &&
       plan.parts == (exact ? 2 : 1)) {  // the block of all tokens in codes goes on
     plan.parts = 1;
     plan.direct = true;
@@ -182,6 +184,8 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
     attend_fp16(cache, attention, plan.shape, stream);
   } else if (plan.kernel == AttentionPlan::kRotated) {
     attend_rotated(cache, attention, stream);
+  } else if (plan.kernel == AttentionPlan::kLatent) {
+    attend_latent(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kInt) {
     attend_int(cache, attention, plan.shape, plan.early, stream);
   } else {

@@ -29,6 +29,7 @@ struct SideView {
   const float *mean, *steps, *levels, *noise, *basis, *inverse;
   const int16_t* order;
   const uint16_t* groups;     // kAffine with an order: the group of each channel
+  const uint8_t* latent;      // kStatic in a basis of a head: latent_basis.h
   float four_levels[4];       // kNorm of 2 bits: levels, for the host
   int run_begin[kWidthRuns];  // kStatic: bytes from the beginning of a tile
   int width[kWidthRuns];

@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "core/codec.h"
 #include "device_params.h"
+#include "latent_basis.h"
 #include "launch.cuh"
 
 namespace kvquant::cuda {
@@ -39,13 +40,17 @@ uint64_t content_hash(const uint8_t* data, size_t bytes) {
   return hash;
 }
 
-/// The bytes of a copy: the parameters, and the table of groups if there is one.
-std::vector<uint8_t> with_group_table(const LayerParams& params) {
+/// The bytes of a copy: the parameters, and the table of groups or the basis as products want it, if there is one.
+std::vector<uint8_t> with_tables(const LayerParams& params) {
   const auto* data = reinterpret_cast<const uint8_t*>(&params);
   std::vector<uint8_t> all(data, data + params.bytes);
   if (has_group_table(params)) {
     all.resize(group_table_offset(params) + 2 * static_cast<size_t>(params.channels()));
     channel_groups(params, params.keys, reinterpret_cast<uint16_t*>(all.data() + group_table_offset(params)));
+  }
+  if (has_latent_basis(params)) {
+    all.resize(latent_offset(params) + latent_bytes(params));
+    write_latent_basis(params, all.data() + latent_offset(params));
   }
   return all;
 }
@@ -79,7 +84,7 @@ const uint8_t* held_params(const LayerParams& params, int32_t device) {
 }  // namespace
 
 int64_t hold_params(const char* op, const LayerParams& params, int32_t device) {
-  const std::vector<uint8_t> all = with_group_table(params);
+  const std::vector<uint8_t> all = with_tables(params);
   Tensor copy = Tensor::empty(DType::kUInt8, {static_cast<int64_t>(all.size())}, {DeviceType::kCuda, device});
   cudaStream_t stream = current_stream(device);
   check_cuda(op, cudaMemcpyAsync(copy.data<void>(), all.data(), all.size(), cudaMemcpyHostToDevice, stream));
@@ -129,7 +134,7 @@ const uint8_t* device_params(const char* op, const LayerParams& params) {
   const std::lock_guard<std::mutex> lock(mutex);
   uint8_t*& copy = copies[key];
   if (copy == nullptr) {
-    const std::vector<uint8_t> all = with_group_table(params);
+    const std::vector<uint8_t> all = with_tables(params);
     void* memory = nullptr;
     check_cuda(op, cudaMalloc(&memory, all.size()));
     check_cuda(op, cudaMemcpy(memory, all.data(), all.size(), cudaMemcpyHostToDevice));

@@ -11,7 +11,8 @@ namespace kvquant::cuda {
 /// The packed parameters on the current device: the copy that hold_params made of those at this address. Parameters
 /// that nobody holds are found by their content: the first call copies them, which waits for the device and can not
 /// happen while a graph is being captured, and such copies stay for the life of the process, since a graph may hold
-/// their address. Behind the parameters lies the group of each channel of keys, if they have an order (kAffine).
+/// their address. Behind the parameters lies the group of each channel of keys, if they have an order (kAffine),
+/// or their basis (latent_basis.h).
 const uint8_t* device_params(const char* op, const LayerParams& params);
 
 /// Copies parameters to a device, where they stay until drop_params is called with the number that this returns. Until

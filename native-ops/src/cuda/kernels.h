@@ -72,7 +72,7 @@ struct AttentionShape {
 
 /// Which kernel works on a layer, and in how many parts.
 struct AttentionPlan {
-  enum Kernel { kPlain, kFp16, kInt, kRotated } kernel;
+  enum Kernel { kPlain, kFp16, kInt, kLatent, kRotated } kernel;
   AttentionShape shape;
   int parts;
   bool early;   // parts let the kernel behind them start early
@@ -97,6 +97,11 @@ bool attend_int_takes(const CacheView& cache, const AttentionShape& shape, int t
 /// early: may start before the kernel ahead has ended.
 void attend_int(const CacheView& cache, const Attention& attention, const AttentionShape& shape, bool early,
                 cudaStream_t stream);
+
+/// latent2 with a basis per head: static codes of keys before RoPE, 2-bit values with norms.
+bool attend_latent_supports(const CacheView& cache);
+AttentionShape attend_latent_shape(const CacheView& cache);
+void attend_latent(const CacheView& cache, const Attention& attention, cudaStream_t stream);
 
 /// rotatekv2: 2-bit codes with scales and zeros, keys rotated over groups of heads before RoPE, in natural order or
 /// another.
