@@ -172,8 +172,9 @@ __global__ void __launch_bounds__(kLatentThreads, 2)
   const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
   const int parts = has_exact && p.parts > 1 ? p.parts - 1 : p.parts, part = heads.part;
   const bool in_codes = part < parts;
-  const ExactUnits<kDim> exact(cache, heads, shared + kBasisAt + warp * kExactStride, lane);
-  const uint32_t sinks = find_sinks(cache, heads.b, lane);
+  unsigned char* tiles = shared + kBasisAt + warp * kExactStride;
+  ExactUnits<kDim> exact(cache, heads, {0, warp, kLatentWarps, kWarpBits}, tiles, tiles + Fp16Tile<kDim>::kBytes, lane);
+  const uint32_t sinks = __ballot_sync(0xffffffffu, is_sink(cache, heads.b, lane));
   MergedHead<kDim / kWarp> merged;
   if (in_codes) {
     const int groups = (exact.quantized + kGroupTokens - 1) / kGroupTokens;
@@ -183,8 +184,9 @@ __global__ void __launch_bounds__(kLatentThreads, 2)
     merged = attend_codes(cache, p, layer, heads, exact.quantized, sinks, begin, end, shared, warp, lane);
   }
   if (has_exact && (p.parts == 1 || !in_codes)) {
-    exact.start(warp);
-    attend_exact<kDim, kLatentWarps, kScratchAt>(p, exact, sinks, shared);
+    exact.start(warp, false);
+    exact.start(warp, true);
+    attend_exact<kDim, kLatentWarps, kScratchAt>(p, heads, exact, sinks, shared);
     if (warp < heads.count) {
       const auto& scratch = *reinterpret_cast<const MergeScratch<kLatentWarps>*>(shared + kScratchAt);
       merged.add(merge_head<kDim, kLatentWarps>(scratch, reinterpret_cast<const float*>(shared + kBasisAt),

@@ -8,6 +8,7 @@
 namespace kvquant::cuda {
 
 constexpr int kLatentWarps = 8, kLatentThreads = kLatentWarps * kWarp, kTiles = 8;
+constexpr int kWarpBits = 3;
 constexpr int kLatentStages = 4;
 
 struct LatentLayer {
