@@ -17,7 +17,7 @@ import time
 import torch
 
 from cuda_cache import Cache, Layer
-from cuda_formats import KVQUANT_VALUES, Codebook, Latent, Rotated
+from cuda_formats import Codebook, Latent, Rotated
 
 OPS = torch.ops.kvquant
 SHAPES = [(32, 32, 8, 128, 32768), (16, 32, 32, 128, 4096), (1, 32, 8, 128, 131072), (8, 40, 40, 128, 8192),
@@ -31,8 +31,9 @@ FORMATS = {"int2": {}, "int2 uneven levels": {"levels": [0.4528, 1.5104]}, "int2
            "latent2": {"keys": Latent()},
            "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0}}
 DEFAULT = ",".join(FORMATS)
-# Plain kernels; on request.
-FORMATS.update({"kvquant2": {"keys": Codebook(2, 16), "values": KVQUANT_VALUES[2]}})
+# On request.
+FORMATS.update({f"kvquant{bits}": {"keys": Codebook(bits, 0.01), "values": Codebook(bits, 0.01, keys=False), "window": 0,
+                                   "sinks": 1} for bits in (2, 3, 4)})
 L2_BYTES = 64 << 20
 
 

@@ -59,6 +59,8 @@ class Layer:
         # Whether attention has a kernel that turns keys of the window while it reads them.
         own_kernel = keys == "int" or getattr(keys, "per_head", False)
         self.turned = own_kernel and values == 2 and head_dim == 128 and window > 0
+        # Whether it has one that makes halves of codes and turns those.
+        self.halved = head_dim == 128 and all(type(side).__name__ == "Codebook" for side in (keys, values))
         self.frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
         self.rope = rope_table(self.frequencies, positions)
         channels, packer = kv_heads * head_dim, Packer()

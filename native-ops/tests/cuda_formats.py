@@ -60,9 +60,12 @@ class Latent:
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """KVQuant: levels within ranges of channels (keys) or tokens (values), outliers apart."""
+    """KVQuant: levels within ranges of channels (keys) or tokens (values), outliers apart.
+
+    outliers: of a token; or, less than 1, the share that CodebookFormat.java has slots for.
+    """
     bits: int = 2
-    outliers: int = 4
+    outliers: float = 4
     keys: bool = True
     reach: float = 1.5
     pre_rope: bool = True
@@ -71,7 +74,11 @@ class Codebook:
         levels = np.sort(rng.uniform(-1, 1, 1 << self.bits))
         steps = packer.table(np.stack([layer.mean, self.reach * layer.spread], 1), "<f4") if self.keys else 0
         both = packer.table(np.concatenate([levels, levels + 0.01 * np.arange(1 << self.bits)]), "<f4")
-        return packer.side(5, self.bits, steps=steps, levels=both, outliers=self.outliers)
+        slots = self.outliers
+        if 0 < slots < 1:
+            channels = layer.kv_heads * layer.head_dim
+            slots = int(1.5625 * slots * channels + 1e-9) if self.keys else 2 * max(1, round(slots * channels / 2))
+        return packer.side(5, self.bits, steps=steps, levels=both, outliers=slots)
 
 
 KVQUANT_VALUES = {bits: Codebook(bits, keys=False) for bits in (2, 3, 4)}

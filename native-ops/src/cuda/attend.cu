@@ -145,19 +145,23 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     plan = {AttentionPlan::kLatent, attend_latent_shape(cache), 1, false, false};
   } else if (attend_rotated_supports(cache)) {
     plan = {AttentionPlan::kRotated, attend_rotated_shape(cache), 1, false, false};
+  } else if (attend_codebook_supports(cache)) {
+    plan = {AttentionPlan::kCodebook, attend_codebook_shape(cache), 1, false, false};
   }
   if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false, false};
   const bool plain = plan.kernel == AttentionPlan::kPlain;
   constexpr int kReservedBytes = 1024;  // of each block, by CUDA
   const int resident =
       std::max(1, std::min(plan.shape.blocks, shared_total / (plan.shape.shared_bytes + kReservedBytes)));
-  const int blocks = plain                                    ? cache.heads
-                     : plan.kernel == AttentionPlan::kRotated ? cache.kv_heads / kRotatedHeads
-                                                              : cache.kv_heads * head_groups(cache);
+  const int blocks = plain ? cache.heads
+                     : plan.kernel == AttentionPlan::kRotated
+                         ? cache.kv_heads / kRotatedHeads
+                         : cache.kv_heads / plan.shape.together * head_groups(cache);
   const int64_t pairs = std::max<int64_t>(1, static_cast<int64_t>(cache.batch) * blocks);
   const int64_t slots = static_cast<int64_t>(multiprocessors) * resident;
-  const Cut cut = best_parts(cache, plan.shape, pairs, plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : 1,
-                             slots, exact && !plain);
+  const Cut cut = best_parts(cache, plan.shape, pairs,
+                             plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : plan.shape.together, slots,
+                             exact && !plain && plan.kernel != AttentionPlan::kCodebook);
   plan.parts = cut.parts;
   double least = cut.time;
   for (int together = 2; plan.kernel == AttentionPlan::kInt && together <= 4; together *= 2) {
@@ -186,6 +190,8 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
     attend_rotated(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kLatent) {
     attend_latent(cache, attention, stream);
+  } else if (plan.kernel == AttentionPlan::kCodebook) {
+    attend_codebook(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kInt) {
     attend_int(cache, attention, plan.shape, plan.early, stream);
   } else {

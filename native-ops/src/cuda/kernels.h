@@ -72,7 +72,7 @@ struct AttentionShape {
 
 /// Which kernel works on a layer, and in how many parts.
 struct AttentionPlan {
-  enum Kernel { kPlain, kFp16, kInt, kLatent, kRotated } kernel;
+  enum Kernel { kPlain, kFp16, kInt, kLatent, kRotated, kCodebook } kernel;
   AttentionShape shape;
   int parts;
   bool early;   // parts let the kernel behind them start early
@@ -109,6 +109,11 @@ constexpr int kRotatedHeads = 4;  // kv heads of a block
 bool attend_rotated_supports(const CacheView& cache);
 AttentionShape attend_rotated_shape(const CacheView& cache);
 void attend_rotated(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+
+/// kvquant: codes of codebooks with outliers, keys before RoPE.
+bool attend_codebook_supports(const CacheView& cache);
+AttentionShape attend_codebook_shape(const CacheView& cache);
+void attend_codebook(const CacheView& cache, const Attention& attention, cudaStream_t stream);
 
 /// Tokens [begin, end) of a sequence as attention sees them: k and v [kv_heads, end - begin, head_dim], after RoPE.
 struct Rows {

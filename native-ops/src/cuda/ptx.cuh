@@ -165,6 +165,13 @@ __device__ __forceinline__ uint32_t mask_here(uint32_t x, uint32_t mask) {
   return y;
 }
 
+/// __byte_perm of a selector whose four indices are 0 to 7: the compiler would mask each selector.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t selector) {
+  uint32_t z;
+  asm("prmt.b32 %0,%1,%2,%3;" : "=r"(z) : "r"(x), "r"(y), "r"(selector));
+  return z;
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
