@@ -17,7 +17,7 @@ import time
 import torch
 
 from cuda_cache import Cache, Layer
-from cuda_formats import Codebook, Latent, Rotated
+from cuda_formats import SVDQ, Codebook, Latent, Rotated
 
 OPS = torch.ops.kvquant
 SHAPES = [(32, 32, 8, 128, 32768), (16, 32, 32, 128, 4096), (1, 32, 8, 128, 131072), (8, 40, 40, 128, 8192),
@@ -34,6 +34,11 @@ DEFAULT = ",".join(FORMATS)
 # On request.
 FORMATS.update({f"kvquant{bits}": {"keys": Codebook(bits, 0.01), "values": Codebook(bits, 0.01, keys=False), "window": 0,
                                    "sinks": 1} for bits in (2, 3, 4)})
+# Key sparsity, 1/32 of the tokens of the longest shape; without it every token's keys are rebuilt.
+for svdq, keys in SVDQ.items():
+    FORMATS[svdq] = {"keys": keys, "values": 4, "window": 0}
+    FORMATS[f"{svdq} sparse"] = {**FORMATS[svdq], "sparse": 1024}
+FORMATS["int2 sparse"] = {"sparse": 1024}
 L2_BYTES = 64 << 20
 
 
@@ -122,6 +127,24 @@ def clone(cache):
     return other
 
 
+def read_pages(layer, cache, q, stored):
+    """Of sequence 0, whether each kv head reads each page (core/landmarks.h); q [heads, 1, head_dim] after RoPE."""
+    pages, candidates, wanted = -(-stored // 64), max(0, stored - 64) // 64, -(-layer.sparse // 64)
+    read = torch.ones(layer.kv_heads, pages, dtype=torch.bool, device="cuda")
+    if layer.sparse == 0 or wanted >= candidates:
+        return read
+    size = 2 * layer.kv_heads * layer.head_dim
+    landmarks = cache.pages[cache.page_table[0, :candidates].long(), -size:].contiguous().view(torch.bfloat16)
+    landmarks = landmarks.double().reshape(candidates, layer.kv_heads, 1, layer.head_dim)
+    queries = q.double().reshape(1, layer.kv_heads, -1, layer.head_dim)
+    shares = torch.softmax((landmarks * queries).sum(-1) / math.sqrt(layer.head_dim), 0)
+    worth = shares.reshape(candidates, layer.kv_heads // layer.together, -1).amax(-1)
+    read[:, :candidates] = False
+    for head in range(layer.kv_heads):
+        read[head, worth[:, head // layer.together].topk(wanted).indices] = True
+    return read
+
+
 def check(layer, cache, rows, out):
     """Attention of sequence 0 against dequantized tokens in double precision."""
     length = int(cache.lengths[0, 0])
@@ -132,12 +155,16 @@ def check(layer, cache, rows, out):
     starts = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
     q, _, _ = OPS.rope_heads(rows[:1].float().contiguous(), starts, *cache_at(one, length).state())
     group = layer.heads // layer.kv_heads
-    stored = length + 1 - layer.window if layer.window else 0
+    stored = length + 1 - layer.window
+    read = read_pages(layer, one, q, stored)
     bias = OPS.score_bias(q.float().contiguous(), layer.params) if layer.window else torch.zeros(layer.heads, 1, device="cuda")
     worst = 0.0
     for h in range(layer.heads):
         s = (k[h // group].double() @ q[h, 0].double()) / math.sqrt(layer.head_dim)
         s[layer.sinks:stored] += bias[h, 0].double()
+        skipped = ~read[h // group].repeat_interleave(64)[:stored]
+        skipped[:layer.sinks] = False
+        s[:stored][skipped] = -math.inf
         want = torch.softmax(s, 0) @ v[h // group].double()
         got = out[0].reshape(layer.heads, -1)[h].double()
         worst = max(worst, float((got - want).norm() / want.norm()))

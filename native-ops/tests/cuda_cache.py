@@ -51,11 +51,15 @@ class Packer:
 
 class Layer:
     def __init__(self, keys="int", values=2, heads=8, kv_heads=2, head_dim=128, window=128, sinks=4, schedule="wide",
-                 base=5e5, positions=1 << 17, levels=None, mean=2.0, seed=0, order=True, noise=True, massive=False):
-        """keys: int, fp16, fp32 or a side of cuda_formats.py; values: bits of a norm format, 16, 32 or such a side."""
+                 base=5e5, positions=1 << 17, levels=None, mean=2.0, seed=0, order=True, noise=True, massive=False,
+                 sparse=0):
+        """keys: int, fp16, fp32 or a side of cuda_formats.py; values: bits of a norm format, 16, 32 or such a side;
+        sparse: tokens that a step chooses to read, 0: all."""
         rng = np.random.default_rng(seed)
         self.heads, self.kv_heads, self.head_dim, self.window, self.sinks = heads, kv_heads, head_dim, window, sinks
-        self.massive = massive
+        self.massive, self.sparse = massive, sparse
+        # Kv heads whose keys are read together: they read the same pages.
+        self.together = kv_heads if getattr(keys, "whole_layer", False) else 1
         # Whether attention has a kernel that turns keys of the window while it reads them.
         own_kernel = keys == "int" or getattr(keys, "per_head", False)
         self.turned = own_kernel and values == 2 and head_dim == 128 and window > 0
@@ -101,7 +105,7 @@ class Layer:
             value_side = Packer.side(*((1, 16) if values == 16 else (0, 32)))
         header = struct.pack("<2i3i3iif2i", 0x3151564B, 208 + len(packer.tables), heads, kv_heads, head_dim, window,
                              (2 if massive else 1) if sinks else 0, sinks, int(getattr(keys, "pre_rope", False)),
-                             1 / np.sqrt(head_dim), 0, 0)
+                             1 / np.sqrt(head_dim), sparse, 0)
         self.params = torch.frombuffer(bytearray(header + key_side + value_side + packer.tables), dtype=torch.uint8)
         self.page_bytes, self.exact_bytes = (int(x) for x in torch.ops.kvquant.layout(self.params))
         self.sink_pages = (sinks + RUN - 1) // RUN

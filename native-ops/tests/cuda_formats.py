@@ -81,6 +81,9 @@ class Codebook:
         return packer.side(5, self.bits, steps=steps, levels=both, outliers=slots)
 
 
+# The paper's schedules, in pairs of runs.
+SVDQ = {name: Latent(whole_layer=True, widths=widths + (0,) * (16 - len(widths)))
+        for name, widths in (("svdq2.25", (8, 8, 4, 4, 4, 4, 2, 2)), ("svdq1.25", (4, 4, 4, 4, 2, 2)))}
 KVQUANT_VALUES = {bits: Codebook(bits, keys=False) for bits in (2, 3, 4)}
 FORMATS = {
     "rotatekv2": {"keys": Rotated(heads=4), "values": Rotated(clip=0.8)},

@@ -1,9 +1,10 @@
 # Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE.
 """Operators on a cache, on CUDA against the portable ones of the CPU. Needs torch 2.7 or later, numpy and a GPU.
 
-    python test_cuda_cache.py DIRECTORY [small]
+    python test_cuda_cache.py DIRECTORY [small] [sparse]
 
-DIRECTORY holds libkvquant_cpu.so and libkvquant_cuda.so; small: few cases of few tokens, for compute-sanitizer. Both
+DIRECTORY holds libkvquant_cpu.so and libkvquant_cuda.so; small: few cases of few tokens, for compute-sanitizer;
+sparse: those of key sparsity only. Both
 sides start from the same tensors and get the same tokens: what append leaves must be the same in every byte, and
 attention and dequantized tokens are compared with the portable operator, which sums in double precision.
 """
@@ -13,8 +14,8 @@ import sys
 import numpy as np
 import torch
 
-from cuda_cache import SCHEDULES, Cache, Layer
-from cuda_formats import FORMATS as OTHER_FORMATS, Codebook, Latent, Rotated
+from cuda_cache import PAGE, SCHEDULES, Cache, Layer
+from cuda_formats import FORMATS as OTHER_FORMATS, KVQUANT_VALUES, SVDQ, Codebook, Latent, Rotated
 
 DEVICE, OPS = "cuda", torch.ops.kvquant
 # ||out - reference|| / ||reference|| of a head: rounding of the output, of queries, of products' operands.
@@ -219,16 +220,77 @@ def run_codebook():
     return passed + 8
 
 
+# Key sparsity: every way of reading keys back, of sinks and of windows.
+SPARSE = {
+    "svdq2.25": {"keys": SVDQ["svdq2.25"], "values": 4, "window": 0},
+    "svdq1.25/int2, 20 sinks": {"keys": SVDQ["svdq1.25"], "window": 20, "sinks": 20},
+    "svdq/fp16, odd widths": {"keys": Latent(whole_layer=True, widths=(3, 1, 8, 0, 2, 4, 1) + (0,) * 9), "values": 16,
+                              "window": 0},
+    "svdq2.25/int8": {"keys": SVDQ["svdq2.25"], "values": 8, "window": 0, "sinks": 0},
+    "latent2": {"keys": Latent(), "window": 20},
+    "int2": {"window": 32}, "int2, no window": {"window": 0, "sinks": 0},
+    "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0},
+    "rotatekv2, massive sinks": {"keys": Rotated(heads=4), "values": Rotated(), "sinks": 24, "massive": True, "window": 0},
+    "rotatekv3, order": {"keys": Rotated(3, 2, order=True), "values": Rotated(3), "window": 20},
+    "kvquant2": {"keys": Codebook(2), "values": KVQUANT_VALUES[2], "window": 0, "sinks": 1},
+}
+
+
+def run_sparse(small):
+    """Landmarks in pages, the pages that are chosen by them, and attention over these."""
+    passed = 0
+    shapes = [(4, 2, 128)] if small else [(32, 8, 128), (20, 2, 128), (6, 3, 64)]
+    for (name, options), (heads, kv_heads, head_dim), sparse in itertools.product(SPARSE.items(), shapes, (1, 129)):
+        layer = Layer(heads=heads, kv_heads=kv_heads, head_dim=head_dim, sparse=sparse, **options)
+        run_case(f"{name} {heads}/{kv_heads}x{head_dim}, {sparse} tokens", layer, torch.float16,
+                 [[330, 1, 500], [130, 140, 0], [1, 1, 1]], 3, check_values=False, allowed=TURNED)
+        passed += 1
+    if small:
+        return passed
+    for name, dtype in itertools.product(("svdq2.25", "int2"), TOLERANCE):
+        layer = Layer(sparse=64, **SPARSE[name])
+        run_case(f"sparse {name} {dtype}", layer, dtype, [LENGTHS], 2, check_values=False, allowed=TURNED)
+        run_case(f"sparse {name} {dtype} steps", layer, dtype, [[61, 190, 300]], 150, check_values=False, allowed=TURNED)
+        passed += 2
+    layer = Layer(heads=32, kv_heads=8, sparse=1024, **SPARSE["svdq2.25"])
+    run_case("sparse svdq2.25, long", layer, torch.float16, [[20000]], 2, check_values=False, allowed=TURNED)
+    check_invariants(Layer(sparse=128, **SPARSE["svdq2.25"]))
+    check_equal_pages()
+    dense = Layer(**SPARSE["svdq2.25"])
+    run_case("svdq2.25, all tokens", dense, torch.float16, [LENGTHS], 2, check_values=False, allowed=TURNED)
+    return passed + 4
+
+
+def check_equal_pages():
+    """Of pages that promise equally much the earlier ones are read: here of 40 pages with the same keys."""
+    layer = Layer(keys="fp16", values=16, window=0, sinks=0, sparse=5 * PAGE)
+    cpu = Cache(layer, [41 * PAGE])
+    torch.manual_seed(5)
+    rows = layer.random_rows(40 * PAGE + 7, torch.float16)
+    gpu = cpu.to(DEVICE, OPS)
+    cpu.append(rows.float(), [len(rows)])
+    gpu.append(rows.to(DEVICE), [len(rows)])
+    check_same("pages", "equal pages", gpu.pages, cpu.pages)
+    landmarks = layer.page_bytes - 2 * layer.kv_heads * layer.head_dim
+    for cache in (cpu, gpu):
+        cache.pages[:, landmarks:] = cache.pages[int(cache.page_table[0, 0]), landmarks:].clone()
+    rows = layer.random_rows(1, torch.float16)
+    check_close("attend", "equal pages", gpu.decode(rows.to(DEVICE)).reshape(layer.heads, -1),
+                cpu.decode(rows.float()).reshape(layer.heads, -1), 2e-3)
+
+
 def main():
     for library in ("libkvquant_cpu.so", "libkvquant_cuda.so"):
         torch.ops.load_library(f"{sys.argv[1]}/{library}")
-    run_all("small" in sys.argv)
+    run_all("small" in sys.argv, "sparse" in sys.argv)
 
 
-def run_all(small):
+def run_all(small, sparse=False):
     torch.ops.kvquant.configure(torch.tensor([-1, 0], dtype=torch.int32))  # the portable variant
     passed = 0
-    if small:
+    if sparse:
+        passed = run_sparse(small)
+    elif small:
         for name in ("int2", "int2 odd widths", "fp16", "fp16 with window", "rotatekv2, massive sinks", "kvquant2", "latent2"):
             layer = Layer(heads=4, kv_heads=1, **FORMATS[name])
             run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
@@ -237,7 +299,7 @@ def run_all(small):
         run_case("rotatekv2", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2, allowed=TURNED)
         layer = Layer(heads=8, kv_heads=4, window=16, sinks=1, **kvquant(2))
         run_case("kvquant2, heads together", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
-        passed += 2
+        passed += 2 + run_sparse(True)
     else:
         for (name, options), (heads, kv_heads, head_dim) in itertools.product(FORMATS.items(), SHAPES):
             layer = Layer(heads=heads, kv_heads=kv_heads, head_dim=head_dim, **options)
@@ -257,7 +319,7 @@ def run_all(small):
             check_invariants(layer)
             check_truncation(layer)
             passed += 5
-        passed += run_rotated() + run_latent() + run_codebook()
+        passed += run_rotated() + run_latent() + run_codebook() + run_sparse(False)
         check_invariants(Layer(**FORMATS["fp16"]))
         run_case("a past of 100000 tokens", Layer(heads=4, kv_heads=1), torch.float16, [[100000]], 1, check_values=False)
         passed += 2

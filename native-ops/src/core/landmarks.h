@@ -7,9 +7,6 @@
 
 namespace kvquant {
 
-/// Pages with any of the last kRecentCoded tokens that are read from pages are always read.
-constexpr int64_t kRecentCoded = kPageTokens;
-
 /// Writes the landmarks of the pages that have become full since [begin, end) were stored.
 void store_landmarks(const LayerCache& cache, int64_t b, int64_t begin, int64_t end, int64_t length);
 

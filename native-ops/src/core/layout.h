@@ -15,6 +15,8 @@ constexpr int kTileTokens = 16;
 /// Tokens of a page of stored keys and values.
 constexpr int kPageTokens = 64;
 constexpr int kPageTiles = kPageTokens / kTileTokens;
+/// With key sparsity, pages with any of the last kRecentCoded tokens that are read from pages are always read.
+constexpr int64_t kRecentCoded = kPageTokens;
 /// Tokens of an exact page: sinks or a run of the recent window.
 constexpr int kExactTokens = kTileTokens;
 /// Entries of a layer's input that decide about massive-activation sinks (RotateKV, section 3.3).

@@ -213,7 +213,9 @@ __device__ void encode_tile(const CacheView& cache, const NewRows& rows, const T
   transform_tile(cache, run, tile);
   __syncthreads();
   uint8_t* page = cache.page(run.b, run.begin / kPageTokens);
-  if (cache.keys.format == Format::kStatic) {
+  if (cache.keys.basis_heads != 0) {
+    // append_basis has coded them.
+  } else if (cache.keys.format == Format::kStatic) {
     encode_static(cache, run, tile, page);
   } else {
     store_plain<D>(cache.keys, run, tile.k, page);
@@ -269,13 +271,12 @@ __global__ void __launch_bounds__(D)
   store_exact(cache, rows, b, row - rows.start(b), blockIdx.y, threadIdx.x);
 }
 
-/// Whether all that a head's codes depend on is in that head.
+/// Whether all that a head's codes depend on is in that head, but for keys in a basis.
 bool head_by_head(const CacheView& cache) {
   const auto plain = [](const SideView& side) {
     return side.format == Format::kFloat32 || side.format == Format::kFloat16;
   };
-  const bool keys = (plain(cache.keys) && cache.keys.rotation_heads == 0) ||
-                    (cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0);
+  const bool keys = (plain(cache.keys) && cache.keys.rotation_heads == 0) || cache.keys.format == Format::kStatic;
   return keys && (plain(cache.values) || cache.values.format == Format::kNorm);
 }
 
@@ -284,6 +285,7 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
   const NewRows rows{tokens};
   const auto kv_heads = static_cast<unsigned>(cache.kv_heads), batch = static_cast<unsigned>(cache.batch);
   const bool by_head = head_by_head(cache);
+  if (by_head && cache.keys.basis_heads != 0) append_basis(cache, tokens, stream);
   if (by_head && tokens.count <= cache.batch) {
     launch("append", append_sequences<D>, {dim3(kv_heads, batch), D, 0, stream}, cache, rows);
     return;

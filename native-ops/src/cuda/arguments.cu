@@ -17,9 +17,6 @@ void check_supported(const char* op, const LayerParams& params) {
   if (params.head_dim != 64 && params.head_dim != 128) {
     fail(op, "head_dim " + std::to_string(params.head_dim) + " has no CUDA kernel; allowed: 64, 128; run on the CPU");
   }
-  if (params.sparse_tokens > 0) {
-    fail(op, "key sparsity has no CUDA kernel yet; leave it out, or run on the CPU");
-  }
 }
 
 SideView side_view(const LayerParams& params, const SideParams& side, const SideLayout& layout) {
@@ -120,6 +117,8 @@ CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
   view_.keys = side_view(*params_, params_->keys, pages.keys);
   view_.values = side_view(*params_, params_->values, pages.values);
   view_.page_bytes = pages.bytes;
+  view_.sparse_tokens = params_->sparse_tokens;
+  view_.landmarks = pages.landmarks;
   view_.exact_bytes = exact.bytes;
   view_.exact_values = exact.values_begin;
   view_.pages = tensors_.pages.data<uint8_t>();

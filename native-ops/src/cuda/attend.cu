@@ -94,11 +94,11 @@ Cut best_parts(const CacheView& cache, const AttentionShape& shape, int64_t pair
   constexpr double kBytesPerNanosecond = 2800.0, kBlockNanoseconds = 3000.0;
   const double byte_time = static_cast<double>(slots) / kBytesPerNanosecond;
   const double share_of_heads = static_cast<double>(kv_heads) / cache.kv_heads;
-  const double history = static_cast<double>(cache.page_bytes) * share_of_heads * cache.page_columns * byte_time;
+  const double history = static_cast<double>(cache.page_bytes) * share_of_heads * pages_read(cache) * byte_time;
   const double exact_bytes = static_cast<double>(cache.exact_bytes) * share_of_heads;
   const double window = (cache.ring + cache.sink_pages) * exact_bytes * byte_time + kBlockNanoseconds;
   const double exact_work = exact ? static_cast<double>(pairs) * window : 0;
-  const int64_t units = static_cast<int64_t>(cache.page_columns) * kPageTokens / shape.unit_tokens;
+  const int64_t units = static_cast<int64_t>(pages_read(cache)) * kPageTokens / shape.unit_tokens;
   const int64_t most = std::max<int64_t>(1, std::min<int64_t>(kMostParts - 1, (units + shape.warps - 1) / shape.warps));
   int best = 1;
   double least = 0;
@@ -137,7 +137,14 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   const int shared_total = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const bool exact = cache.window > 0 || cache.sink_pages > 0;
   AttentionPlan plan{AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false, false};
-  if (cache.keys.format == Format::kFloat16 && cache.values.format == Format::kFloat16 && !exact) {
+  if (attend_rebuilt_supports(cache) && attend_rebuilt_shape(cache).shared_bytes <= shared_bytes) {
+    const int parts = attend_rebuilt_parts(cache, multiprocessors);
+    return {AttentionPlan::kRebuilt, attend_rebuilt_shape(cache), parts,
+            attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9, parts == 1};
+  }
+  if (cache.sparse_tokens > 0) {
+    // Of the other kernels only the plain one looks for pages in a list.
+  } else if (cache.keys.format == Format::kFloat16 && cache.values.format == Format::kFloat16 && !exact) {
     plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1, false, false};
   } else if (attend_int_supports(cache)) {
     plan = {AttentionPlan::kInt, attend_int_shape(cache, shared_bytes), 1, false, false};
@@ -184,6 +191,7 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
 }
 
 void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& attention, cudaStream_t stream) {
+  if (cache.sparse_tokens > 0) select_pages(cache, attention, plan.early, stream);
   if (plan.kernel == AttentionPlan::kFp16) {
     attend_fp16(cache, attention, plan.shape, stream);
   } else if (plan.kernel == AttentionPlan::kRotated) {
@@ -192,6 +200,8 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
     attend_latent(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kCodebook) {
     attend_codebook(cache, attention, stream);
+  } else if (plan.kernel == AttentionPlan::kRebuilt) {
+    attend_rebuilt(cache, attention, plan.shape, plan.early && cache.sparse_tokens > 0, stream);
   } else if (plan.kernel == AttentionPlan::kInt) {
     attend_int(cache, attention, plan.shape, plan.early, stream);
   } else {

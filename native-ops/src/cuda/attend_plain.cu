@@ -4,12 +4,52 @@
 #include "elements.cuh"
 #include "launch.cuh"
 #include "query_state.cuh"
+#include "select_pages.cuh"
 #include "token_reader.cuh"
 
 namespace kvquant::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+
+/// The tokens that a kv head of a sequence reads: all in order; or, with key sparsity, those of the chosen pages, of
+/// the window and sinks, wherever they are.
+struct ReadTokens {
+  const CacheView& cache;
+  int b, position, quantized;
+  bool chosen;
+  ReadPages pages;
+  int coded, recent, count;  // tokens of pages; and of the window; and slots of sinks
+
+  __device__ ReadTokens(const CacheView& cache, const PageChoice& choice, int b, int kv_head, int position,
+                        int quantized)
+      : cache(cache),
+        b(b),
+        position(position),
+        quantized(quantized),
+        chosen(choice.lists != nullptr),
+        pages(cache, choice, b, kv_head),
+        coded(pages.count * kPageTokens),
+        recent(coded + position + 1 - quantized),
+        count(chosen ? recent + cache.sink_pages * kExactTokens : position + 1) {}
+
+  /// The i-th token and where it is; false: there is none, or it comes at another place.
+  __device__ bool find(int i, int* token, Place* place) const {
+    if (chosen && i >= recent) {
+      const uint8_t* page = cache.sink_page(b, (i - recent) / kExactTokens);
+      const int slot = (i - recent) % kExactTokens;
+      *token = reinterpret_cast<const ExactHeader*>(page)->tokens[slot];
+      *place = {page, slot};
+      return *token >= 0 && *token <= position;
+    }
+    *token = i;
+    if (chosen) *token = i < coded ? pages[i / kPageTokens] * kPageTokens + i % kPageTokens : quantized + i - coded;
+    if (chosen && i < coded && *token >= quantized) return false;
+    *place = find_token(cache, b, *token, quantized);
+    if (!chosen) return true;
+    return i < coded ? place->exact == nullptr : place->exact == cache.window_page(b, *token);
+  }
+};
 
 /// A block per part, query head and sequence; its warps take the part's tokens in turn.
 template <int D, class Element>
@@ -42,11 +82,13 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 
   QueryState<n> state;
-  const int tokens = position + 1;
-  const int begin = static_cast<int>(static_cast<int64_t>(tokens) * part / p.parts);
-  const int end = static_cast<int>(static_cast<int64_t>(tokens) * (part + 1) / p.parts);
-  for (int token = begin + warp; token < end; token += kWarps) {
-    const Place place = find_token(cache, b, token, quantized);
+  const ReadTokens tokens(cache, p.choice, b, kv_head, position, quantized);
+  const int begin = static_cast<int>(static_cast<int64_t>(tokens.count) * part / p.parts);
+  const int end = static_cast<int>(static_cast<int64_t>(tokens.count) * (part + 1) / p.parts);
+  for (int i = begin + warp; i < end; i += kWarps) {
+    int token;
+    Place place;
+    if (!tokens.find(i, &token, &place)) continue;
     float k[n], v[n], score;
     if (place.exact != nullptr) {
       read_exact(cache, place, kv_head, true, lane, k);

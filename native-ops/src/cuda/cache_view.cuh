@@ -60,6 +60,13 @@ struct CacheView {
   const float* rope;
   int64_t rope_rows;
   int batch, page_columns, exact_columns;
+  int sparse_tokens;  // LayerParams::sparse_tokens
+  int64_t landmarks;  // where they begin in a page
+
+  /// Pages that a decoding step chooses; 0: it reads all.
+  __host__ __device__ int sparse_pages() const {
+    return sparse_tokens / kPageTokens + (sparse_tokens % kPageTokens != 0);
+  }
 
   __device__ int length(int b) const { return lengths[2 * b]; }
 

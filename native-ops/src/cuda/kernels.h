@@ -2,6 +2,8 @@
 // What operators.cu asks of the other files of this folder. Everything runs on the given stream and nothing waits for
 // it; arguments have been checked.
 #pragma once
+#include <algorithm>
+
 #include "cache_view.cuh"
 
 namespace kvquant::cuda {
@@ -19,6 +21,12 @@ struct NewTokens {
 };
 
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append that codes keys in a basis, before all else.
+void append_basis(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append that stores landmarks of pages that have become full, after all else.
+void store_landmarks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// Append of about one token per sequence to int2: static codes of keys, 2-bit values with norms.
 bool append_one_supports(const CacheView& cache);
@@ -49,6 +57,23 @@ struct MassiveEntries {
 };
 void massive_entries(const MassiveEntries& entries, cudaStream_t stream);
 
+/// Where a step with key sparsity keeps its choice. lists: [batch, kv_heads / heads, stride], how many pages and which.
+struct PageChoice {
+  int32_t* lists;  // nullptr: all pages are read
+  int stride, heads;
+  float* scores;  // [batch, heads, page_columns]: of landmarks; then of a kv head's first query what pages are worth
+};
+
+/// Kv heads that read the same pages: LayerParams::heads_at_once.
+inline int heads_at_once(const CacheView& cache) {
+  return std::max({1, cache.keys.rotation_heads, cache.keys.basis_heads});
+}
+
+/// Pages that attention reads of a sequence at most; one or two hold the tokens that are always read.
+inline int pages_read(const CacheView& cache) {
+  return cache.sparse_tokens > 0 ? std::min(cache.page_columns, cache.sparse_pages() + 2) : cache.page_columns;
+}
+
 /// Attention of one query per head and sequence, cut into parts of the history that blocks work on at once. A part
 /// leaves the maximum of its scores (base 2), the sum of its weights relative to it, and the sum of its weighted
 /// values.
@@ -60,6 +85,7 @@ struct Attention {
   float* sums;     // [batch, heads, parts, head_dim], natural basis
   float2* ranges;  // [batch, heads, parts]: maximum, sum of weights
   bool direct;     // the only part writes out
+  PageChoice choice;
 };
 
 /// How a kernel's blocks look: what decides how many parts are best.
@@ -72,7 +98,7 @@ struct AttentionShape {
 
 /// Which kernel works on a layer, and in how many parts.
 struct AttentionPlan {
-  enum Kernel { kPlain, kFp16, kInt, kLatent, kRotated, kCodebook } kernel;
+  enum Kernel { kPlain, kFp16, kInt, kLatent, kRotated, kCodebook, kRebuilt } kernel;
   AttentionShape shape;
   int parts;
   bool early;   // parts let the kernel behind them start early
@@ -82,6 +108,10 @@ AttentionPlan plan_attention(const CacheView& cache, int device);
 
 /// Writes sums and ranges, then out.
 void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& attention, cudaStream_t stream);
+
+/// Chooses the pages that attention reads, with key sparsity. early: the GPU can start kernels before those ahead of
+/// them are done.
+void select_pages(const CacheView& cache, const Attention& attention, bool early, cudaStream_t stream);
 
 void attend_plain(const CacheView& cache, const Attention& attention, cudaStream_t stream);
 
@@ -114,6 +144,14 @@ void attend_rotated(const CacheView& cache, const Attention& attention, cudaStre
 bool attend_codebook_supports(const CacheView& cache);
 AttentionShape attend_codebook_shape(const CacheView& cache);
 void attend_codebook(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+
+/// Static codes of keys, in a basis before RoPE or after RoPE: of chosen pages or, in a basis of several heads, of all.
+/// multiprocessors: of the GPU.
+bool attend_rebuilt_supports(const CacheView& cache);
+AttentionShape attend_rebuilt_shape(const CacheView& cache);
+int attend_rebuilt_parts(const CacheView& cache, int multiprocessors);
+void attend_rebuilt(const CacheView& cache, const Attention& attention, const AttentionShape& shape, bool early,
+                    cudaStream_t stream);
 
 /// Tokens [begin, end) of a sequence as attention sees them: k and v [kv_heads, end - begin, head_dim], after RoPE.
 struct Rows {

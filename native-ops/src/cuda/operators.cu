@@ -27,6 +27,13 @@ NewTokens new_tokens(const char* op, const CacheView& view, const Tensor& qkv, c
   return {qkv.data<void>(), type, starts.data<int32_t>(), static_cast<int>(qkv.size(0)), nullptr, nullptr};
 }
 
+void append_with_landmarks(const CacheArguments& arguments, const NewTokens& tokens) {
+  const CacheView& view = arguments.view();
+  cudaStream_t stream = current_stream(arguments.device().index);
+  append(view, tokens, stream);
+  if (view.sparse_tokens > 0 && tokens.count > 0) store_landmarks(view, tokens, stream);
+}
+
 /// append as in operators.cpp; qkv is FLOAT32, FLOAT16 or BFLOAT16.
 void append_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "append";
@@ -45,7 +52,7 @@ void append_op(StableIValue* stack, uint64_t, uint64_t) {
   }
   const DeviceScope scope(op, arguments.device().index);
   arguments.find_params(op);
-  append(arguments.view(), tokens, current_stream(arguments.device().index));
+  append_with_landmarks(arguments, tokens);
 }
 
 /// massive_entries as in operators.cpp; x is FLOAT32, FLOAT16 or BFLOAT16.
@@ -81,12 +88,13 @@ void massive_entries_op(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 /// What decides a plan; nothing else of a view does.
-using PlanKey = std::array<int64_t, 14>;
+using PlanKey = std::array<int64_t, 15>;
 
 PlanKey plan_key(const CacheView& view, int device) {
   const auto side = [](const SideView& v) {
     int64_t key = static_cast<int64_t>(v.format) << 32 | v.bits << 16 | v.rotation_heads << 8 | v.outliers;
     key = key * 31 + v.group_size * 2 + (v.order != nullptr ? 1 : 0);
+    key = key * 31 + v.basis_heads;
     for (const int width : v.width) key = key * 31 + width;
     return key;
   };
@@ -104,7 +112,8 @@ PlanKey plan_key(const CacheView& view, int device) {
               (attend_codebook_supports(view) ? 4 : 0),
           side(view.keys),
           side(view.values),
-          view.keys_pre_rope};
+          view.keys_pre_rope,
+          static_cast<int64_t>(view.sparse_tokens) << 1 | (attend_rebuilt_supports(view) ? 1 : 0)};
 }
 
 /// Layers of a step have the same plan, and to find it takes longer than a launch.
@@ -137,8 +146,20 @@ Tensor attention(const char* op, const CacheArguments& arguments, const Tensor& 
   Tensor scratch = Tensor::empty(DType::kFloat, {parts * (view.head_dim + 2)}, device);
   auto* sums = scratch.data<float>();
   auto* ranges = reinterpret_cast<float2*>(sums + parts * view.head_dim);
-  const Attention description{qkv.data<void>(), out.data<void>(), type, plan.parts, sums, ranges, plan.direct};
-  if (parts > 0) attend(view, plan, description, current_stream(device.index));
+  Attention description{qkv.data<void>(), out.data<void>(), type, plan.parts, sums, ranges, plan.direct, {}};
+  if (parts == 0) return out;
+  if (view.sparse_tokens > 0) {
+    const int heads = heads_at_once(view), stride = 1 + pages_read(view);
+    const int64_t lists = static_cast<int64_t>(view.batch) * (view.kv_heads / heads) * stride;
+    Tensor chosen = Tensor::empty(DType::kInt32, {lists}, device);
+    Tensor scores =
+        Tensor::empty(DType::kFloat, {static_cast<int64_t>(view.batch) * view.heads * view.page_columns}, device);
+    // Freed memory is used again by what runs later on this stream.
+    description.choice = {chosen.data<int32_t>(), stride, heads, scores.data<float>()};
+    attend(view, plan, description, current_stream(device.index));
+    return out;
+  }
+  attend(view, plan, description, current_stream(device.index));
   return out;
 }
 
@@ -162,7 +183,7 @@ void append_attend_op(StableIValue* stack, uint64_t, uint64_t) {
   check_queries(op, arguments, qkv);
   const DeviceScope scope(op, arguments.device().index);
   arguments.find_params(op);
-  append(arguments.view(), tokens, current_stream(arguments.device().index));
+  append_with_landmarks(arguments, tokens);
   stack[0] = attention(op, arguments, qkv).release();
 }
 

@@ -50,7 +50,8 @@ __device__ void read_static(const SideView& side, const uint8_t* page, int kv_he
     const int place = lane * n + i, bits = side.width[place / kRun];
     const float* step = side.steps + 2 * (kv_head * n * kWarp + place);
     const uint8_t* field = codes + side.run_begin[place / kRun] + place % kRun * 2 * bits;
-    x[i] = bits == 0 ? 0.0f : step[0] + step[1] * static_cast<float>(get_code(field, slot % kTileTokens, bits));
+    const auto code = static_cast<float>(bits == 0 ? 0 : get_code(field, slot % kTileTokens, bits));
+    x[i] = bits == 0 ? 0.0f : __fadd_rn(step[0], __fmul_rn(step[1], code));
   }
 }
 
@@ -81,7 +82,7 @@ __device__ void read_codebook(const SideView& side, const uint8_t* page, int kv_
     const uint8_t* field = page + side.tile(kv_head, tile) + (lane * n + i) * 2 * side.bits;
     const float step = side.steps != nullptr ? side.steps[2 * (first + i) + 1] : __half2float(range[token]);
     const float start = side.steps != nullptr ? side.steps[2 * (first + i)] : __half2float(range[kTileTokens + token]);
-    x[i] = start + step * levels[get_code(field, token, side.bits)];
+    x[i] = __fadd_rn(start, __fmul_rn(step, levels[get_code(field, token, side.bits)]));
   }
   for (int outlier = 0; outlier < side.outliers; ++outlier) {
     const uint8_t* at = page + side.outlier_slot(tile, outlier);
