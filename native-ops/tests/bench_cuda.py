@@ -26,7 +26,7 @@ FORMATS = {"int2": {}, "int2 uneven levels": {"levels": [0.4528, 1.5104]}, "int2
            "rotatekv2": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 0},
            "rotatekv2 sinks": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 20,
                                "massive": True},
-           "rotatekv2 ordered": {"keys": Rotated(2, 4, 128, order=True), "values": Rotated(2, 1, 128, 0.8),
+           "rotatekv2 ordered": {"keys": Rotated(2, 4, 128, order="group"), "values": Rotated(2, 1, 128, 0.8),
                                  "window": 0, "sinks": 0},
            "latent2": {"keys": Latent()},
            "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0}}

@@ -155,11 +155,15 @@ def run_rotated():
         run_case(f"rotatekv2 {heads}/{kv_heads}, {together} heads together, {other}", layer, torch.float16,
                  [[300, 20, 129], [17, 2, 200]], 2, check_values=False, allowed=TURNED)
         passed += 1
-    for (heads, kv_heads), together in (((32, 8), 4), ((16, 8), 1), ((32, 32), 4)):
-        layer = Layer(heads=heads, kv_heads=kv_heads, keys=Rotated(2, together, 128, order=True),
-                      values=Rotated(2, 1, 128), window=32)
-        run_case(f"rotatekv2 {heads}/{kv_heads} in an order", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2,
-                 check_values=False, allowed=ORDERED)
+    orders = [((32, 8), 4, True), ((16, 8), 1, True), ((32, 32), 4, True), ((32, 8), 4, "group"), ((4, 4), 4, "group"),
+              ((12, 4), 2, "group"), ((16, 8), 1, "group")]
+    for ((heads, kv_heads), together, order), other in itertools.product(orders, options):
+        if order is True and other["window"] == 0:
+            continue
+        layer = Layer(heads=heads, kv_heads=kv_heads, keys=Rotated(2, together, 128, order=order),
+                      values=Rotated(2, 1, 128), **other)
+        run_case(f"rotatekv2 {heads}/{kv_heads} in an order ({order}), {other}", layer, torch.float16,
+                 [[300, 20, 129], [17, 2, 400]], 2, check_values=False, allowed=ORDERED)
         passed += 1
     layer = Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128), values=Rotated(2, 1, 128), window=0, sinks=0)
     run_case("rotatekv2, small scores", layer, torch.float16, [[900, 2000]], 2, scale=0.3)
@@ -295,11 +299,15 @@ def run_all(small, sparse=False):
             layer = Layer(heads=4, kv_heads=1, **FORMATS[name])
             run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
             passed += 1
-        layer = Layer(heads=4, kv_heads=4, keys=Rotated(2, 4, 128), values=Rotated(2, 1, 128), window=16)
-        run_case("rotatekv2", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2, allowed=TURNED)
+        for order in (False, "group", True):
+            layer = Layer(heads=8, kv_heads=8 if order is True else 4, keys=Rotated(2, 4, 128, order=order),
+                          values=Rotated(2, 1, 128), window=16)
+            run_case(f"rotatekv2, order {order}", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2,
+                     allowed=ORDERED if order else TURNED)
+            passed += 1
         layer = Layer(heads=8, kv_heads=4, window=16, sinks=1, **kvquant(2))
         run_case("kvquant2, heads together", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
-        passed += 2 + run_sparse(True)
+        passed += 1 + run_sparse(True)
     else:
         for (name, options), (heads, kv_heads, head_dim) in itertools.product(FORMATS.items(), SHAPES):
             layer = Layer(heads=heads, kv_heads=kv_heads, head_dim=head_dim, **options)
@@ -320,6 +328,9 @@ def run_all(small, sparse=False):
             check_truncation(layer)
             passed += 5
         passed += run_rotated() + run_latent() + run_codebook() + run_sparse(False)
+        check_invariants(Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128, order="group"), values=Rotated(2, 1, 128),
+                               window=32))
+        passed += 1
         check_invariants(Layer(**FORMATS["fp16"]))
         run_case("a past of 100000 tokens", Layer(heads=4, kv_heads=1), torch.float16, [[100000]], 1, check_values=False)
         passed += 2

@@ -19,6 +19,18 @@ void check_supported(const char* op, const LayerParams& params) {
   }
 }
 
+/// Whether an order leaves each channel within the kv heads that attend_rotated.cu takes together.
+bool is_local(const LayerParams& params, const SideParams& side) {
+  const int16_t* order = packed_array<int16_t>(params, side.order_offset);
+  const int range = kRotatedHeads * params.head_dim;
+  int others = 0;
+  for (int begin = 0; begin < params.channels(); begin += range) {
+    const int end = std::min(begin + range, params.channels());
+    for (int place = begin; place < end; ++place) others += order[place] < begin || order[place] >= end;
+  }
+  return others == 0;
+}
+
 SideView side_view(const LayerParams& params, const SideParams& side, const SideLayout& layout) {
   SideView view = {};
   view.format = side.format;
@@ -31,6 +43,7 @@ SideView side_view(const LayerParams& params, const SideParams& side, const Side
   view.clip = side.clip;
   view.float_zero = side.float_zero != 0;
   view.rounded = is_quantized(side) || params.window > 0;
+  view.local_order = side.format == Format::kAffine && side.order_offset != 0 && is_local(params, side);
   view.begin = layout.tile(0, 0);
   view.tile_bytes = static_cast<int>(layout.tile(0, 1) - layout.tile(0, 0));
   view.norms = layout.norms(0, 0);

@@ -20,9 +20,10 @@ struct SideView {
   int rotation_heads, group_size, basis_heads, outliers;
   float clip;
   bool float_zero;
-  bool rotated;    // by whatever number of heads
-  bool rounded;    // to fp16 before it is stored; see core/append.h
-  int tile_bytes;  // of a head
+  bool rotated;      // by whatever number of heads
+  bool rounded;      // to fp16 before it is stored; see core/append.h
+  bool local_order;  // kAffine: an order that leaves channels within the kv heads that attend_rotated.cu takes together
+  int tile_bytes;    // of a head
   int64_t begin;
   int64_t norms, norm_tile_bytes;  // kNorm; kAffine, kCodebook of values: scales
   int64_t outliers_begin;          // kCodebook

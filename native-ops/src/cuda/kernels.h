@@ -140,6 +140,11 @@ bool attend_rotated_supports(const CacheView& cache);
 AttentionShape attend_rotated_shape(const CacheView& cache);
 void attend_rotated(const CacheView& cache, const Attention& attention, cudaStream_t stream);
 
+/// The part of attend_rotated for an order of channels across the layer.
+bool attend_reordered_supports(const CacheView& cache);
+AttentionShape attend_reordered_shape(const CacheView& cache);
+void attend_reordered(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+
 /// kvquant: codes of codebooks with outliers, keys before RoPE.
 bool attend_codebook_supports(const CacheView& cache);
 AttentionShape attend_codebook_shape(const CacheView& cache);

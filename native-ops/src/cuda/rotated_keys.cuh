@@ -1,5 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Keys of rotatekv2: from codes to weights of 16 tokens, by a warp; see attend_rotated.cu.
+// Keys of rotatekv2: from codes to weights of 2 x 16 tokens, by a warp; see attend_rotated.cu.
 #pragma once
 #include "elements.cuh"
 #include "rotated_layout.cuh"
@@ -7,57 +7,139 @@
 
 namespace kvquant::cuda {
 
-/// Bits of the 16 tokens of a warp, of tile g bits g (token w) and g + 8 (token w + 8): those that are in codes.
-__device__ __forceinline__ uint32_t valid_rows(int group, int warp, int tokens, int sink) {
-  uint32_t valid = 0;
-  for (int g = 0; g < 8; ++g) {
-    const int token = group * kGroupTokens + g * kTileTokens + warp;
-    valid |= (token < tokens ? 1u : 0u) << g | (token + 8 < tokens ? 1u : 0u) << (g + 8);
-  }
-  for (uint32_t left = __ballot_sync(0xffffffffu, sink >= 0 && sink / kGroupTokens == group); left != 0;
-       left &= left - 1) {
-    const int place = __shfl_sync(0xffffffffu, sink, __ffs(static_cast<int>(left)) - 1) % kGroupTokens;
-    if (place % 8 == warp) valid &= ~(1u << (place / kTileTokens + place / 8 % 2 * 8));
-  }
-  return valid;
-}
-
-/// What a thread knows of queries: a pair of channels of some columns, turned, times the score's factor.
+/// What a thread turns of queries: two neighbouring pairs of channels of a column of each product.
 template <int products>
 struct Queries {
-  static constexpr int kOwn = 2 * products;
-  float2 x[kOwn];
+  int pair, column;
 
-  __device__ Queries(const CacheView& cache, const Attention& p, int b, int first_head) {
-    const int pair = threadIdx.x % kPairs, per_head = cache.heads / cache.kv_heads;
-    const float2 angle = rope_angle(cache, cache.length(b), pair);
-    // 2^9: in natural order products with H_16 have a factor of 2^-9.
-    const float unit = cache.keys.order == nullptr ? 512.0f : 1.0f;
-    const float scale = cache.score_scale * kLog2e * unit * 0.08838834764831845f;
+  __device__ Queries() {
+    const int thread = threadIdx.x;
+    pair = thread / 64 * 16 + thread % 8 * 2;
+    column = thread / 8 % 8;
+  }
+
+  /// Two neighbouring elements.
+  template <class Element>
+  static __device__ __forceinline__ float2 two(const void* data, int64_t index) {
+    const auto* x = static_cast<const Element*>(data) + index;
+    return make_float2(to_float(x[0]), to_float(x[1]));
+  }
+  template <class Element>
+  __device__ __forceinline__ void load_elements(const CacheView& cache, const Attention& p, int b, int first_head,
+                                                float2 (&x)[products][2]) const {
+    const int per_head = cache.heads / cache.kv_heads;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int column = threadIdx.x / kPairs * kOwn + i, r = Columns<products>::query(column);
+    for (int n = 0; n < products; ++n) {
+      const int at = 8 * n + column, r = Columns<products>::query(at);
       const int64_t row = static_cast<int64_t>(b) * (cache.heads + 2 * cache.kv_heads) +
-                          (first_head + Columns<products>::head(column)) * per_head + r;
-      x[i] = make_float2(0.0f, 0.0f);
-      if (r >= per_head) continue;
-      const float2 y = turn(load_element(p.type, p.qkv, row * kDim + pair),
-                            load_element(p.type, p.qkv, row * kDim + pair + kPairs), angle);
-      x[i] = make_float2(y.x * scale, y.y * scale);
+                          (first_head + Columns<products>::head(at)) * per_head + min(r, per_head - 1);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) x[n][i] = two<Element>(p.qkv, row * kDim + pair + i * kPairs);
+      if (r >= per_head) x[n][0] = x[n][1] = make_float2(0.0f, 0.0f);
     }
   }
 
-  /// Turned back, times 1 - j, as operands.
-  __device__ void store(float2 angle, uint32_t (&to)[products][4][kWarp][4]) const {
-    const int pair = threadIdx.x % kPairs, k = pair % 16, word = pair / 16 * 2 + k / 8;
+  /// Leaves the thread's queries, turned to their position and back by a side's token, times the score's factor.
+  __device__ void load(const CacheView& cache, const Attention& p, int b, int first_head, bool ordered,
+                       SharedState<products>& state) const {
+    const int position = cache.length(b);
+    float2 angles[kSides][2], x[products][2];
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int column = threadIdx.x / kPairs * kOwn + i, lane = column % 8 * 4 + k % 8 / 2;
-      const float re = fmaf(x[i].x, angle.x, x[i].y * angle.y), im = fmaf(x[i].y, angle.x, -x[i].x * angle.y);
-      reinterpret_cast<__half*>(&to[column / 8][word / 4][lane][word % 4])[k % 2] = __float2half_rn(re + im);
-      reinterpret_cast<__half*>(&to[column / 8][word / 4 + 2][lane][word % 4])[k % 2] = __float2half_rn(im - re);
+    for (int i = 0; i < 2 * kSides; ++i) {
+      angles[i / 2][i % 2] = rope_angle(cache, max(position - i / 2, 0), pair + i % 2);
+    }
+    if (p.type == ElementType::kFloat16) {
+      load_elements<__half>(cache, p, b, first_head, x);
+    } else if (p.type == ElementType::kBFloat16) {
+      load_elements<__nv_bfloat16>(cache, p, b, first_head, x);
+    } else {
+      load_elements<float>(cache, p, b, first_head, x);
+    }
+#pragma unroll
+    for (int side = 0; side < kSides; ++side) {
+      // In natural order products with H_16 have a factor of 2^-9, of side 1 2^-7.
+      const float unit = ordered ? 1.0f : side == 0 ? 512.0f : 128.0f;
+      const float scale = cache.score_scale * kLog2e * unit * 0.08838834764831845f;
+#pragma unroll
+      for (int n = 0; n < products; ++n) {
+        const float2 first = turn(x[n][0].x, x[n][1].x, angles[side][0]);
+        const float2 second = turn(x[n][0].y, x[n][1].y, angles[side][1]);
+        state.turned[side][n][threadIdx.x] =
+            make_float4(first.x * scale, first.y * scale, second.x * scale, second.y * scale);
+      }
     }
   }
+
+  static __device__ __forceinline__ const float* angle_row(const CacheView& cache, int group) {
+    return cache.rope + (static_cast<int64_t>(kPageTokens) + group * (kGroupTokens / kPageTokens)) * kDim;
+  }
+
+  /// Of a group's first token, for both pairs: cosine - sine, cosine + sine.
+  __device__ __forceinline__ float4 angles(const CacheView& cache, int group) const {
+    const float* row = angle_row(cache, group);
+    const float2 cosines = *reinterpret_cast<const float2*>(row + pair);
+    const float2 sines = *reinterpret_cast<const float2*>(row + kPairs + pair);
+    return make_float4(cosines.x - sines.x, cosines.x + sines.x, cosines.y - sines.y, cosines.y + sines.y);
+  }
+
+  __device__ __forceinline__ void prefetch_angles(const CacheView& cache, int group) const {
+    if (threadIdx.x % kWarp < 4) prefetch(angle_row(cache, group) + threadIdx.x % kWarp * 32);
+  }
+
+  /// Queries turned back by a group's first position, times 1 - j, as operands.
+  __device__ __forceinline__ void store(const float4& angle, SharedState<products>& state,
+                                        uint4 (&operands)[kSides][products][4][kWarp]) const {
+    const int k = pair % 16, lane = column * 4 + k % 8 / 2;
+#pragma unroll
+    for (int side = 0; side < kSides; ++side) {
+#pragma unroll
+      for (int n = 0; n < products; ++n) {
+        const float4 x = state.turned[side][n][threadIdx.x];
+        uint32_t* to = reinterpret_cast<uint32_t*>(&operands[side][n][pair / 16][lane]) + k / 8;
+        to[0] = pack_halves(fmaf(x.x, angle.x, x.y * angle.y), fmaf(x.z, angle.z, x.w * angle.w));
+        to[2] = pack_halves(fmaf(x.y, angle.x, -x.x * angle.y), fmaf(x.w, angle.z, -x.z * angle.w));
+      }
+    }
+  }
+};
+
+/// With an order of channels, what a warp's rows need of the scales of the 4 groups: of codes' fields, and minus scales
+/// times zeros, both in units of a power of 2 that suits the row.
+struct RowScales {
+  uint32_t scales[kSides][2][2], offsets[kSides][2][2];  // [side][row g or g + 8][groups 0 and 1, 2 and 3]
+  float units[kSides][2];
+
+  __device__ __forceinline__ RowScales(const unsigned char* stage, int field, int lane) {
+    const int g = lane / 4, side = lane % 4 / 2, second = lane % 2;  // a lane does one row of four
+    const auto* at =
+        reinterpret_cast<const __half*>(stage + Stage::kKeyScales + g * kScaleStride) + field + side + 8 * second;
+    float s[4], o[4], most = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      s[i] = __half2float(at[2 * kTileTokens * i]);
+      o[i] = -s[i] * __half2float(at[2 * kTileTokens * i + kTileTokens]);
+      most = fmaxf(most, fmaxf(s[i], fabsf(o[i]) * 0.015625f));
+    }
+    // Scales become less than 2^15, elements code * 2^(p - 24) * scale.
+    const int exponent = max(__float_as_int(most) >> 23, 64), shift = 24 - field_position(field) - 2 * side;
+    const float up = __int_as_float((254 + 14 - exponent) << 23), unit = __int_as_float((exponent - 14 + shift) << 23);
+    const float down = __int_as_float((254 + 14 - exponent - shift) << 23);
+    const uint32_t own[4] = {pack_halves(s[0] * up, s[1] * up), pack_halves(s[2] * up, s[3] * up),
+                             pack_halves(o[0] * down, o[1] * down), pack_halves(o[2] * down, o[3] * down)};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int from = (lane & ~3) + i;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        scales[i / 2][i % 2][j] = __shfl_sync(0xffffffffu, own[j], from);
+        offsets[i / 2][i % 2][j] = __shfl_sync(0xffffffffu, own[2 + j], from);
+      }
+      units[i / 2][i % 2] = __shfl_sync(0xffffffffu, unit, from);
+    }
+  }
+};
+struct NoScales {
+  __device__ __forceinline__ NoScales(const unsigned char*, int, int) {}
 };
 
 /// A warp's constants and its share of softmax.
@@ -65,39 +147,32 @@ template <int products, bool kOrdered>
 struct KeyWarp {
   uint32_t cosines[16], sines[16];  // of rows g, g + 8 and pairs 16 i + 2 c, + 8
   uint32_t h[4];                    // H_16: two words for columns 0 to 7, two for 8 to 15
-  uint32_t select_low, select_high, mask;
-  float mixing_of[kRotatedHeads][products];
+  uint32_t select_low, select_high, masks[kSides], zero_factors[kSides];
   float reference[2 * products], weights[2 * products], zeros[2 * products];
 
-  __device__ KeyWarp(const CacheView& cache, int warp, int lane) {
+  /// field: of side 0; angles: see fill_angles.
+  __device__ KeyWarp(const uint32_t (&angles)[4][32][kWarp], int field, int lane) {
     const int g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const int place = g * kTileTokens + warp + i % 2 * 8, pair = i / 4 * 16 + i % 4 / 2 * 8 + 2 * c;
-      const float2 a = rope_angle(cache, place, pair), b = rope_angle(cache, place, pair + 1);
-      cosines[i] = pack_halves(a.x, b.x);
-      sines[i] = pack_halves(a.y, b.y);
+      cosines[i] = angles[field / 2][i][lane];
+      sines[i] = angles[field / 2][16 + i][lane];
     }
     // Rows 2 c, 2 c + 1, 2 c + 8 and 2 c + 9 of the operand are channels 4 c to 4 c + 3: a lane reads 16 bytes.
-    const float unit = kOrdered ? 1.0f : static_cast<float>(1 << (15 - field_position(warp)));
+    const float unit = kOrdered ? 1.0f : static_cast<float>(1 << (15 - field_position(field)));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int channel = 4 * c + i % 2 * 2, column = g + i / 2 * 8;
       h[i] = pack_halves((__popc(channel & column) & 1) != 0 ? -unit : unit,
                          (__popc((channel + 1) & column) & 1) != 0 ? -unit : unit);
     }
-    select_low = warp < 4 ? 0x5410u : 0x6521u;   // bytes 0 (or 1) of both words
-    select_high = warp < 4 ? 0x7632u : 0x7763u;  // bytes 2 (or 3)
-    mask = 0x00030003u << field_position(warp);
-    const int heads = cache.keys.rotation_heads;
-#pragma unroll
-    for (int n = 0; n < products; ++n) {
-      const int own = Columns<products>::head(8 * n + 2 * c);
-#pragma unroll
-      for (int head = 0; head < kRotatedHeads; ++head) {
-        mixing_of[head][n] = own / heads == head / heads ? mixing(heads, own % heads, head % heads) : 0.0f;
-      }
-    }
+    select_low = kept(field < 4 ? 0x5410u : 0x6521u);   // bytes 0 (or 1) of both words
+    select_high = kept(field < 4 ? 0x7632u : 0x7763u);  // bytes 2 (or 3)
+    masks[0] = kept(0x00030003u << field_position(field));
+    masks[1] = kept(0x00030003u << (field_position(field) + 2));
+    // Element 0 of a half of the channels is in the lanes with c = 0. -64 z 2^-9, of side 1 -64 z 2^-7.
+    zero_factors[0] = kept(c == 0 ? pack_halves(-0.125f, 0.0f) : 0u);
+    zero_factors[1] = kept(c == 0 ? pack_halves(-0.5f, 0.0f) : 0u);
 #pragma unroll
     for (int i = 0; i < 2 * products; ++i) {
       reference[i] = kLowest;
@@ -105,76 +180,34 @@ struct KeyWarp {
     }
   }
 
-  /// Scales and minus scales times zeros of the 16 tokens, groups 16 step to 16 step + 15, as first operands. Scales
-  /// are those of codes times 2^p.
-  __device__ __forceinline__ void load_scales(uint32_t (&scales)[4], uint32_t (&offsets)[4], const unsigned char* stage,
-                                              const RotatedLayout& layout, int step, int warp, int lane) const {
-    const float unit = 1.0f / static_cast<float>(1 << field_position(warp));
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      float scale[2], offset[2];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int group = 16 * step + 2 * (lane % 4) + r / 2 * 8 + j;
-        const auto* at =
-            reinterpret_cast<const __half*>(stage + Stage::kKeyScales + lane / 4 * layout.key_scale_bytes() +
-                                            group * 4 * kTileTokens) +
-            warp + r % 2 * 8;
-        const bool there = group < layout.groups;
-        scale[j] = there ? __half2float(at[0]) : 0.0f;
-        offset[j] = there ? -scale[j] * __half2float(at[kTileTokens]) : 0.0f;
-      }
-      scales[r] = pack_halves(scale[0] * unit, scale[1] * unit);
-      offsets[r] = pack_halves(offset[0], offset[1]);
-    }
-  }
-
-  /// The 16 tokens' elements of 16 channels, as first operand: codes as they are, or, in an order, times their groups'
-  /// scales, which products with one-hot columns spread over channels.
-  __device__ __forceinline__ void load_elements(uint32_t (&a)[4], const uint4& w, const uint32_t (&scales)[2][4],
-                                                const uint32_t (&offsets)[2][4], const uint4* one_hot, int steps,
-                                                int lane) const {
-    a[0] = __byte_perm(w.x, w.y, select_low) & mask;
-    a[1] = __byte_perm(w.x, w.y, select_high) & mask;
-    a[2] = __byte_perm(w.z, w.w, select_low) & mask;
-    a[3] = __byte_perm(w.z, w.w, select_high) & mask;
-    if constexpr (kOrdered) {
-      uint32_t factor[4] = {}, offset[4] = {};
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        if (step >= steps) break;
-        const uint4 hot = one_hot[step * kWarp + lane];
-        const auto spread = [&](uint32_t(&to)[4], const uint32_t(&from)[4]) {
-          uint32_t x[4];
-          mma_halves(x[0], x[1], from[0], from[1], from[2], from[3], hot.x, hot.y);
-          mma_halves(x[2], x[3], from[0], from[1], from[2], from[3], hot.z, hot.w);
-#pragma unroll
-          for (int r = 0; r < 4; ++r) to[r] = step == 0 ? x[r] : as_bits(__hadd2(as_half2(to[r]), as_half2(x[r])));
-        };
-        spread(factor, scales[step]);
-        spread(offset, offsets[step]);
-      }
-      const __half2 magic = __float2half2_rn(1024.0f);  // with bits of codes in its mantissa: 1024 + code 2^p
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const __half2 code = __hsub2(as_half2(a[r] | 0x64006400u), magic);
-        a[r] = as_bits(__hfma2(code, as_half2(factor[r]), as_half2(offset[r])));
-      }
-    }
-  }
-
-  /// The transform of a head, but for bit 6: words of 16 channels each, rows g, g + 8, g, g + 8.
-  __device__ __forceinline__ void transform(uint32_t (&x)[8][4], const unsigned char* codes,
-                                            const uint32_t (&scales)[2][4], const uint32_t (&offsets)[2][4],
-                                            const uint4* one_hot, int steps, int lane) const {
-    const unsigned char* from = codes + lane / 4 * kKeyStride + lane % 4 * 16;
+  /// The transform of a head, but for bit 6: words of 16 channels each, rows g, g + 8, g, g + 8. First operands are
+  /// codes as they are or, in an order, times their groups' scales.
+  template <class Scales>
+  __device__ __forceinline__ void transform(uint32_t (&x)[kSides][8][4], const unsigned char* codes,
+                                            const Scales& scales, const uint4* selectors) const {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      uint32_t a[4];
-      load_elements(a, *reinterpret_cast<const uint4*>(from + 64 * i), scales, offsets, one_hot + i * steps * kWarp,
-                    steps, lane);
-      mma_halves(x[i][0], x[i][1], a[0], a[1], a[2], a[3], h[0], h[1]);
-      mma_halves(x[i][2], x[i][3], a[0], a[1], a[2], a[3], h[2], h[3]);
+      const uint4 w = *reinterpret_cast<const uint4*>(codes + 64 * i);
+      const uint32_t words[4] = {__byte_perm(w.x, w.y, select_low), __byte_perm(w.x, w.y, select_high),
+                                 __byte_perm(w.z, w.w, select_low), __byte_perm(w.z, w.w, select_high)};
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) {
+        uint32_t a[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          a[r] = words[r] & masks[side];
+          if constexpr (kOrdered) {
+            const uint4 all = selectors[i / 2 * 4];
+            const uint32_t select = i % 2 == 0 ? (r < 2 ? all.x : all.y) : (r < 2 ? all.z : all.w);
+            const auto of = [&](const uint32_t(&of_groups)[2]) {
+              return as_half2(__byte_perm(of_groups[0], of_groups[1], select));
+            };
+            a[r] = as_bits(__hfma2(as_half2(a[r]), of(scales.scales[side][r % 2]), of(scales.offsets[side][r % 2])));
+          }
+        }
+        mma_halves(x[side][i][0], x[side][i][1], a[0], a[1], a[2], a[3], h[0], h[1]);
+        mma_halves(x[side][i][2], x[side][i][3], a[0], a[1], a[2], a[3], h[2], h[3]);
+      }
     }
 #pragma unroll
     for (int step = 1; step <= 2; step *= 2) {
@@ -182,128 +215,179 @@ struct KeyWarp {
       for (int i = 0; i < 8; ++i) {
         if (i & step) continue;
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const __half2 a = as_half2(x[i][r]), b = as_half2(x[i | step][r]);
-          x[i][r] = as_bits(__hadd2(a, b));
-          x[i | step][r] = as_bits(__hsub2(a, b));
+        for (int j = 0; j < 4 * kSides; ++j) {
+          uint32_t &low = x[j / 4][i][j % 4], &high = x[j / 4][i | step][j % 4];
+          const __half2 a = as_half2(low), b = as_half2(high);
+          low = as_bits(__hadd2(a, b));
+          high = as_bits(__hsub2(a, b));
         }
       }
     }
   }
 
-  /// Scores (base 2) of 16 tokens.
-  __device__ __forceinline__ void score(float (&scores)[products][4], const unsigned char* stage,
-                                        const uint32_t (&queries)[products][4][kWarp][4], const RotatedLayout& layout,
-                                        const uint4* one_hot, int warp, int lane) const {
-    uint32_t scales_of[2][4] = {}, offsets[2][4] = {};
-    if constexpr (kOrdered) {
-      load_scales(scales_of[0], offsets[0], stage, layout, 0, warp, lane);
-      if (layout.steps > 1) load_scales(scales_of[1], offsets[1], stage, layout, 1, warp, lane);
-    }
-    uint32_t q[products][16];
-#pragma unroll
-    for (int n = 0; n < products; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint4 words = *reinterpret_cast<const uint4*>(queries[n][i][lane]);
-        q[n][4 * i] = words.x;
-        q[n][4 * i + 1] = words.y;
-        q[n][4 * i + 2] = words.z;
-        q[n][4 * i + 3] = words.w;
-      }
-    }
-    // Element 0 of a half of the channels is in the lanes with c = 0. -64 z 2^-9.
-    const __half2 element0 = __floats2half2_rn(lane % 4 == 0 ? -0.125f : 0.0f, 0.0f);
-#pragma unroll
+  /// Scores (base 2).
+  __device__ __forceinline__ void score(float (&scores)[kSides][products][4], const unsigned char* stage,
+                                        const uint4 (&all_queries)[kSides][products][4][kWarp],
+                                        const SharedState<products>& state, int field, int lane) const {
+    using Scales = std::conditional_t<kOrdered, RowScales, NoScales>;
+    const Scales of_rows(stage, field, lane);
+    const unsigned char* codes = kept(stage + lane / 4 * kKeyStride + lane % 4 * 16);
+    const unsigned char* scales_at = kept(stage + Stage::kKeyScales + lane / 4 * kScaleStride + 2 * field);
+    const uint4* queries = kept(&all_queries[0][0][0][lane]);
+#pragma unroll 1  // code that fits the instruction cache is faster than overlapping heads
     for (int head = 0; head < kRotatedHeads; ++head) {
-      const auto* scales =
-          reinterpret_cast<const __half*>(stage + Stage::kKeyScales + lane / 4 * kScaleBytes + head * 4 * kTileTokens) +
-          warp;
-      uint32_t x[8][4];
-      transform(x, stage + head * 8 * kKeyStride, scales_of, offsets, one_hot + head * 8 * layout.steps * kWarp,
-                layout.steps, lane);
+      uint32_t x[kSides][8][4];
+      transform(x, codes + head * 8 * kKeyStride, of_rows, &state.selectors[head][0][lane % 4]);
+      // Of rows g, g + 8: both sides' scales and zeros.
+      __half2 scales[2];
+      if constexpr (!kOrdered) {
+        const unsigned char* at = scales_at + head * 4 * kTileTokens;
+        const __half2 element0 = as_half2(zero_factors[0]), element1 = as_half2(zero_factors[1]);
 #pragma unroll
-      for (int r = 0; r < 2 && !kOrdered; ++r) {
-        const __half2 zero = __half2half2(scales[kTileTokens + 8 * r]);
-        x[0][r] = as_bits(__hfma2(zero, element0, as_half2(x[0][r])));
-        x[4][r] = as_bits(__hfma2(zero, element0, as_half2(x[4][r])));
+        for (int r = 0; r < 2; ++r) {
+          scales[r] = *reinterpret_cast<const __half2*>(at + 16 * r);
+          const __half2 zeros_of = *reinterpret_cast<const __half2*>(at + 16 * r + 2 * kTileTokens);
+#pragma unroll
+          for (int i = 0; i < 8; i += 4) {
+            x[0][i][r] = as_bits(__hfma2(__low2half2(zeros_of), element0, as_half2(x[0][i][r])));
+            x[1][i][r] = as_bits(__hfma2(__high2half2(zeros_of), element1, as_half2(x[1][i][r])));
+          }
+        }
       }
-      float sums[products][4] = {};
+      float sums[kSides][products][4] = {};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        uint32_t re[4], im[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const __half2 a = as_half2(x[i][r]), b = as_half2(x[i + 4][r]);
-          const __half2 cosine = as_half2(cosines[4 * i + r]), sine = as_half2(sines[4 * i + r]);
-          re[r] = as_bits(__hfma2(a, cosine, __hmul2(b, sine)));
-          im[r] = as_bits(__hfma2(a, sine, __hneg2(__hmul2(b, cosine))));
+        for (int side = 0; side < kSides; ++side) {
+          uint32_t re[4], im[4];
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const __half2 a = as_half2(x[side][i][r]), b = as_half2(x[side][i + 4][r]);
+            const __half2 cosine = as_half2(cosines[4 * i + r]), sine = as_half2(sines[4 * i + r]);
+            re[r] = as_bits(__hfma2(a, cosine, __hmul2(b, sine)));
+            im[r] = as_bits(__hfma2(a, sine, __hneg2(__hmul2(b, cosine))));
+          }
+#pragma unroll
+          for (int n = 0; n < products; ++n) {
+            const uint4 q = queries[((side * products + n) * 4 + i) * kWarp];
+            mma(sums[side][n], re[0], re[1], re[2], re[3], q.x, q.y);
+            mma(sums[side][n], im[0], im[1], im[2], im[3], q.z, q.w);
+          }
         }
+      }
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) {
 #pragma unroll
         for (int n = 0; n < products; ++n) {
-          mma(sums[n], re[0], re[1], re[2], re[3], q[n][2 * i], q[n][2 * i + 1]);
-          mma(sums[n], im[0], im[1], im[2], im[3], q[n][8 + 2 * i], q[n][9 + 2 * i]);
+          const float own = state.mixing[head][n][lane % 4];
+          float factors[2] = {own, own};
+          if constexpr (!kOrdered) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              factors[r] *= side == 0 ? __low2float(scales[r]) : __high2float(scales[r]);
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            scores[side][n][i] = fmaf(factors[i / 2], sums[side][n][i], scores[side][n][i]);
+          }
         }
       }
-      const float s0 = kOrdered ? 1.0f : __half2float(scales[0]), s1 = kOrdered ? 1.0f : __half2float(scales[8]);
+    }
+    if constexpr (kOrdered) {
 #pragma unroll
-      for (int n = 0; n < products; ++n) {
-        const float f0 = s0 * mixing_of[head][n], f1 = s1 * mixing_of[head][n];
-        scores[n][0] = fmaf(f0, sums[n][0], scores[n][0]);
-        scores[n][1] = fmaf(f0, sums[n][1], scores[n][1]);
-        scores[n][2] = fmaf(f1, sums[n][2], scores[n][2]);
-        scores[n][3] = fmaf(f1, sums[n][3], scores[n][3]);
+      for (int i = 0; i < kSides * products * 4; ++i) {
+        scores[i / 4 / products][i / 4 % products][i % 4] *= of_rows.units[i / 4 / products][i % 4 / 2];
       }
     }
   }
 
-  /// Weights of 16 tokens, times values' scales, as operands. References are whole numbers: what follows from a change
-  /// of one is exact. Tokens of rows g + 8 are negative, their codes 3 - code, as in norm_values.cuh.
-  __device__ __forceinline__ void weigh(float (&scores)[products][4], uint32_t valid, const unsigned char* scales,
-                                        uint2 (&operands)[products][kWarp], float* references, int warp, int lane) {
-    const int g = lane / 4, c = lane % 4;
-    const bool first = (valid >> g & 1u) != 0, second = (valid >> (g + 8) & 1u) != 0;
-    const float unit = weight_unit(warp), inverse = 1.0f / unit;
+  /// Raises references to scores, if any exceeds them by much. References are whole numbers: what follows from a change
+  /// of one is exact.
+  __device__ __forceinline__ void raise(const float (&scores)[kSides][products][4]) {
 #pragma unroll
     for (int n = 0; n < products; ++n) {
+      float high[2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (!(i < 2 ? first : second)) scores[n][i] = -INFINITY;
+      for (int i = 0; i < 2; ++i) {
+        high[i] = fmaxf(fmaxf(scores[0][n][i], scores[0][n][2 + i]), fmaxf(scores[1][n][i], scores[1][n][2 + i]));
       }
-      const float high0 = fmaxf(scores[n][0], scores[n][2]), high1 = fmaxf(scores[n][1], scores[n][3]);
-      if (__any_sync(0xffffffffu, fmaxf(high0 - reference[2 * n], high1 - reference[2 * n + 1]) > kSlack)) {
+      const bool must = fmaxf(high[0] - reference[2 * n], high[1] - reference[2 * n + 1]) > kSlack;
+      if (!__any_sync(0xffffffffu, must)) continue;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float high = i == 0 ? high0 : high1;
+      for (int i = 0; i < 2; ++i) {
 #pragma unroll
-          for (int step = 4; step < kWarp; step *= 2) high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, step));
-          const float raised = fmaxf(reference[2 * n + i], high > kLowest ? ceilf(high) : kLowest);
-          const float keep = exp2_fast(reference[2 * n + i] - raised);
-          reference[2 * n + i] = raised;
-          weights[2 * n + i] *= keep;
-          zeros[2 * n + i] *= keep;
+        for (int step = 4; step < kWarp; step *= 2)
+          high[i] = fmaxf(high[i], __shfl_xor_sync(0xffffffffu, high[i], step));
+        const float raised = fmaxf(reference[2 * n + i], high[i] > kLowest ? ceilf(high[i]) : kLowest);
+        const float keep = exp2_fast(reference[2 * n + i] - raised);
+        reference[2 * n + i] = raised;
+        weights[2 * n + i] *= keep;
+        zeros[2 * n + i] *= keep;
+      }
+    }
+  }
+
+  /// Weights of 2 x 16 tokens, times values' scales, as operands of products field and field + 1. Tokens of rows g + 8
+  /// are negative, their codes 3 - code, as in norm_values.cuh. valid: bits g and g + 8 of each side.
+  __device__ __forceinline__ void weigh(float (&scores)[kSides][products][4], bool all_valid,
+                                        const uint32_t (&valid)[kSides], const unsigned char* scales,
+                                        uint2 (&operands)[kProducts][products][kWarp],
+                                        float (&references)[4][8 * products], int field, int lane) {
+    const int g = lane / 4, c = lane % 4;
+    const auto is_valid = [&](int side, int r) { return (valid[side] >> (g + 8 * r) & 1u) != 0; };
+    if (!all_valid) {
+#pragma unroll
+      for (int i = 0; i < kSides * products * 4; ++i) {
+        const int side = i / 4 / products;
+        if (!is_valid(side, i % 4 / 2)) scores[side][i / 4 % products][i % 4] = -INFINITY;
+      }
+    }
+    raise(scores);
+#pragma unroll
+    for (int n = 0; n < products; ++n) {
+      const int head = Columns<products>::head(8 * n + 2 * c);
+      const unsigned char* at = scales + g * kScaleStride + head * 4 * kTileTokens + 2 * field;
+      __half2 scale[2], zero[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        scale[r] = *reinterpret_cast<const __half2*>(at + 16 * r);
+        zero[r] = *reinterpret_cast<const __half2*>(at + 16 * r + 2 * kTileTokens);
+      }
+      if (!all_valid) {  // what lies there may be no numbers
+        const auto keep = [&](__half2& x, int r) {
+          x = as_half2(as_bits(x) & ((is_valid(0, r) ? 0xffffu : 0u) | (is_valid(1, r) ? 0xffff0000u : 0u)));
+        };
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          keep(scale[r], r);
+          keep(zero[r], r);
         }
       }
-      const int head = Columns<products>::head(8 * n + 2 * c);
-      const auto* range = reinterpret_cast<const __half*>(scales + g * kScaleBytes + head * 4 * kTileTokens) + warp;
-      const float a = first ? __half2float(range[0]) * unit : 0.0f;
-      const float b = second ? __half2float(range[8]) * -unit : 0.0f;
-      const float zero0 = first ? __half2float(range[kTileTokens]) : 0.0f;
-      const float zero1 = second ? 3.0f - __half2float(range[kTileTokens + 8]) : 0.0f;
-      float w[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float weight = exp2_fast(scores[n][i] - reference[2 * n + i % 2]);
-        weights[2 * n + i % 2] += weight;
-        w[i] = round_to_half(weight * (i < 2 ? a : b));
-        zeros[2 * n + i % 2] = fmaf(w[i] * inverse, i < 2 ? zero0 : zero1, zeros[2 * n + i % 2]);
+      for (int side = 0; side < kSides; ++side) {
+        const float unit = weight_unit(field) * (side == 0 ? 1.0f : 0.25f), inverse = 1.0f / unit;
+        const auto part = [side](__half2 x) { return side == 0 ? __low2float(x) : __high2float(x); };
+        const float a = part(scale[0]) * unit, b = part(scale[1]) * -unit;
+        const float zero0 = part(zero[0]) * inverse, zero1 = fmaf(part(zero[1]), -inverse, 3.0f * inverse);
+        uint32_t parts[2];  // of rows g and g + 8
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float weight0 = exp2_fast(scores[side][n][2 * r] - reference[2 * n]);
+          const float weight1 = exp2_fast(scores[side][n][2 * r + 1] - reference[2 * n + 1]);
+          weights[2 * n] += weight0;
+          weights[2 * n + 1] += weight1;
+          const __half2 w = __floats2half2_rn(weight0 * (r == 0 ? a : b), weight1 * (r == 0 ? a : b));
+          zeros[2 * n] = fmaf(__low2float(w), r == 0 ? zero0 : zero1, zeros[2 * n]);
+          zeros[2 * n + 1] = fmaf(__high2float(w), r == 0 ? zero0 : zero1, zeros[2 * n + 1]);
+          parts[r] = transpose8x8(as_bits(w));
+        }
+        const uint32_t operand[2] = {__byte_perm(parts[0], parts[1], 0x5410), __byte_perm(parts[0], parts[1], 0x7632)};
+        operands[field + side][n][lane] = make_uint2(operand[0], operand[1]);
       }
-      uint32_t operand[2];
-      weight_operand(operand, w[0], w[1], w[2], w[3]);
-      operands[n][lane] = make_uint2(operand[0], operand[1]);
       if (g == 0) {
-        references[8 * n + 2 * c] = reference[2 * n];
-        references[8 * n + 2 * c + 1] = reference[2 * n + 1];
+        *reinterpret_cast<float2*>(&references[field / 2][8 * n + 2 * c]) =
+            make_float2(reference[2 * n], reference[2 * n + 1]);
       }
     }
   }
@@ -320,22 +404,68 @@ struct KeyWarp {
       const int column = i / 2 * 8 + 2 * lane + i % 2;
       state.sums[warp][column] = weights[i];
       state.zeros[warp][column] = zeros[i];
-      state.references[0][warp][column] = reference[i];
+      state.last_references[warp][column] = reference[i];
     }
   }
 };
 
-/// The one-hot columns of channels: in which of 16 groups a channel is. Columns g of two products are channels
-/// 4 (g / 2) + g % 2 and 2 more, where codes are in operands.
-__device__ __forceinline__ void fill_one_hot(const CacheView& cache, const RotatedLayout& layout, int first_head,
-                                             uint4* one_hot) {
-  for (int i = threadIdx.x; i < kRotatedHeads * 8 * layout.steps * kWarp; i += kThreads) {
-    const int lane = i % kWarp, step = i / kWarp % layout.steps, block = i / kWarp / layout.steps;
-    const int channel = first_head * kDim + block * 16 + lane / 8 * 4 + lane / 4 % 2, row = 16 * step + 2 * (lane % 4);
-    const auto word = [](int at) { return at == 0 ? 0x3c00u : at == 1 ? 0x3c000000u : 0u; };
-    const int low = cache.keys.group(channel) - row, high = cache.keys.group(channel + 2) - row;
-    one_hot[i] = make_uint4(word(low), word(low - 8), word(high), word(high - 8));
+/// Bits of a warp's 2 x 16 tokens, of tile g bits g (token field + side) and g + 8 (token 8 later): those below `end`
+/// that are no sinks. sink: of each lane, -1: none.
+__device__ __noinline__ inline uint2 valid_rows(int group, int field, int end, int sink) {
+  uint32_t valid[kSides] = {};
+  for (int i = 0; i < 16 * kSides; ++i) {
+    const int token = group * kGroupTokens + i % 8 * kTileTokens + i / 8 % 2 * 8 + field + i / 16;
+    valid[i / 16] |= (token < end ? 1u : 0u) << (i % 16);
   }
+  for (uint32_t left = __ballot_sync(0xffffffffu, sink >= 0 && sink / kGroupTokens == group); left != 0;
+       left &= left - 1) {
+    const int place = __shfl_sync(0xffffffffu, sink, __ffs(static_cast<int>(left)) - 1) % kGroupTokens;
+    const int side = place % 8 - field;
+    const uint32_t keep = ~(1u << (place / kTileTokens + place / 8 % 2 * 8));
+    if (side == 0) valid[0] &= keep;
+    if (side == 1) valid[1] &= keep;
+  }
+  return make_uint2(valid[0], valid[1]);
+}
+
+/// Cosines and sines of the places of warps' rows in 128 tokens, as KeyWarp has them: of rows g and g + 8 and pairs
+/// 16 i + 2 c, + 8.
+__device__ __forceinline__ void fill_angles(const CacheView& cache, uint32_t (&angles)[4][32][kWarp]) {
+  const int at = threadIdx.x % 64, g = at / 8, second = at / 4 % 2, quarter = at % 4;
+#pragma unroll
+  for (int step = 0; step < kPairs * 32 / kThreads; ++step) {
+    const int i = threadIdx.x / 64 + step * (kThreads / 64);
+    const int place = 2 * at;
+    const float2 a = rope_angle(cache, place, 2 * i), b = rope_angle(cache, place, 2 * i + 1);
+    const int word = i / 8 * 4 + i / 4 % 2 * 2 + second, lane = g * 4 + i % 4;
+    angles[quarter][word][lane] = pack_halves(a.x, b.x);
+    angles[quarter][16 + word][lane] = pack_halves(a.y, b.y);
+  }
+}
+
+/// The share of stored heads in the heads of columns 2 c, 2 c + 1 of each product.
+template <int products>
+__device__ __forceinline__ void fill_mixing(const CacheView& cache, SharedState<products>& state) {
+  if (threadIdx.x >= kRotatedHeads * products * 4) return;
+  const int c = threadIdx.x % 4, n = threadIdx.x / 4 % products, head = threadIdx.x / (4 * products);
+  const int own = Columns<products>::head(8 * n + 2 * c), heads = cache.keys.rotation_heads;
+  state.mixing[head][n][c] = own / heads == head / heads ? mixing(heads, own % heads, head % heads) : 0.0f;
+}
+
+/// How to find the scales of channels 4 c to 4 c + 3 of each 16 among those of 4 groups.
+template <int products>
+__device__ __forceinline__ void fill_selectors(const CacheView& cache, int first_head, SharedState<products>& state) {
+  if (threadIdx.x >= kRotatedHeads * 4 * 4) return;
+  const int c = threadIdx.x % 4, i = threadIdx.x / 4 % 4, head = threadIdx.x / 16;
+  uint32_t words[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int channel = (first_head + head) * kDim + (2 * i + j / 2) * 16 + 4 * c + j % 2 * 2;
+    const uint32_t low = (cache.keys.group(channel) - first_head) & 3,
+                   high = (cache.keys.group(channel + 1) - first_head) & 3;
+    words[j] = (low * 0x22u + 0x10u) | (high * 0x22u + 0x10u) << 8;
+  }
+  state.selectors[head][i][c] = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 }  // namespace kvquant::cuda

@@ -8,29 +8,44 @@
 namespace kvquant::cuda {
 
 constexpr int kDim = 128, kPairs = kDim / 2, kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kKeyStride = 512 + 64;  // of a tile in shared memory: quarter warps then read different banks
+/// A round is 256 tokens, two groups of 8 tiles. Four warps share a group; a warp has tokens f, f + 1, f + 8 and f + 9
+/// of each tile, f = 2 (warp % 4): two operands of 16 rows ("sides") whose codes lie in the same bytes.
+constexpr int kRoundGroups = 2, kRoundTokens = kRoundGroups * kGroupTokens, kSides = 2;
+constexpr int kTileBytes = kDim * 4;         // of a head's codes
+constexpr int kKeyStride = kTileBytes + 64;  // of a tile in shared memory: quarter warps then read different banks
 constexpr int kScaleBytes = kRotatedHeads * 4 * kTileTokens;  // of a tile: 16 scales, 16 zeros of each head
+constexpr int kScaleStride = kScaleBytes + 16;                // 8 tiles are then different banks
+
 /// Weights are halves with this factor and fields are codes times 2^(p - 24): sums have a factor of 2^-21.
 __device__ __forceinline__ float weight_unit(int product) {
   return 8.0f / static_cast<float>(1 << field_position(product));
 }
 constexpr float kSumFactor = 2097152.0f;
 
-/// A stage of the ring, in bytes; keys' scales, of as many groups as they need, are its end.
+/// An address in shared memory that the compiler keeps: it would compute it again and again.
+template <class T>
+__device__ __forceinline__ T* kept(T* p) {
+#ifdef __CUDA_ARCH__
+  uint32_t address = shared_address(p);
+  asm volatile("" : "+r"(address));
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+#else
+  return p;
+#endif
+}
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+/// 128 tokens, in bytes.
 struct Stage {
   static constexpr int kValues = kRotatedHeads * 8 * kKeyStride;
-  static constexpr int kValueScales = kValues + kRotatedHeads * 8 * kValueStride;
-  static constexpr int kKeyScales = kValueScales + 8 * kScaleBytes;
-};
-
-/// What depends on the order of channels. In natural order each head has a group of its own; else any channel may be in
-/// any group of the layer.
-struct RotatedLayout {
-  int groups, steps;  // of keys' scales that a block reads; products of 16 groups each
-  int stages, stage_bytes;
-  int one_hot_bytes;  // [4 heads][8][steps][32 lanes] of 16 bytes
-
-  __host__ __device__ int key_scale_bytes() const { return groups * 4 * kTileTokens; }  // of a tile
+  static constexpr int kKeyScales = kValues + kRotatedHeads * 8 * kValueStride;
+  static constexpr int kValueScales = kKeyScales + 8 * kScaleStride;
+  static constexpr int kBytes = kValueScales + 8 * kScaleStride;
 };
 
 /// Columns are query heads: with two products of 8 columns each, head h of the block has column 4 (h % 2) + r of
@@ -48,39 +63,82 @@ struct Columns {
 
 template <int products>
 struct SharedState {
-  uint32_t queries[2][products][4][kWarp]
-                  [4];                        // second operands: words 2 i, 2 i + 1 of 16 pairs i, real, then imaginary
-  uint2 weights[2][kWarps][products][kWarp];  // second operands for values
-  float references[2][kWarps][8 * products];
-  float sums[kWarps][8 * products], zeros[kWarps][8 * products];
+  unsigned char stages[2][kRoundGroups][Stage::kBytes];
+  /// Second operands: of 16 pairs the real parts' two words, then the imaginary parts'.
+  uint4 queries[2][kRoundGroups][kSides][products][4][kWarp];
+  float4 turned[kSides][products][kThreads];                   // a thread's own queries, two pairs
+  uint2 weights[2][kRoundGroups][kProducts][products][kWarp];  // second operands for values
+  float references[2][kRoundGroups][4][8 * products];
+  uint4 selectors[kRotatedHeads][4][4];  // of scales, with an order: of 32 channels, 4 c to 4 c + 3 of each 16
+  float mixing[kRotatedHeads][products][4];
+  float sums[kWarps][8 * products], zeros[kWarps][8 * products], last_references[kWarps][8 * products];
   float value_references[kRotatedHeads][8];
 };
 
-/// Copies 128 tokens.
-__device__ __forceinline__ void copy_group(const CacheView& cache, const RotatedLayout& layout, int first_head,
-                                           int2 ids, unsigned char* stage) {
-  const int thread = threadIdx.x;
-  const uint8_t *page0 = cache.pages + ids.x * cache.page_bytes, *page1 = cache.pages + ids.y * cache.page_bytes;
+/// What a thread copies of each group of 128 tokens: 16 bytes of a tile's codes of each head, and 16 bytes of scales
+/// (half of the threads: of keys). Keys and all scales are copied a round before values.
+struct Copier {
+  static constexpr int kParts = 2 * kRoundGroups;
+
+  const uint8_t* pages;
+  int64_t page_bytes;
+  const int32_t* table;
+  int last_page, keys, values, scales;  // offsets in a page
+  int code_page, scale_page;            // which of the group's two pages
+  int to_keys, to_values, to_scales;
+  int key_ids[kRoundGroups] = {}, value_ids[kRoundGroups], scale_ids[kRoundGroups];  // pages that are copied next
+
+  __device__ Copier(const CacheView& cache, int b, int first_head, int last) {
+    const int thread = threadIdx.x, tile = thread / kWarp, at = thread % kWarp * 16;
+    pages = cache.pages;
+    page_bytes = cache.page_bytes;
+    table = cache.page_table + static_cast<int64_t>(b) * cache.page_columns;
+    last_page = last;
+    keys = static_cast<int>(cache.keys.tile(first_head, tile % kPageTiles)) + at;
+    values = static_cast<int>(cache.values.tile(first_head, tile % kPageTiles)) + at;
+    code_page = tile / kPageTiles;
+    to_keys = tile * kKeyStride + at;
+    to_values = Stage::kValues + tile * kValueStride + at;
+    const bool of_keys = thread < kThreads / 2;
+    const SideView& side = of_keys ? cache.keys : cache.values;
+    const int scale_tile = thread / 16 % 8, scale_at = thread % 16 * 16;
+    scales = static_cast<int>(side.scales(scale_tile % kPageTiles, first_head)) + scale_at;
+    scale_page = scale_tile / kPageTiles;
+    to_scales = (of_keys ? Stage::kKeyScales : Stage::kValueScales) + scale_tile * kScaleStride + scale_at;
+  }
+
+  /// Finds the pages of a round's keys and scales; values are those of the round before it.
+  __device__ __forceinline__ void find(int round) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int chunk = i * kThreads + thread, head = chunk / 256, tile = chunk / 32 % 8, at = chunk % 32 * 16;
-    const uint8_t* page = tile < kPageTiles ? page0 : page1;
-    copy_async(stage + (head * 8 + tile) * kKeyStride + at,
-               page + cache.keys.tile(first_head + head, tile % kPageTiles) + at);
-    copy_async(stage + Stage::kValues + (head * 8 + tile) * kValueStride + at,
-               page + cache.values.tile(first_head + head, tile % kPageTiles) + at);
+    for (int i = 0; i < kRoundGroups; ++i) {
+      const int page = (round * kRoundGroups + i) * 2;
+      value_ids[i] = key_ids[i];
+      key_ids[i] = table[min(page + code_page, last_page)];
+      scale_ids[i] = table[min(page + scale_page, last_page)];
+    }
   }
-  if (thread < 128) {
-    const int tile = thread / 16, at = thread % 16 * 16;
-    copy_async(stage + Stage::kValueScales + tile * kScaleBytes + at,
-               (tile < kPageTiles ? page0 : page1) + cache.values.scales(tile % kPageTiles, first_head) + at);
+
+  using Stages = unsigned char[kRoundGroups][Stage::kBytes];
+  __device__ __forceinline__ void copy_scales(Stages& to) const {
+#pragma unroll
+    for (int i = 0; i < kRoundGroups; ++i) {
+      copy_async(to[i] + to_scales, pages + scale_ids[i] * page_bytes + scales);
+    }
   }
-  const int chunks = layout.groups * 4, first_group = cache.keys.order == nullptr ? first_head : 0;
-  for (int i = thread; i < 8 * chunks; i += kThreads) {
-    const int tile = i / chunks, at = i % chunks * 16;
-    copy_async(stage + Stage::kKeyScales + tile * layout.key_scale_bytes() + at,
-               (tile < kPageTiles ? page0 : page1) + cache.keys.scales(tile % kPageTiles, first_group) + at);
+
+  /// Codes of a group, of values first.
+  __device__ __forceinline__ void copy_codes(Stages& of_these_keys, Stages& of_values, int part) const {
+    const bool is_key = part >= kRoundGroups;
+    const int id = part == 0 ? value_ids[0] : part == 1 ? value_ids[1] : part == 2 ? key_ids[0] : key_ids[1];
+    const uint8_t* from = pages + id * page_bytes + (is_key ? keys : values);
+    unsigned char* to =
+        is_key ? &of_these_keys[part % kRoundGroups][to_keys] : &of_values[part % kRoundGroups][to_values];
+    const int stride = is_key ? 8 * kKeyStride : 8 * kValueStride;
+#pragma unroll
+    for (int head = 0; head < kRotatedHeads; ++head) {
+      copy_async(to + head * stride, from + head * kPageTiles * kTileBytes);
+    }
   }
-}
+};
 
 }  // namespace kvquant::cuda
