@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   hold(own.key_rows);
   hold(own.value_rows);
 
-  const ExactUnits<kDim> exact(cache, heads, nullptr, lane);
+  const ExactUnits<kDim> exact(cache, heads, {0, 0, 1, 0}, nullptr, nullptr, lane);
   const int tokens = exact.quantized, units = (tokens + kUnitTokens - 1) / kUnitTokens;
   const int begin = static_cast<int>(static_cast<int64_t>(units) * heads.part / p.parts);
   const int end = static_cast<int>(static_cast<int64_t>(units) * (heads.part + 1) / p.parts);

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kLatentThreads, 2)
   const bool in_codes = part < parts;
   unsigned char* tiles = shared + kBasisAt + warp * kExactStride;
   ExactUnits<kDim> exact(cache, heads, {0, warp, kLatentWarps, kWarpBits}, tiles, tiles + Fp16Tile<kDim>::kBytes, lane);
-  const uint32_t sinks = __ballot_sync(0xffffffffu, is_sink(cache, heads.b, lane));
+  const uint32_t sinks = find_sinks(cache, heads.b, lane);
   MergedHead<kDim / kWarp> merged;
   if (in_codes) {
     const int groups = (exact.quantized + kGroupTokens - 1) / kGroupTokens;

@@ -17,6 +17,11 @@ __device__ __forceinline__ bool is_sink(const CacheView& cache, int b, int lane)
   return header->tokens[lane % kExactTokens] == lane && lane <= cache.length(b);
 }
 
+/// Tokens 0 to 31 of a sequence that are sinks, a bit each.
+__device__ __forceinline__ uint32_t find_sinks(const CacheView& cache, int b, int lane) {
+  return __ballot_sync(0xffffffffu, is_sink(cache, b, lane));
+}
+
 /// Bits of the 16 tokens from first on that are in [0, end) and no sinks.
 __device__ __forceinline__ uint32_t valid_tokens(int first, int end, uint32_t sinks) {
   const int left = end - first;
