@@ -48,6 +48,7 @@ public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable,
             lengths[2 * b] = sequences.get(b).length();
             lengths[2 * b + 1] = sequences.get(b).exactFrom;
             pageColumns = Math.max(pageColumns, sequences.get(b).pages.size());
+            sequences.get(b).reach = sequences.get(b).length() + counts[b];
         }
         int exactColumns = Math.max(1, cache.layout().exactColumns());
         return new CacheBatch(
@@ -55,6 +56,36 @@ public record CacheBatch(NDArray lengths, NDArray pageTable, NDArray exactTable,
                 create(manager, table(sequences, pageColumns, false), batch, pageColumns),
                 create(manager, table(sequences, exactColumns, true), batch, exactColumns),
                 cache.tensors().params(sequences.get(0)));
+    }
+
+    /**
+     * Makes room for new tokens that are appended in several parts, so that no part finds the cache
+     * full once another is written.
+     *
+     * @param cache the cache of the sequences
+     * @param sequences the sequences
+     * @param counts new tokens of each
+     * @param prefill whether the new tokens belong to prompts
+     * @throws CacheFullException if there is no room; the sequences keep their tokens
+     */
+    public static void requireRoom(
+            KvCache cache, List<CacheSequence> sequences, int[] counts, boolean prefill) {
+        cache.reserve(sequences, counts, prefill);
+    }
+
+    /**
+     * Takes an append back that failed: sequences are as they were before, and can be appended to
+     * again. A sequence of which it may have overwritten exact tokens that the window needs can not
+     * be restored: every further use but closing it is refused.
+     *
+     * @param cache the cache of the sequences
+     * @param sequences the sequences
+     * @param lengths the tokens of each before the append
+     */
+    public static void rollBack(KvCache cache, List<CacheSequence> sequences, int[] lengths) {
+        for (int b = 0; b < lengths.length; ++b) {
+            cache.rollBack(sequences.get(b), lengths[b]);
+        }
     }
 
     /**

@@ -23,6 +23,12 @@ public final class CacheSequence implements AutoCloseable {
      */
     boolean truncated;
 
+    /** Tokens that an append may have written, whether or not it was committed. */
+    int reach;
+
+    /** Set when an append has failed that overwrote what it can not give back. */
+    boolean damaged;
+
     /** Parameters of its own; null if the cache's serve it. */
     SequenceParams own;
 
@@ -87,6 +93,11 @@ public final class CacheSequence implements AutoCloseable {
     }
 
     void checkOpen() {
+        if (damaged) {
+            throw new IllegalStateException(
+                    "An append to the sequence failed after it had overwritten some of its recent"
+                            + " tokens; start a new one.");
+        }
         if (closed) {
             throw new IllegalStateException(
                     "The sequence is closed; keep it open while it is used, or start a new one.");

@@ -391,6 +391,13 @@ public final class KvCache implements AutoCloseable {
         }
     }
 
+    /** After a failed append; see {@link CacheBatch#rollBack}. */
+    synchronized void rollBack(CacheSequence sequence, int length) {
+        if (!sequence.isClosed() && !sequence.damaged) {
+            sequencePages.rollBack(sequence, length);
+        }
+    }
+
     CacheTensors tensors() {
         return tensors;
     }
@@ -415,6 +422,7 @@ public final class KvCache implements AutoCloseable {
     synchronized void commit(CacheSequence sequence, int[] tokens) {
         sequence.tokens.addAll(tokens);
         sequence.truncated = false;
+        sequence.reach = sequence.length();
     }
 
     /** Frees the memory; sequences must not be used any more. */

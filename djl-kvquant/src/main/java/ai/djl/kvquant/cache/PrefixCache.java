@@ -29,6 +29,10 @@ final class PrefixCache {
             if (sequence.isClosed()) {
                 return;
             }
+            if (sequence.damaged) {
+                sequence.close();
+                return;
+            }
             // What is a beginning of this one serves nobody any more.
             for (CacheSequence other : List.copyOf(held)) {
                 if (sequence.tokens.commonPrefix(other.tokens()) == other.length()) {

@@ -46,6 +46,7 @@ final class SequencePages {
     void share(CacheSequence parent, CacheSequence child) {
         child.exactFrom = parent.exactFrom;
         child.truncated = parent.truncated;
+        child.reach = parent.reach;
         child.own = parent.own;
         if (child.own != null) {
             child.own.retain();
@@ -68,12 +69,37 @@ final class SequencePages {
             sequence.exactFrom = Math.min(length, Math.max(sequence.exactFrom, firstHeld));
         }
         sequence.truncated = true;
+        sequence.reach = 0;
         sequence.tokens.truncate(length);
-        int needed = TokenLayout.pagesFor(layout.stored(sequence, length));
+        releaseSurplus(sequence);
+    }
+
+    private void releaseSurplus(CacheSequence sequence) {
+        int needed = TokenLayout.pagesFor(layout.stored(sequence, sequence.length()));
         while (sequence.pages.size() > needed) {
             pagePool.release(sequence.pages.get(sequence.pages.size() - 1));
             sequence.pages.truncate(sequence.pages.size() - 1);
         }
+    }
+
+    /**
+     * Takes an append back that failed. The sequence is as it was, or is marked as damaged: where
+     * the append has overwritten exact tokens that the window needs, the layers differ in what they
+     * have stored of them.
+     */
+    void rollBack(CacheSequence sequence, int length) {
+        int reach = Math.max(sequence.reach, sequence.length());
+        int needed = Math.max(sequence.exactFrom, length - layout.window());
+        if (layout.window() > 0 && needed < length) {
+            int held = Math.min(length, layout.firstHeldAt(reach));
+            sequence.damaged = held > needed;
+            sequence.exactFrom = Math.max(sequence.exactFrom, held);
+        }
+        // Sinks may name tokens that are gone.
+        sequence.truncated |= reach > length;
+        sequence.reach = 0;
+        sequence.tokens.truncate(length);
+        releaseSurplus(sequence);
     }
 
     /** Gives back all that a sequence holds. */

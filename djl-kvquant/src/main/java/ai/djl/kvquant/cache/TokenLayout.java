@@ -63,6 +63,12 @@ final class TokenLayout {
         return ring * KvCache.EXACT_TOKENS;
     }
 
+    /** The first of the tokens that the ring holds once so many are written. */
+    int firstHeldAt(int reach) {
+        int lastRun = (reach - 1) / KvCache.EXACT_TOKENS;
+        return Math.max(0, (lastRun - ring + 1) * KvCache.EXACT_TOKENS);
+    }
+
     /** Tokens of a prompt that are stored in pages, in the layer that stores most. */
     int storedOfPrompt(int tokens) {
         return tokens - smallestWindow;

@@ -91,20 +91,29 @@ final class TracedRunner implements CausalRunner {
             int pairs = numLayers();
             NDList both = new NDList(outputs.subList(1, 2 * pairs + 1));
             checkShapes(both, new Shape(rows.size(), 0, columns + inputs.newTokens(), 0));
-            code.run(
-                    scope,
-                    "write",
+            Object[] written =
                     tables.arguments(
                             cache,
                             both,
                             columns,
                             scope.create(tokenRows(inputs)),
-                            scope.create(CacheBatch.starts(counts))));
+                            scope.create(CacheBatch.starts(counts)));
+            write(scope, written, rows);
             CacheBatch.commit(cache, rows, tokens);
             NDList states = new NDList(outputs.get(0));
             states.addAll(outputs.subNDList(2 * pairs + 1));
             states.attach(owner);
             return states;
+        }
+    }
+
+    private void write(NDManager scope, Object[] arguments, List<CacheSequence> rows) {
+        try {
+            code.run(scope, "write", arguments);
+        } catch (RuntimeException | Error e) {
+            int[] lengths = rows.stream().mapToInt(CacheSequence::length).toArray();
+            CacheBatch.rollBack(cache, rows, lengths);
+            throw e;
         }
     }
 

@@ -71,10 +71,13 @@ final class LlamaAppend {
         }
     }
 
-    /** Appends all tokens, or none if it fails. */
+    /** Appends all tokens, or none if it fails; see {@link CacheBatch#rollBack}. */
     TokenStates run(NDManager owner) {
         int[] before = sequences.stream().mapToInt(CacheSequence::length).toArray();
         try (NDManager scope = model.manager().newSubManager()) {
+            for (List<Integer> group : CacheBatch.groups(sequences)) {
+                requireRoom(group);
+            }
             for (List<Integer> group : CacheBatch.groups(sequences)) {
                 if (isDecoding(group)) {
                     decode(scope, group);
@@ -84,13 +87,18 @@ final class LlamaAppend {
             }
             return new TokenStates(logits.inOrder(owner), hidden.inOrder(owner));
         } catch (RuntimeException | Error e) {
-            for (int i = 0; i < before.length; ++i) {
-                if (sequences.get(i).length() > before[i]) {
-                    sequences.get(i).truncate(before[i]);
-                }
-            }
+            CacheBatch.rollBack(cache, sequences, before);
             throw e;
         }
+    }
+
+    /** For all tokens before the first of them is computed. */
+    private void requireRoom(List<Integer> group) {
+        CacheBatch.requireRoom(
+                cache,
+                group.stream().map(sequences::get).toList(),
+                group.stream().mapToInt(i -> tokens.get(i).length).toArray(),
+                !isDecoding(group));
     }
 
     private boolean isDecoding(List<Integer> group) {

@@ -58,6 +58,9 @@ final class LlamaBatch implements DecodingBatch {
             return batch;
         } catch (RuntimeException | Error e) {
             batch.manager.close();
+            // What chunks before the one that failed have appended stays.
+            int[] lengths = sequences.stream().mapToInt(CacheSequence::length).toArray();
+            CacheBatch.rollBack(cache, sequences, lengths);
             throw e;
         }
     }

@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.util.List;
 import org.junit.jupiter.api.Test;
 
 /** Which pages sequences hold; what is in them, the contract tests check. */
@@ -86,6 +87,65 @@ class CacheSequenceTest {
             tiny.append(sequence, TinyCache.tokens(2, 100));
             sequence.truncate(192);
             assertTrue(sequence.exactFrom <= 192 - 40, () -> "exact from " + sequence.exactFrom);
+        }
+    }
+
+    /** The ring holds 64 tokens: from 256 on once 320 are written, from 272 on behind that. */
+    @Test
+    void aFailedAppendIsTakenBack() {
+        try (TinyCache tiny = new TinyCache(WINDOWED)) {
+            CacheSequence sequence = tiny.sequence(TinyCache.tokens(1, 300));
+            int pages = tiny.pagesUsed();
+            tiny.fail(sequence, 20);
+            assertEquals(300, sequence.length());
+            assertEquals(pages, tiny.pagesUsed());
+            // Of the tokens before the window, which a truncation would need, some are gone.
+            assertEquals(256, sequence.exactFrom);
+            tiny.append(sequence, TinyCache.tokens(2, 30));
+            assertEquals(330, sequence.length());
+        }
+    }
+
+    @Test
+    void whatAFailedAppendHasOverwrittenIsNotReadAgain() {
+        try (TinyCache tiny = new TinyCache(WINDOWED)) {
+            CacheSequence sequence = tiny.sequence(TinyCache.tokens(1, 300));
+            tiny.fail(sequence, 21);
+            IllegalStateException e =
+                    assertThrows(IllegalStateException.class, () -> tiny.append(sequence, 1));
+            assertTrue(e.getMessage().endsWith("start a new one."), e::getMessage);
+            assertThrows(IllegalStateException.class, sequence::fork);
+            assertThrows(IllegalStateException.class, () -> sequence.truncate(10));
+            tiny.cache.retire(sequence);
+            assertEquals(0, tiny.pagesUsed());
+            assertEquals(0, tiny.cache.sequenceFor(TinyCache.tokens(1, 300)).length());
+        }
+        try (TinyCache tiny = new TinyCache(PLAIN)) {
+            // Pages of their own, which nothing was read from: nothing is lost.
+            CacheSequence sequence = tiny.sequence(TinyCache.tokens(1, 300));
+            int pages = tiny.pagesUsed();
+            tiny.fail(sequence, 300);
+            assertEquals(pages, tiny.pagesUsed());
+            tiny.append(sequence, 1);
+        }
+    }
+
+    /** Also of several sequences at once. */
+    @Test
+    void roomForAllPartsOrNone() {
+        try (TinyCache tiny = new TinyCache(PLAIN)) {
+            CacheSequence first = tiny.sequence(TinyCache.tokens(1, 300));
+            CacheSequence second = tiny.sequence(TinyCache.tokens(2, 300));
+            List<CacheSequence> both = List.of(first, second);
+            int pages = tiny.pagesUsed();
+            int[] counts = {200, 2000};
+            assertThrows(
+                    CacheFullException.class,
+                    () -> CacheBatch.requireRoom(tiny.cache, both, counts, true));
+            CacheBatch.rollBack(tiny.cache, both, new int[] {300, 300});
+            assertEquals(pages, tiny.pagesUsed());
+            tiny.append(first, 1);
+            tiny.append(second, 1);
         }
     }
 

@@ -36,6 +36,15 @@ final class TinyCache implements AutoCloseable {
         }
     }
 
+    /** Begins to append tokens and fails. */
+    void fail(CacheSequence sequence, int count) {
+        try (NDManager scope = MANAGER.newSubManager()) {
+            int[] counts = {count};
+            CacheBatch.reserve(scope, cache, List.of(sequence), counts, true);
+            CacheBatch.rollBack(cache, List.of(sequence), new int[] {sequence.length()});
+        }
+    }
+
     CacheSequence sequence(int... tokens) {
         CacheSequence sequence = cache.newSequence();
         append(sequence, tokens);

@@ -377,6 +377,64 @@ class SequenceHandlesTest {
         }
     }
 
+    /**
+     * A part of many tokens has no room: nothing of the parts before it, which would have pushed
+     * recent tokens out of the exact window, is to be seen.
+     */
+    @Test
+    void manyTokensThatDoNotFit() throws Exception {
+        float[][] logits = new float[2][];
+        for (int i = 0; i < 2; ++i) {
+            try (Searches searches =
+                            load(
+                                    "kv_cache_dtype",
+                                    "rotatekv2",
+                                    "kv_recent_tokens",
+                                    "64",
+                                    "kv_cache_tokens",
+                                    "512",
+                                    "max_batch_size",
+                                    "2");
+                    NDManager manager = searches.newManager()) {
+                CausalLMOutput start =
+                        call(searches, manager, prompts(100), ones(100), new NDList());
+                NDList past = start.getPastKeyValuesList();
+                if (i == 1) {
+                    Throwable error =
+                            assertThrows(
+                                            TranslateException.class,
+                                            () ->
+                                                    call(
+                                                            searches,
+                                                            manager,
+                                                            prompts(300),
+                                                            ones(400),
+                                                            past))
+                                    .getCause();
+                    assertInstanceOf(CacheFullException.class, error);
+                }
+                CausalLMOutput next =
+                        call(searches, manager, new long[][] {{8}, {9}}, ones(101), past);
+                logits[i] = next.getLogits().toFloatArray();
+            }
+        }
+        assertArrayEquals(logits[0], logits[1]);
+    }
+
+    private static long[][] prompts(int length) {
+        return new long[][] {
+            longs(SmallModel.prompt(length, 1)), longs(SmallModel.prompt(length, 2))
+        };
+    }
+
+    private static long[][] ones(int columns) {
+        long[][] mask = new long[2][columns];
+        for (long[] row : mask) {
+            Arrays.fill(row, 1);
+        }
+        return mask;
+    }
+
     /** A manager of the caller's own may outlive the model. */
     @Test
     void modelsThatAreClosedFirst() throws Exception {
