@@ -10,12 +10,35 @@ public class CacheFullException extends RuntimeException {
 
     private static final long serialVersionUID = 1L;
 
+    private final boolean fitsAlone;
+
     /**
-     * Creates an exception.
+     * Creates an exception for what never fits.
      *
      * @param message what was asked, what fits and what to do
      */
     public CacheFullException(String message) {
+        this(message, false);
+    }
+
+    /**
+     * Creates an exception.
+     *
+     * @param message what was asked, what fits and what to do
+     * @param fitsAlone whether the sequence would have room if nothing else was in the cache
+     */
+    public CacheFullException(String message, boolean fitsAlone) {
         super(message);
+        this.fitsAlone = fitsAlone;
+    }
+
+    /**
+     * Tells whether the sequence would have room if nothing else was in the cache: then it may be
+     * tried again once others have ended.
+     *
+     * @return false if the sequence is too long for the whole cache
+     */
+    public boolean fitsAlone() {
+        return fitsAlone;
     }
 }

@@ -35,7 +35,7 @@ final class PageReservation implements AutoCloseable {
 
     private void reservePages(CacheSequence sequence, int count) {
         int begin = layout.stored(sequence, sequence.length());
-        int end = layout.stored(sequence, sequence.length() + count);
+        int end = end(sequence, count);
         while (sequence.pages.size() < TokenLayout.pagesFor(end)) {
             sequence.pages.add(allocate(pagePool, sequence, count));
         }
@@ -113,7 +113,13 @@ final class PageReservation implements AutoCloseable {
                         sequence.length(),
                         count,
                         cache.bytesPerToken() / 1024,
-                        exact ? " or max_batch_size," : ""));
+                        exact ? " or max_batch_size," : ""),
+                exact || TokenLayout.pagesFor(end(sequence, count)) <= pool.size());
+    }
+
+    /** Tokens that are stored in pages behind an append. */
+    private int end(CacheSequence sequence, int count) {
+        return layout.stored(sequence, sequence.length() + count);
     }
 
     @Override

@@ -68,10 +68,11 @@ final class SequenceHandles {
             undo(call);
             throw new CacheFullException(
                     e.getMessage()
-                            + " Sequences that DJL's searches hold until the managers of their input"
-                            + " ids are closed: "
+                            + " Sequences that DJL's searches hold until the managers of their"
+                            + " input ids are closed: "
                             + size()
-                            + ".");
+                            + ".",
+                    e.fitsAlone());
         } catch (RuntimeException | Error e) {
             undo(call);
             throw e;

@@ -55,6 +55,14 @@ public final class BatchScheduler implements AutoCloseable {
 
     synchronized void submit(List<ScheduledRequest> requests) {
         requireOpen();
+        if (requests.size() > limits.maxWaiting()) {
+            throw new IllegalArgumentException(
+                    requests.size()
+                            + " prompts were given at once, but at most "
+                            + limits.maxWaiting()
+                            + " may wait for the model. Give fewer at a time, or raise the"
+                            + " scheduler's maxWaiting (option max_waiting_requests).");
+        }
         if (waiting.size() + requests.size() > limits.maxWaiting()) {
             throw new TooManyRequestsException(
                     waiting.size()
@@ -62,7 +70,8 @@ public final class BatchScheduler implements AutoCloseable {
                             + requests.size()
                             + " more would exceed the limit of "
                             + limits.maxWaiting()
-                            + ". Try again later, or raise the scheduler's maxWaiting.");
+                            + ". Try again later, or raise the scheduler's maxWaiting (option"
+                            + " max_waiting_requests).");
         }
         for (ScheduledRequest request : requests) {
             request.arrive(arrivals++);

@@ -130,7 +130,8 @@ final class BatchWorker {
             }
             ScheduledRequest request = takeAdmission();
             if (request.hasTokens()) {
-                end(request, FinishReason.CACHE_FULL, e.getMessage());
+                request.end(e);
+                reportAlone(request);
             } else {
                 fail(request, e);
             }
@@ -169,7 +170,7 @@ final class BatchWorker {
         try {
             stepWithRoom();
         } catch (CacheFullException e) {
-            running.requests().forEach(r -> r.end(FinishReason.CACHE_FULL, e.getMessage()));
+            running.requests().forEach(r -> r.end(e));
         }
         dropEnding();
     }
@@ -241,11 +242,6 @@ final class BatchWorker {
             ending.forEach(request -> request.report(usage));
             blocked = false;
         }
-    }
-
-    private void end(ScheduledRequest request, FinishReason reason, String message) {
-        request.end(reason, message);
-        reportAlone(request);
     }
 
     private void fail(ScheduledRequest request, Throwable error) {

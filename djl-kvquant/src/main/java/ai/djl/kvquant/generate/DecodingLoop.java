@@ -52,7 +52,7 @@ final class DecodingLoop implements GenerationRun {
             batch = model.prefill(prompts);
         }
         if (cancellation.isCancelled()) {
-            endAll(FinishReason.CANCELLED, "");
+            endAll(FinishReason.CANCELLED, "", false);
         } else if (prepareLogits()) {
             chooseTokens();
             dropFinished();
@@ -83,7 +83,9 @@ final class DecodingLoop implements GenerationRun {
             batch.step(running.stream().mapToInt(GeneratingSequence::lastToken).toArray());
             return true;
         } catch (CacheFullException e) {
-            endAll(FinishReason.CACHE_FULL, e.getMessage());
+            // Where several run, the others are this call's own.
+            boolean retryable = e.fitsAlone() && running.size() == 1;
+            endAll(FinishReason.CACHE_FULL, e.getMessage(), retryable);
             return false;
         }
     }
@@ -95,9 +97,9 @@ final class DecodingLoop implements GenerationRun {
             GeneratedToken token = sequence.accept(next.choose(i, sequence, size -> sampler));
             boolean goOn = listener.onToken(token);
             if (sequence.finished()) {
-                finish(sequence, "", "");
+                finish(sequence, "");
             } else if (!goOn) {
-                finish(sequence, sequence.end(FinishReason.CANCELLED), "");
+                finish(sequence, sequence.end(FinishReason.CANCELLED));
             }
         }
     }
@@ -118,16 +120,21 @@ final class DecodingLoop implements GenerationRun {
         running = left;
     }
 
-    private void endAll(FinishReason reason, String message) {
+    private void endAll(FinishReason reason, String message, boolean retryable) {
         for (GeneratingSequence sequence : running) {
-            finish(sequence, sequence.end(reason), message);
+            finish(sequence, sequence.end(reason), message, retryable);
         }
         running = List.of();
     }
 
-    private void finish(GeneratingSequence sequence, String remainder, String message) {
+    private void finish(GeneratingSequence sequence, String remainder) {
+        finish(sequence, remainder, "", false);
+    }
+
+    private void finish(
+            GeneratingSequence sequence, String remainder, String message, boolean retryable) {
         CacheUsage usage = batch == null ? null : batch.usage();
-        GenerationResult result = sequence.result(startNanos, message, usage);
+        GenerationResult result = sequence.result(startNanos, message, retryable, usage);
         results[sequence.index()] = result;
         listener.onFinish(sequence.index(), remainder, result);
     }

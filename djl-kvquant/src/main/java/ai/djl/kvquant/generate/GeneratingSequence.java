@@ -175,7 +175,7 @@ final class GeneratingSequence {
         return finishReason != null;
     }
 
-    GenerationResult result(long startNanos, String message, CacheUsage usage) {
+    GenerationResult result(long startNanos, String message, boolean retryable, CacheUsage usage) {
         Duration first = size == 0 ? Duration.ZERO : Duration.ofNanos(firstNanos - startNanos);
         double seconds = (lastNanos - firstNanos) / 1e9;
         return new GenerationResult(
@@ -183,6 +183,7 @@ final class GeneratingSequence {
                 text.toString(),
                 finishReason,
                 message,
+                retryable,
                 promptTokens,
                 List.copyOf(logProbs),
                 List.copyOf(topLogProbs),

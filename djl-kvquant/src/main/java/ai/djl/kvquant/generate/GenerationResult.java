@@ -12,6 +12,8 @@ import java.util.List;
  *     empty without a tokenizer
  * @param finishReason why the sequence ended
  * @param message for {@link FinishReason#CACHE_FULL} how much fits and what to do, otherwise empty
+ * @param retryable for {@link FinishReason#CACHE_FULL} whether the sequence has room in an empty
+ *     cache, so that it may get further when others have ended
  * @param promptTokens the number of tokens of the prompt
  * @param logProbs the log-probability of each generated token; empty unless asked for
  * @param topLogProbs the most probable tokens at each place, best first; empty unless asked for
@@ -27,6 +29,7 @@ public record GenerationResult(
         String text,
         FinishReason finishReason,
         String message,
+        boolean retryable,
         int promptTokens,
         List<TokenLogProb> logProbs,
         List<List<TokenLogProb>> topLogProbs,

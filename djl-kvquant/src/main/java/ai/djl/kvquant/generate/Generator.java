@@ -185,7 +185,8 @@ public final class Generator {
      * @param maxWait how long a sequence may wait for its first token, after which the listener
      *     receives a {@link WaitTooLongException}; null for any time
      * @throws IllegalArgumentException if a prompt is empty, too long for the model or has an
-     *     unknown token, or if stop strings are asked for without a tokenizer
+     *     unknown token, if there are more prompts than may ever wait, or if stop strings are asked
+     *     for without a tokenizer
      * @throws TooManyRequestsException if as many requests wait as the scheduler's limits allow
      * @throws IllegalStateException if this generator has no scheduler, or if that is closed
      */

@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.generate;
 
+import ai.djl.kvquant.cache.CacheFullException;
 import java.util.Arrays;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
@@ -37,8 +38,12 @@ final class ScheduledRequest {
     /** The end, after which no pages are held. */
     record Ended(int index, Outcome outcome, CacheUsage usage) implements Event {}
 
-    /** How a request ended; the reason is null if its tokens say why, or if an error ended it. */
-    record Outcome(FinishReason reason, String message, Throwable error) {}
+    /**
+     * How a request ended; the reason is null if its tokens say why, or if an error ended it.
+     *
+     * @param retryable whether it may get further if it is asked again
+     */
+    record Outcome(FinishReason reason, String message, boolean retryable, Throwable error) {}
 
     ScheduledRequest(
             int[] prompt,
@@ -86,7 +91,7 @@ final class ScheduledRequest {
     boolean leave() {
         try {
             if (isCancelled()) {
-                end(FinishReason.CANCELLED, "");
+                endFor(FinishReason.CANCELLED);
             } else if (size == 0 && maxWait.isOver()) {
                 fail(maxWait.error());
             }
@@ -138,7 +143,7 @@ final class ScheduledRequest {
             tokens[size++] = choice.token();
             events.accept(new Chosen(sequence.index(), choice));
             if (sequence.endsWith(choice.token(), size)) {
-                end(null, "");
+                endFor(null);
             }
         } catch (RuntimeException | Error e) {
             fail(e);
@@ -152,13 +157,23 @@ final class ScheduledRequest {
         return sampler;
     }
 
-    /** What ends it first counts. */
-    void end(FinishReason reason, String message) {
-        outcome = outcome == null ? new Outcome(reason, message, null) : outcome;
+    private void endFor(FinishReason reason) {
+        end(new Outcome(reason, "", false, null));
+    }
+
+    /** There is no room for more tokens. */
+    void end(CacheFullException full) {
+        FinishReason reason = FinishReason.CACHE_FULL;
+        end(new Outcome(reason, full.getMessage(), full.fitsAlone(), null));
     }
 
     void fail(Throwable error) {
-        outcome = outcome == null ? new Outcome(null, "", error) : outcome;
+        end(new Outcome(null, "", false, error));
+    }
+
+    /** What ends it first counts. */
+    private void end(Outcome end) {
+        outcome = outcome == null ? end : outcome;
     }
 
     boolean isEnding() {

@@ -102,7 +102,8 @@ final class ScheduledSequences {
             remainders[index] = sequence.end(outcome.reason());
         }
         String remainder = remainders[index] == null ? "" : remainders[index];
-        results[index] = sequence.result(startNanos, outcome.message(), ended.usage());
+        results[index] =
+                sequence.result(startNanos, outcome.message(), outcome.retryable(), ended.usage());
         listener.onFinish(index, remainder, results[index]);
     }
 

@@ -91,12 +91,12 @@ final class ResponseStream implements SubmissionListener {
         send(format.end(all, remainder, error), true);
     }
 
-    /** What does not fit into the cache even alone; null if all did. */
+    /** What the cache had no room for, even alone or for the moment; null if it had. */
     private ServingError cacheFull() {
         return Arrays.stream(results)
                 .filter(r -> r.finishReason() == FinishReason.CACHE_FULL)
                 .findFirst()
-                .map(r -> new ServingError(ServingError.TOO_LARGE, r.message()))
+                .map(ServingError::cacheFull)
                 .orElse(null);
     }
 

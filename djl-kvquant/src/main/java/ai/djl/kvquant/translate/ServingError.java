@@ -2,6 +2,7 @@
 package ai.djl.kvquant.translate;
 
 import ai.djl.kvquant.cache.CacheFullException;
+import ai.djl.kvquant.generate.GenerationResult;
 import ai.djl.kvquant.generate.ModelClosedException;
 import ai.djl.kvquant.generate.TooManyRequestsException;
 import ai.djl.kvquant.generate.WaitTooLongException;
@@ -44,14 +45,19 @@ record ServingError(int code, String message) {
 
     private static ServingError of(Throwable error) {
         int code = INTERNAL;
-        if (error instanceof CacheFullException) {
-            code = TOO_LARGE;
+        if (error instanceof CacheFullException full) {
+            code = full.fitsAlone() ? UNAVAILABLE : TOO_LARGE;
         } else if (error instanceof TooManyRequestsException) {
             code = TOO_MANY;
         } else if (error instanceof WaitTooLongException || error instanceof ModelClosedException) {
             code = UNAVAILABLE;
         }
         return new ServingError(code, textOf(error));
+    }
+
+    /** What a sequence that had no more room is told. */
+    static ServingError cacheFull(GenerationResult result) {
+        return new ServingError(result.retryable() ? UNAVAILABLE : TOO_LARGE, result.message());
     }
 
     private static String textOf(Throwable error) {

@@ -390,10 +390,10 @@ class BatchSchedulerTest {
             List<int[]> prompts = List.of(prompt(1, 1), prompt(1, 2), prompt(1, 3));
             String message =
                     assertThrows(
-                                    TooManyRequestsException.class,
+                                    IllegalArgumentException.class,
                                     () -> generator.generate(prompts, config(1)))
                             .getMessage();
-            assertTrue(message.contains("3 more would exceed the limit of 2"), message);
+            assertTrue(message.startsWith("3 prompts were given at once, but at most 2"), message);
             assertEquals(2, generator.generate(prompts.subList(0, 2), config(1)).size());
             assertEquals(List.of(), generator.generate(List.of(), config(1)));
         }

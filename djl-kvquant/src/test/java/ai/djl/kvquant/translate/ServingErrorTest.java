@@ -19,6 +19,8 @@ class ServingErrorTest {
     @Test
     void tellsWhatMayPassFromWhatIsBroken() {
         assertEquals(413, status(new CacheFullException("full")));
+        assertEquals(413, status(new CacheFullException("full", false)));
+        assertEquals(503, status(new CacheFullException("full for now", true)));
         assertEquals(429, status(new TooManyRequestsException("many")));
         assertEquals(503, status(new WaitTooLongException("long")));
         assertEquals(503, status(new ModelClosedException("closed")));

@@ -24,6 +24,7 @@ class OutputTest {
                 "An \"answer\"",
                 reason,
                 "",
+                false,
                 40,
                 List.of(),
                 List.of(),

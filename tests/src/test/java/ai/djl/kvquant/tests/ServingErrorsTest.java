@@ -5,6 +5,8 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.inference.streaming.ChunkedBytesSupplier;
+import ai.djl.kvquant.generate.DecodingBatch;
+import ai.djl.kvquant.generate.LanguageModel;
 import ai.djl.kvquant.tests.ServedModel.Response;
 import ai.djl.modality.Input;
 import ai.djl.modality.Output;
@@ -256,6 +258,40 @@ class ServingErrorsTest {
         assertTrue(messageOf(third.object()).contains("limit of 1"), third.body());
         assertEquals(200, Response.read(first).code());
         assertEquals(200, Response.read(second).code());
+    }
+
+    /** Later would not help: it waits for nobody but itself. */
+    @Test
+    void aListThatNeverFits() throws Exception {
+        load("option.max_waiting_requests=2");
+        Response list = served.ask("{\"inputs\": [\"w5\", \"w6\", \"w7\"]}");
+        assertEquals(400, list.code(), list.body());
+        assertTrue(messageOf(list.object()).startsWith("3 prompts were given"), list.body());
+        assertTrue(messageOf(list.object()).contains("at most 2"), list.body());
+        assertEquals(200, served.ask("{\"inputs\": [\"w5\", \"w6\"]}").code());
+    }
+
+    /** Other users of the model hold pages, and give them back some time. */
+    @Test
+    void aCacheThatOthersFill() throws Exception {
+        load("option.kv_cache_tokens=128", "option.max_batch_size=1");
+        LanguageModel model = SmallModel.languageModel(served.model());
+        String request = "{\"inputs\": \"%s\", \"parameters\": {\"max_new_tokens\": 60}}";
+        String body = request.formatted(prompt(100));
+        try (DecodingBatch held = model.prefill(List.of(SmallModel.prompt(150, 1)))) {
+            Response none = served.ask(body);
+            assertEquals(503, none.code(), none.body());
+            assertTrue(messageOf(none.object()).contains("KV cache is full"), none.body());
+            assertEquals(503, none.object().get("code").getAsInt());
+            assertEquals(150, held.length(0));
+        }
+        try (DecodingBatch held = model.prefill(List.of(SmallModel.prompt(64, 2)))) {
+            Response some = served.ask(body);
+            assertEquals(503, some.code(), some.body());
+            assertTrue(some.object().get("generated_text").getAsString().split(" ").length > 20);
+            assertEquals(64, held.length(0));
+        }
+        assertEquals(200, served.ask(body).code());
     }
 
     private Output endless() throws Exception {
