@@ -23,7 +23,7 @@ public final class BatchScheduler implements AutoCloseable {
     private final BatchLimits limits;
     private final PriorityQueue<ScheduledRequest> waiting =
             new PriorityQueue<>(Comparator.comparingLong(ScheduledRequest::arrival));
-    private final Deliveries deliveries = new Deliveries();
+    private final Deliveries deliveries;
     private long arrivals;
     private Thread thread;
     private volatile boolean closed;
@@ -35,8 +35,13 @@ public final class BatchScheduler implements AutoCloseable {
      * @param limits how much is done at once
      */
     public BatchScheduler(LanguageModel model, BatchLimits limits) {
+        this(model, limits, new Deliveries());
+    }
+
+    BatchScheduler(LanguageModel model, BatchLimits limits, Deliveries deliveries) {
         this.model = model;
         this.limits = limits;
+        this.deliveries = deliveries;
     }
 
     LanguageModel model() {
@@ -133,6 +138,11 @@ public final class BatchScheduler implements AutoCloseable {
     /** Runs what is to be told to listeners; in the order of the calls. */
     void deliver(Runnable delivery) {
         deliveries.run(delivery);
+    }
+
+    /** Runs it once a pulse has passed, unless the scheduler is closed by then. */
+    void deliverLater(Runnable delivery) {
+        deliveries.runLater(delivery);
     }
 
     /**

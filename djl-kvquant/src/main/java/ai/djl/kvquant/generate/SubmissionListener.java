@@ -11,6 +11,12 @@ package ai.djl.kvquant.generate;
 public interface SubmissionListener extends GenerationListener {
 
     /**
+     * Called about once a second until the request ends, whether or not there are tokens: while it
+     * waits for its turn, its pages are taken by others, or a long prompt is computed.
+     */
+    default void onPulse() {}
+
+    /**
      * Receives the error that ended the request; nothing follows.
      *
      * @param error what a call that waits would have thrown

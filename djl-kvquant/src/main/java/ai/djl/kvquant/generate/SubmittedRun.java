@@ -30,6 +30,19 @@ final class SubmittedRun {
 
     void submit(Duration maxWait) {
         sequences.submit(maxWait == null ? MaxWait.NONE : MaxWait.of(maxWait));
+        scheduler.deliverLater(this::pulse);
+    }
+
+    private void pulse() {
+        if (failed || sequences.going() == 0) {
+            return;
+        }
+        try {
+            listener.onPulse();
+            scheduler.deliverLater(this::pulse);
+        } catch (RuntimeException | Error e) {
+            fail(e);
+        }
     }
 
     private void onEvent(ScheduledRequest.Event event) {
@@ -43,9 +56,13 @@ final class SubmittedRun {
         try {
             sequences.handle(event);
         } catch (RuntimeException | Error e) {
-            failed = true;
-            sequences.abandon();
-            listener.onError(e);
+            fail(e);
         }
+    }
+
+    private void fail(Throwable error) {
+        failed = true;
+        sequences.abandon();
+        listener.onError(error);
     }
 }

@@ -11,11 +11,13 @@ import java.util.Map;
 final class ChatEvents implements ResponseFormat {
 
     private static final String TYPE = "chat.completion.chunk";
-    private static final String DONE = "data: [DONE]\n\n";
+    private static final String DONE = "[DONE]";
 
     private final ChatParts parts;
     private final boolean usage;
+    private final EventText events = new EventText();
     private boolean begun;
+    private boolean finished;
 
     ChatEvents(ChatParts parts, boolean usage) {
         this.parts = parts;
@@ -32,6 +34,7 @@ final class ChatEvents implements ResponseFormat {
     public String token(GeneratedToken token) {
         Map<String, Object> logProb = parts.logProb(token);
         FinishReason reason = token.finishReason();
+        finished |= reason != null;
         if (begun && reason == null && token.text().isEmpty() && logProb == null) {
             return "";
         }
@@ -71,15 +74,21 @@ final class ChatEvents implements ResponseFormat {
             last.put("usage", ChatParts.usage(result));
             text.append(event(last));
         }
-        return text.append(DONE).toString();
+        return text.append(events.event(DONE)).toString();
     }
 
     @Override
     public String fail(ServingError error) {
-        return event(ChatParts.error(error)) + DONE;
+        return event(ChatParts.error(error)) + events.event(DONE);
     }
 
-    private static String event(Map<String, Object> json) {
-        return "data: " + JsonText.of(json) + "\n\n";
+    private String event(Map<String, Object> json) {
+        return events.event(JsonText.of(json));
+    }
+
+    /** Not behind the last token: white space before {@code [DONE]} would hide it. */
+    @Override
+    public String keepAlive() {
+        return finished ? "" : events.keepAlive();
     }
 }

@@ -13,8 +13,10 @@ final class LmiLines implements ResponseFormat {
 
     private final LmiRequest request;
     private final boolean events;
+    private final EventText eventText = new EventText();
     private final StringBuilder text = new StringBuilder();
     private int count;
+    private boolean finished;
 
     LmiLines(LmiRequest request, boolean events) {
         this.request = request;
@@ -38,6 +40,7 @@ final class LmiLines implements ResponseFormat {
     }
 
     private void finish(Map<String, Object> line, String reason) {
+        finished = true;
         String input = request.inputs().get(0);
         line.put("generated_text", (request.fullText() ? input : "") + text);
         Map<String, Object> details = JsonText.map("finish_reason", reason);
@@ -83,6 +86,15 @@ final class LmiLines implements ResponseFormat {
 
     private String line(Map<String, Object> line) {
         String json = JsonText.of(line);
-        return events ? "data: " + json + "\n\n" : json + "\n";
+        return events ? eventText.event(json) : json + "\n";
+    }
+
+    /** Not behind the last token, which no JSON follows. */
+    @Override
+    public String keepAlive() {
+        if (finished) {
+            return "";
+        }
+        return events ? eventText.keepAlive() : ResponseFormat.super.keepAlive();
     }
 }

@@ -25,4 +25,12 @@ interface ResponseFormat {
 
     /** An error ended the response after it had begun; returns its last event. */
     String fail(ServingError error);
+
+    /**
+     * Nothing has been sent for a while; returns what may be sent in between without a change of
+     * what clients read: white space before the next JSON value, which JSON allows anywhere.
+     */
+    default String keepAlive() {
+        return " ";
+    }
 }

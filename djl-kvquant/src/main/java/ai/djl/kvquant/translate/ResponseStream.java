@@ -9,9 +9,10 @@ import ai.djl.kvquant.generate.GenerationResult;
 import ai.djl.kvquant.generate.SubmissionListener;
 import ai.djl.modality.Output;
 import java.nio.charset.StandardCharsets;
+import java.time.Duration;
 import java.util.Arrays;
 import java.util.List;
-import java.util.concurrent.TimeUnit;
+import java.util.function.LongSupplier;
 
 /**
  * Fills a response while its request is decoded. Whoever reads it waits for its first chunk, before
@@ -23,22 +24,45 @@ final class ResponseStream implements SubmissionListener {
     private static final String CONTENT_TYPE = "Content-Type";
     private static final String HEADER = "x-kvquant-kv-";
 
-    /** Readers give up when nothing comes: DJL after a minute, DJL Serving after two. */
-    private static final long SILENCE_NANOS = TimeUnit.SECONDS.toNanos(30);
-
     private final ServingRequest request;
     private final ResponseFormat format;
     private final GenerationResult[] results;
     private final Output output = new Output();
     private final ChunkedBytesSupplier data = new ChunkedBytesSupplier();
+    private final Silence silence;
+    private final LongSupplier nanoTime;
     private int going;
     private String remainder = "";
+    private boolean answering;
     private boolean begun;
-    private long lastNanos = System.nanoTime();
 
-    ResponseStream(ServingRequest request, ResponseFormat format, int prompts) {
+    /** When something is to be sent, even if there is nothing to tell. */
+    private long dueNanos;
+
+    /**
+     * How long nothing is sent, since readers give up then: DJL after a minute, DJL Serving after
+     * two.
+     *
+     * @param before while there is no token: as long as an error is to have a status of its own
+     * @param between behind a token, or what was sent last
+     */
+    record Silence(Duration before, Duration between) {}
+
+    ResponseStream(ServingRequest request, ResponseFormat format, int prompts, Silence silence) {
+        this(request, format, prompts, silence, System::nanoTime);
+    }
+
+    ResponseStream(
+            ServingRequest request,
+            ResponseFormat format,
+            int prompts,
+            Silence silence,
+            LongSupplier nanoTime) {
         this.request = request;
         this.format = format;
+        this.silence = silence;
+        this.nanoTime = nanoTime;
+        dueNanos = nanoTime.getAsLong() + silence.before.toNanos();
         results = new GenerationResult[prompts];
         going = prompts;
         output.addProperty(CONTENT_TYPE, format.contentType());
@@ -61,10 +85,24 @@ final class ResponseStream implements SubmissionListener {
     @Override
     public boolean onToken(GeneratedToken token) {
         String text = format.token(token);
-        if (!text.isEmpty() || System.nanoTime() - lastNanos > SILENCE_NANOS) {
+        if (!text.isEmpty()) {
             send(text, false);
+        } else if (!answering) {
+            dueNanos -= Math.max(0, dueNanos - nextDue());
         }
+        answering = true;
         return true;
+    }
+
+    private long nextDue() {
+        return nanoTime.getAsLong() + silence.between.toNanos();
+    }
+
+    @Override
+    public void onPulse() {
+        if (nanoTime.getAsLong() - dueNanos >= 0) {
+            send(format.keepAlive(), false);
+        }
     }
 
     @Override
@@ -129,7 +167,7 @@ final class ResponseStream implements SubmissionListener {
 
     private void send(String text, boolean last) {
         begun = true;
-        lastNanos = System.nanoTime();
+        dueNanos = nextDue();
         data.appendContent(text.getBytes(StandardCharsets.UTF_8), false);
         if (last) {
             // DJL tells the end before it appends what comes with it, which readers may miss.

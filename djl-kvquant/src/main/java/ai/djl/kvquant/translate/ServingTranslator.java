@@ -20,8 +20,9 @@ import java.util.UUID;
  *
  * <p>A request joins the model's running batch and its response is returned at once, as a stream of
  * chunks that fills while it is decoded, so that no worker waits. Options besides those of {@link
- * TextTranslator}: {@code max_wait_seconds}, how long a request may wait for its first token, and
- * {@code output_formatter}: jsonlines or sse, for streams of the LMI schema.
+ * TextTranslator}: {@code max_wait_seconds}, how long a request may wait for its first token,
+ * {@code keep_alive_seconds}, how long a response that has begun is silent before white space is
+ * sent, and {@code output_formatter}: jsonlines or sse, for streams of the LMI schema.
  */
 final class ServingTranslator implements Translator<Input, Output> {
 
@@ -29,18 +30,28 @@ final class ServingTranslator implements Translator<Input, Output> {
     private static final String MAX_WAIT = "max_wait_seconds";
     private static final String FORMATTER = "output_formatter";
 
+    private static final String KEEP_ALIVE = "keep_alive_seconds";
+
     /** A little less than DJL Serving itself waits for a chunk. */
     private static final String DEFAULT_WAIT = "110";
+
+    /** Half of the time after which many a proxy closes a silent connection. */
+    private static final String DEFAULT_KEEP_ALIVE = "30";
+
+    /** Who waits too long is told so within this time. */
+    private static final Duration GRACE = Duration.ofSeconds(5);
 
     private final TextModel model;
     private final String name;
     private final Duration maxWait;
+    private final ResponseStream.Silence silence;
     private final String formatter;
 
     private ServingTranslator(TextModel model, String name) {
         this.model = model;
         this.name = name;
-        maxWait = Duration.ofSeconds(seconds(setting(MAX_WAIT, DEFAULT_WAIT)));
+        maxWait = seconds(MAX_WAIT, DEFAULT_WAIT);
+        silence = silence(maxWait, seconds(KEEP_ALIVE, DEFAULT_KEEP_ALIVE));
         formatter = setting(FORMATTER, "jsonlines");
         if (!List.of("jsonlines", "sse").contains(formatter)) {
             throw new IllegalArgumentException(
@@ -62,17 +73,25 @@ final class ServingTranslator implements Translator<Input, Output> {
         return value == null ? fallback : value.toString().strip();
     }
 
-    private static int seconds(String text) {
+    private Duration seconds(String key, String fallback) {
+        String text = setting(key, fallback);
         try {
             int seconds = Integer.parseInt(text);
             if (seconds > 0) {
-                return seconds;
+                return Duration.ofSeconds(seconds);
             }
         } catch (NumberFormatException e) {
             // Told below.
         }
         throw new IllegalArgumentException(
-                MAX_WAIT + " is '" + text + "'; allowed: a whole number of seconds from 1 on.");
+                key + " is '" + text + "'; allowed: a whole number of seconds from 1 on.");
+    }
+
+    /** Requests may wait for longer than DJL Serving does, but not without a sign of life. */
+    private static ResponseStream.Silence silence(Duration maxWait, Duration keepAlive) {
+        Duration usual = Duration.ofSeconds(Integer.parseInt(DEFAULT_WAIT));
+        Duration before = (maxWait.compareTo(usual) < 0 ? maxWait : usual).plus(GRACE);
+        return new ResponseStream.Silence(before, keepAlive);
     }
 
     /** {@inheritDoc} */
@@ -127,7 +146,7 @@ final class ServingTranslator implements Translator<Input, Output> {
                         formatter,
                         new TokenTexts(model.tokenizer()));
         ResponseStream stream =
-                new ResponseStream(request, request.format(options), prompts.size());
+                new ResponseStream(request, request.format(options), prompts.size(), silence);
         model.generator().submit(prompts, config, stream, input::isCancelled, maxWait);
         return stream.output();
     }

@@ -8,6 +8,9 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.djl.kvquant.cache.CacheFullException;
+import java.io.ByteArrayOutputStream;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -38,6 +41,7 @@ class SubmissionTest {
         private final List<GenerationResult> results = new ArrayList<>();
         private final CompletableFuture<List<GenerationResult>> end = new CompletableFuture<>();
         private final int sequences;
+        private final CountDownLatch pulses = new CountDownLatch(3);
         private Thread thread;
 
         Heard(int sequences) {
@@ -56,6 +60,11 @@ class SubmissionTest {
             if (results.size() == sequences) {
                 end.complete(results);
             }
+        }
+
+        @Override
+        public void onPulse() {
+            pulses.countDown();
         }
 
         @Override
@@ -128,6 +137,89 @@ class SubmissionTest {
             assertEquals(5, heard.end.get().get(0).tokens().length);
             assertEquals(5, second.end.get().get(0).tokens().length);
         }
+    }
+
+    private static final Duration SHORT = Duration.ofMillis(1);
+
+    private static BatchScheduler pulsing(FakeModel model) {
+        Deliveries deliveries = new Deliveries(SHORT, LONG, LONG);
+        return new BatchScheduler(model, LIMITS, deliveries);
+    }
+
+    /** Whoever waits for tokens hears that the request goes on, also before the first of them. */
+    @Test
+    void pulsesWhileNothingComes() throws Exception {
+        try (BatchScheduler scheduler = pulsing(stuck())) {
+            Heard running = submit(scheduler, 5, 1);
+            firstStep.await();
+            Heard waiting = submit(scheduler, 5, 2);
+            running.pulses.await();
+            waiting.pulses.await();
+            assertEquals(0, waiting.tokens.size());
+            goOn.countDown();
+            assertEquals(5, running.end.get().get(0).tokens().length);
+            assertEquals(5, waiting.end.get().get(0).tokens().length);
+            assertEquals("kvquant-deliveries", waiting.thread.getName());
+        }
+    }
+
+    @Test
+    void anErrorInAPulseEndsTheRequest() throws Exception {
+        try (BatchScheduler scheduler = pulsing(stuck())) {
+            CompletableFuture<Throwable> told = new CompletableFuture<>();
+            SubmissionListener broken =
+                    new SubmissionListener() {
+                        @Override
+                        public boolean onToken(GeneratedToken token) {
+                            return true;
+                        }
+
+                        @Override
+                        public void onPulse() {
+                            throw new IllegalStateException("broken");
+                        }
+
+                        @Override
+                        public void onError(Throwable error) {
+                            assertTrue(told.complete(error), "a second end");
+                        }
+                    };
+            new Generator(scheduler, null)
+                    .submit(List.of(new int[] {1}), config(900), broken, () -> false, LONG);
+            assertEquals("broken", told.get().getMessage());
+            goOn.countDown();
+        }
+    }
+
+    /** Closing does not wait in silence for a listener that does not return. */
+    @Test
+    void closingSaysWhatItWaitsFor() throws Exception {
+        PrintStream stderr = System.err;
+        ByteArrayOutputStream log = new ByteArrayOutputStream();
+        CountDownLatch told = new CountDownLatch(1);
+        CountDownLatch release = new CountDownLatch(1);
+        System.setErr(new PrintStream(log, true, StandardCharsets.UTF_8));
+        try {
+            Deliveries deliveries = new Deliveries(SHORT, SHORT, Duration.ofMillis(20));
+            deliveries.run(
+                    () -> {
+                        told.countDown();
+                        try {
+                            release.await();
+                        } catch (InterruptedException e) {
+                            throw new IllegalStateException(e);
+                        }
+                    });
+            deliveries.run(() -> {});
+            told.await();
+            deliveries.close();
+        } finally {
+            System.setErr(stderr);
+            release.countDown();
+        }
+        String text = log.toString(StandardCharsets.UTF_8);
+        assertTrue(text.contains("Closing waits"), text);
+        assertTrue(text.contains("1 deliveries behind it"), text);
     }
 
     @Test

@@ -91,6 +91,7 @@ class ServingOptionsTest {
                         "max_waiting_requests=x",
                         "prefill_chunk_tokens=-1",
                         "max_wait_seconds=0",
+                        "keep_alive_seconds=x",
                         "output_formatter=xml",
                         "tgi_compat=true")) {
             String name = option.substring(0, option.indexOf('='));

@@ -16,10 +16,12 @@ import ai.djl.modality.Output;
 import com.google.gson.JsonArray;
 import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Set;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
@@ -340,6 +342,50 @@ class ServingTest {
             assertTrue(data.hasNext());
             assertEquals(399, Response.read(output).lines().size());
         }
+    }
+
+    /** The scheduler is held up by asking another request whether its client is gone. */
+    @Test
+    void aSilentStreamIsKeptAlive() throws Exception {
+        CountDownLatch goOn = new CountDownLatch(1);
+        try (ServedModel served = load("option.keep_alive_seconds=1")) {
+            Output output =
+                    served.start(
+                            ServedModel.input(
+                                    "{\"inputs\": \"w5\", \"stream\": true, \"parameters\":"
+                                            + " {\"max_new_tokens\": 400}}"));
+            ChunkedBytesSupplier data = (ChunkedBytesSupplier) output.getData();
+            StringBuilder text = new StringBuilder(next(data));
+            Input slow =
+                    new Input() {
+                        @Override
+                        public boolean isCancelled() {
+                            try {
+                                goOn.await();
+                            } catch (InterruptedException e) {
+                                throw new IllegalStateException(e);
+                            }
+                            return true;
+                        }
+                    };
+            slow.add("data", "{\"inputs\": \"w6\"}".getBytes(StandardCharsets.UTF_8));
+            served.start(slow);
+            String chunk = "";
+            while (!chunk.equals(" ") && data.hasNext()) {
+                chunk = next(data);
+                text.append(chunk);
+            }
+            assertEquals(" ", chunk, "the stream was over before it was held up");
+            goOn.countDown();
+            Response.read(output).chunks().forEach(text::append);
+            assertEquals(400, text.toString().lines().map(JsonParser::parseString).count());
+        } finally {
+            goOn.countDown();
+        }
+    }
+
+    private static String next(ChunkedBytesSupplier data) throws InterruptedException {
+        return new String(data.nextChunk(60, TimeUnit.SECONDS), StandardCharsets.UTF_8);
     }
 
     @Test
