@@ -2,6 +2,7 @@
 package ai.djl.kvquant.engine;
 
 import ai.djl.kvquant.generate.BatchLimits;
+import java.util.List;
 import java.util.Map;
 
 /** Reads how much a model's scheduler does at once. */
@@ -27,6 +28,24 @@ final class BatchOptions {
                 integer(settings, RUNNING, running),
                 integer(settings, WAITING, defaults.maxWaiting()),
                 integer(settings, PREFILL, defaults.prefillTokens()));
+    }
+
+    /**
+     * Refuses limits where there is nothing to be limited.
+     *
+     * @throws IllegalArgumentException if one is set
+     */
+    static void requireNone(Map<String, String> settings) {
+        for (String name : List.of(RUNNING, WAITING, PREFILL)) {
+            if (settings.containsKey(name)) {
+                throw new IllegalArgumentException(
+                        name
+                                + " is "
+                                + settings.get(name)
+                                + ", but the calls of a traced model are not scheduled, so that it"
+                                + " would have no effect; remove it.");
+            }
+        }
     }
 
     private static int integer(Map<String, String> settings, String name, int fallback) {

@@ -58,6 +58,7 @@ final class TracedModel {
      */
     static TracedRunner load(NDManager manager, Path file, Map<String, String> settings) {
         requireTypeOfTrace(settings);
+        BatchOptions.requireNone(settings);
         CacheOptions options = cacheOptions(settings);
         int heads = positive(settings, "numAttentionHeads", 12);
         int headDim = positive(settings, "kvDim", 64);

@@ -59,7 +59,11 @@ final class ChatEvents implements ResponseFormat {
                         logProbs,
                         "finish_reason",
                         reason == null ? null : ChatParts.reason(reason));
-        return event(parts.response(TYPE, List.of(choice)));
+        Map<String, Object> chunk = parts.response(TYPE, List.of(choice));
+        if (usage) {
+            chunk.put("usage", null);
+        }
+        return event(chunk);
     }
 
     @Override

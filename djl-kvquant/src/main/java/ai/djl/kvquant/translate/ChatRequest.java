@@ -43,6 +43,11 @@ record ChatRequest(
                     "top_logprobs");
 
     static ChatRequest read(JsonFields fields) {
+        if (fields.isEmptyValue("messages")) {
+            throw new IllegalArgumentException(
+                    "messages is empty; send at least one message, such as {\"role\": \"user\","
+                            + " \"content\": \"text\"}.");
+        }
         refuseTools(fields);
         Map<String, Object> settings = new HashMap<>();
         SAME.forEach(name -> fields.copy(name, name, settings));
@@ -52,8 +57,14 @@ record ChatRequest(
         if (!stops.isEmpty()) {
             settings.put("stop", stops);
         }
+        boolean logProbs = fields.bool("logprobs");
         Object alternatives = settings.getOrDefault("top_logprobs", "0");
-        boolean logProbs = fields.bool("logprobs") || !"0".equals(alternatives);
+        if (!logProbs && !"0".equals(alternatives)) {
+            throw new IllegalArgumentException(
+                    "top_logprobs is "
+                            + alternatives
+                            + ", but logprobs is not true; set it, or leave top_logprobs out.");
+        }
         settings.put("logprobs", logProbs);
         List<ChatMessage> messages = new ArrayList<>();
         fields.objects("messages").forEach(message -> messages.add(message(message)));

@@ -75,6 +75,12 @@ final class JsonFields {
         return !isEmpty(object.get(name));
     }
 
+    /** Whether a list or object is there that has nothing in it. */
+    boolean isEmptyValue(String name) {
+        JsonElement value = object.get(name);
+        return value != null && !value.isJsonNull() && isEmpty(value);
+    }
+
     /** The value, or null if there is none. */
     JsonElement element(String name) {
         return has(name) ? object.get(name) : null;

@@ -63,13 +63,17 @@ sealed interface ServingRequest permits LmiRequest, ChatRequest {
         if (fields.has("inputs")) {
             return LmiRequest.read(fields);
         }
+        if (fields.isEmptyValue("inputs")) {
+            throw new IllegalArgumentException(
+                    "inputs is empty; send a text, or a list of one or more texts.");
+        }
         throw new IllegalArgumentException(
                 "The request has neither inputs nor messages; send {\"inputs\": \"text\"} or"
                         + " {\"messages\": [{\"role\": \"user\", \"content\": \"text\"}]}.");
     }
 
     private static boolean isChat(JsonFields fields) {
-        return fields.has("messages");
+        return fields.has("messages") || fields.isEmptyValue("messages") && !fields.has("inputs");
     }
 
     /** An error as the client expects it whose request is none; LMI's if it is of no schema. */

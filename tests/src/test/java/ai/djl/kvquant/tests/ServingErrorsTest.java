@@ -115,6 +115,10 @@ class ServingErrorsTest {
                 chat("\"logit_bias\": {\"5\": 1}", "field 'logit_bias'"),
                 chat("\"response_format\": {\"type\": \"json_object\"}", "json_object", "not"),
                 chat("\"max_tokens\": \"x\"", "max_new_tokens 'x'"),
+                chat("\"top_logprobs\": 2", "top_logprobs is 2, but logprobs is not true"),
+                chat("\"top_logprobs\": 2, \"logprobs\": false", "logprobs is not true"),
+                bad("{\"messages\": []}", "messages is empty; send at least one message"),
+                bad("{\"inputs\": []}", "inputs is empty; send a text"),
                 bad("{\"messages\": [5]}", "messages[0] is not a JSON object"),
                 bad("{\"messages\": \"w5\"}", "messages is", "a list of objects"),
                 bad("{\"messages\": [{\"content\": \"w5\"}]}", "no role"),
@@ -174,9 +178,10 @@ class ServingErrorsTest {
         return List.of(
                 "{\"inputs\": \"w5\", \"parameters\": {\"num_beams\": 1, \"n\": 1.0,"
                         + " \"decoder_input_details\": false, \"stop_sequences\": null}}",
+                "{\"inputs\": \"w5\", \"messages\": []}",
                 "{\"messages\": [{\"role\": \"user\", \"content\": \"w5\", \"name\": \"a\","
-                        + " \"tool_calls\": []}], \"tools\": [], \"tool_choice\": \"none\","
-                        + " \"user\": \"u\", \"frequency_penalty\": 0, \"response_format\":"
+                        + " \"tool_calls\": []}], \"tools\": [], \"tool_choice\": \"none\", \"user\":"
+                        + " \"u\", \"top_logprobs\": 0, \"frequency_penalty\": 0, \"response_format\":"
                         + " {\"type\": \"text\"}, \"logit_bias\": {}}");
     }
 

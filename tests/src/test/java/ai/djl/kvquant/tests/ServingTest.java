@@ -312,6 +312,13 @@ class ServingTest {
             List<JsonObject> chunks = objects(events.subList(0, events.size() - 1));
             JsonObject usage = chunks.get(chunks.size() - 1);
             assertEquals(0, usage.getAsJsonArray("choices").size());
+            // As OpenAI has it: the field is there all along, or not at all.
+            for (JsonObject chunk : chunks.subList(0, chunks.size() - 1)) {
+                assertTrue(chunk.get("usage").isJsonNull(), chunk.toString());
+            }
+            for (JsonObject chunk : withoutUsage(served)) {
+                assertFalse(chunk.has("usage"), chunk.toString());
+            }
             assertEquals(25, usage.getAsJsonObject("usage").get("total_tokens").getAsInt());
             StringBuilder text = new StringBuilder();
             for (JsonObject chunk : chunks.subList(0, chunks.size() - 1)) {
@@ -327,6 +334,11 @@ class ServingTest {
             }
             assertEquals(continued(tokens), text.toString());
         }
+    }
+
+    private static List<JsonObject> withoutUsage(ServedModel served) throws Exception {
+        List<String> events = served.ask(chat(", \"stream\": true")).events();
+        return objects(events.subList(0, events.size() - 1));
     }
 
     @Test

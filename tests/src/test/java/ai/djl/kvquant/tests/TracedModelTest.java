@@ -158,6 +158,12 @@ class TracedModelTest {
         assertRefused(
                 "dtype is bf16, but a traced model's weights keep the type",
                 Map.of("dtype", "bf16"));
+        for (String limit :
+                List.of("max_running_requests", "max_waiting_requests", "prefill_chunk_tokens")) {
+            assertRefused(
+                    limit + " is 4, but the calls of a traced model are not scheduled",
+                    Map.of(limit, "4"));
+        }
         assertRefused("kvDim is '0'; allowed: whole numbers from 1.", Map.of("kvDim", "0"));
         assertFails("Set the argument numLayers", Map.of("numLayers", "3"), Map.of("numLayers", 2));
         assertFails(
