@@ -13,6 +13,8 @@ import java.net.InetSocketAddress;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Properties;
 import java.util.stream.Stream;
@@ -166,6 +168,119 @@ class ServingScriptsTest {
 
         run(script.toString(), "--without-natives", "--model", model.toString(), home + "2");
         assertFalse(Files.exists(directory.resolve("home2/deps/pytorch-jni-1.jar")));
+    }
+
+    private static void append(Path file, String text) throws IOException {
+        Files.writeString(file, text, StandardOpenOption.APPEND);
+    }
+
+    /** What is ours is brought up to date; what somebody else wrote is not touched in silence. */
+    @Test
+    void serverHomeAgain() throws Exception {
+        String script = examples().toString();
+        Path model = Files.createDirectory(directory.resolve("tiny"));
+        SmallModel.in(model).tokenizer();
+        Path home = directory.resolve("home");
+        String[] command = {script, "--model", model.toString(), home.toString()};
+        assertEquals(0, run(command).exitCode);
+        Path deps = home.resolve("deps");
+        Path lib = directory.resolve("examples/target/lib");
+        for (String name : List.of("djl-kvquant-", "jinjava-", "pytorch-jni-")) {
+            Files.move(lib.resolve(name + "1.jar"), lib.resolve(name + "2.jar"));
+        }
+        Files.createFile(deps.resolve("djl-kvquant-0.jar"));
+        Files.createFile(deps.resolve("jinjava-0.jar"));
+        append(deps.resolve("pytorch-jni-1.jar"), "changed");
+        Path copy = home.resolve("models/tiny");
+        append(copy.resolve("serving.properties"), "option.max_new_tokens=7\n");
+        append(copy.resolve("tokenizer.json"), " ");
+        String[] again = {
+            script, "--model", model.toString(), "--kv-cache-dtype", "int4", "" + home
+        };
+        Run run = run(again);
+        assertEquals(0, run.exitCode, run.output);
+        assertEquals(
+                List.of(
+                        "djl-kvquant-2.jar",
+                        "djl-kvquant-native-1.jar",
+                        // Of which nothing says that they are ours, or still what we wrote.
+                        "jinjava-0.jar",
+                        "jinjava-2.jar",
+                        "pytorch-jni-1.jar",
+                        "pytorch-jni-2.jar",
+                        "pytorch-native-cpu-1.jar"),
+                names(deps));
+        assertTrue(run.output.contains("pytorch-jni-1.jar was changed and is kept"), run.output);
+        String kept = Files.readString(copy.resolve("serving.properties"));
+        assertTrue(kept.contains("kv_cache_dtype=int2") && kept.contains("=7\n"), kept);
+        String next = Files.readString(copy.resolve("serving.properties.new"));
+        assertTrue(next.contains("kv_cache_dtype=int4") && !next.contains("=7\n"), next);
+        assertTrue(run.output.contains("serving.properties was changed and is kept"), run.output);
+        assertTrue(run.output.contains("kept as models/tiny/tokenizer.json.old"), run.output);
+        assertEquals(
+                Files.readString(model.resolve("tokenizer.json")),
+                Files.readString(copy.resolve("tokenizer.json")));
+
+        // Left alone, a file is ours to change, and nothing is said.
+        Files.delete(copy.resolve("serving.properties"));
+        assertFalse(run(command).output.contains("changed and is kept; what"));
+        assertFalse(run(again).output.contains("changed and is kept; what"));
+        kept = Files.readString(copy.resolve("serving.properties"));
+        assertTrue(kept.contains("kv_cache_dtype=int4"), kept);
+        assertFalse(Files.exists(copy.resolve("serving.properties.new")));
+    }
+
+    /** One line of the file that server-home writes is changed between the two. */
+    @Test
+    void cacheBytes() throws Exception {
+        JsonObject config = new JsonObject();
+        config.addProperty("chat_template", "{{ messages[0].content }}");
+        SmallModel files =
+                SmallModel.in(directory)
+                        .tokenizer()
+                        .config("max_position_embeddings", "8192")
+                        .write("tokenizer_config.json", config.toString());
+        String properties = Files.readString(SERVING.resolve(PROPERTIES));
+        String line = "option.kv_cache_dtype=int2";
+        assertTrue(properties.contains(line));
+        Path saved = directory.resolve("saved.json");
+        files.write("serving.properties", properties.replace(line, "option.kv_cache_dtype=auto"));
+        Run auto = cacheBytes("--save", saved.toString());
+        assertEquals(0, auto.exitCode, auto.output);
+        assertTrue(auto.output.startsWith("auto takes "), auto.output);
+        Run same = cacheBytes("--against", saved.toString());
+        assertEquals(1, same.exitCode, same.output);
+        assertTrue(same.output.contains("FAILED: fp16 would take less than 5"), same.output);
+
+        files.write("serving.properties", properties);
+        Run int2 = cacheBytes("--against", saved.toString());
+        assertEquals(0, int2.exitCode, int2.output);
+        assertTrue(int2.output.contains("auto took "), int2.output);
+        assertTrue(int2.output.contains("the form of the responses is the same"), int2.output);
+        // A form that is another is found.
+        Files.writeString(saved, Files.readString(saved).replace("finish_reason", "reason"));
+        Run other = cacheBytes("--against", saved.toString());
+        assertEquals(1, other.exitCode, other.output);
+        assertTrue(other.output.contains("FAILED: another form of chat"), other.output);
+    }
+
+    private Run cacheBytes(String... arguments) throws Exception {
+        try (ServedModel served = ServedModel.load(directory);
+                HttpBridge bridge = new HttpBridge(served)) {
+            List<String> command = new ArrayList<>();
+            command.addAll(List.of("python3", SERVING.resolve("cache-bytes").toString()));
+            command.addAll(List.of("--url", bridge.url()));
+            command.addAll(List.of(arguments));
+            return run(command.toArray(String[]::new));
+        }
+    }
+
+    @Test
+    void cacheBytesWithoutAServer() throws Exception {
+        String script = SERVING.resolve("cache-bytes").toString();
+        Run run = run("python3", script, "--url", "http://127.0.0.1:1");
+        assertEquals(1, run.exitCode, run.output);
+        assertTrue(run.output.contains("http://127.0.0.1:1 does not answer"), run.output);
     }
 
     @Test
