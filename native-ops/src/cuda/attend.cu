@@ -166,9 +166,9 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
                          : cache.kv_heads / plan.shape.together * head_groups(cache);
   const int64_t pairs = std::max<int64_t>(1, static_cast<int64_t>(cache.batch) * blocks);
   const int64_t slots = static_cast<int64_t>(multiprocessors) * resident;
-  const Cut cut = best_parts(cache, plan.shape, pairs,
-                             plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : plan.shape.together, slots,
-                             exact && !plain && plan.kernel != AttentionPlan::kCodebook);
+  const Cut cut =
+      best_parts(cache, plan.shape, pairs, plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : plan.shape.together,
+                 slots, exact && !plain && plan.kernel != AttentionPlan::kCodebook);
   plan.parts = cut.parts;
   double least = cut.time;
   for (int together = 2; plan.kernel == AttentionPlan::kInt && together <= 4; together *= 2) {
