@@ -65,8 +65,7 @@ final class TokenLayout {
 
     /** The first of the tokens that the ring holds once so many are written. */
     int firstHeldAt(int reach) {
-        int lastRun = (reach - 1) / KvCache.EXACT_TOKENS;
-        return Math.max(0, (lastRun - ring + 1) * KvCache.EXACT_TOKENS);
+        return Math.max(0, reach - heldByRing());
     }
 
     /** Tokens of a prompt that are stored in pages, in the layer that stores most. */

@@ -90,17 +90,17 @@ class CacheSequenceTest {
         }
     }
 
-    /** The ring holds 64 tokens: from 256 on once 320 are written, from 272 on behind that. */
+    /** The ring holds 64 tokens, of which the window of 300 needs those from 260 on. */
     @Test
     void aFailedAppendIsTakenBack() {
         try (TinyCache tiny = new TinyCache(WINDOWED)) {
             CacheSequence sequence = tiny.sequence(TinyCache.tokens(1, 300));
             int pages = tiny.pagesUsed();
-            tiny.fail(sequence, 20);
+            tiny.fail(sequence, 24);
             assertEquals(300, sequence.length());
             assertEquals(pages, tiny.pagesUsed());
             // Of the tokens before the window, which a truncation would need, some are gone.
-            assertEquals(256, sequence.exactFrom);
+            assertEquals(260, sequence.exactFrom);
             tiny.append(sequence, TinyCache.tokens(2, 30));
             assertEquals(330, sequence.length());
         }
@@ -110,7 +110,7 @@ class CacheSequenceTest {
     void whatAFailedAppendHasOverwrittenIsNotReadAgain() {
         try (TinyCache tiny = new TinyCache(WINDOWED)) {
             CacheSequence sequence = tiny.sequence(TinyCache.tokens(1, 300));
-            tiny.fail(sequence, 21);
+            tiny.fail(sequence, 25);
             IllegalStateException e =
                     assertThrows(IllegalStateException.class, () -> tiny.append(sequence, 1));
             assertTrue(e.getMessage().endsWith("start a new one."), e::getMessage);
