@@ -10,6 +10,7 @@ public class CacheFullException extends RuntimeException {
 
     private static final long serialVersionUID = 1L;
 
+    /** Whether what was asked for fits into a cache that nothing else is in. */
     private final boolean fitsAlone;
 
     /**
