@@ -198,23 +198,28 @@ def bench_format(name, options, shape, best, reference):
             "ratio": best / attend, "error": error}
 
 
-def bench_prefill(copy_tbs):
-    """Append of a prompt's chunk and dequantize, in bytes read and written."""
-    results = []
-    for name in ("int2", "fp16"):
-        layer = Layer(heads=32, kv_heads=8, **FORMATS[name])
-        tokens = 8192
-        cache = Cache(layer, [tokens * 4], "cuda", ops=OPS)
-        rows = layer.random_rows(tokens, torch.float16, "cuda")
-        starts = torch.tensor([0, tokens], dtype=torch.int32, device="cuda")
-        none = torch.empty(0, device="cuda")
-        append = timed([lambda: OPS.append(rows, starts, none, none, *cache.state())] * 10)
-        moved = tokens * (4 * layer.kv_heads * layer.head_dim + layer.page_bytes / 64)
+def bench_prefill(name, copy_tbs, tokens=8192):
+    """Append of a prompt's chunk and dequantize of as many tokens. Bytes that must move: k and v as FLOAT16, and pages;
+    queries between the keys are not read. Inputs, caches and results rotate, so that none of them stays in L2."""
+    layer = Layer(heads=32, kv_heads=8, **FORMATS[name])
+    moved = tokens * (4 * layer.kv_heads * layer.head_dim + layer.page_bytes / 64)
+    copies, launches = copies_for(moved)
+    caches = [Cache(layer, [tokens + 64], "cuda", ops=OPS) for _ in range(copies)]
+    rows = [layer.random_rows(tokens, torch.float16, "cuda") for _ in range(copies)]
+    starts = torch.tensor([0, tokens], dtype=torch.int32, device="cuda")
+    massive = [torch.empty(0, device="cuda")] * 2
+    if layer.massive:
+        massive = OPS.massive_entries(torch.randn(tokens, 64, device="cuda"), starts)
+    state = [cache.state() for cache in caches]
+    append = timed([lambda i=i: OPS.append(rows[i % copies], starts, *massive, *state[i % copies])
+                    for i in range(launches)])
+    for cache in caches:
         cache.lengths[:, 0] = tokens
-        read = timed([lambda: OPS.dequantize(0, 0, tokens, *cache.state())] * 10)
-        results.append({"format": name, "append_us": append, "append_of_copy": moved / append / 1e6 / copy_tbs,
-                        "dequantize_us": read, "dequantize_of_copy": moved / read / 1e6 / copy_tbs})
-    return results
+    results = []
+    read = timed([lambda i=i: results.append(OPS.dequantize(0, 0, tokens, *state[i % copies]))
+                  for i in range(launches)])
+    return {"format": name, "append_us": append, "append_of_copy": moved / append / 1e6 / copy_tbs,
+            "dequantize_us": read, "dequantize_of_copy": moved / read / 1e6 / copy_tbs}
 
 
 def main():
@@ -241,7 +246,7 @@ def main():
     copy_tbs = copy_speed()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {copy_tbs:.2f} TB/s (read and written)")
     results = {"copy_tbs": copy_tbs, "shapes": []}
-    for i in arguments.shapes.split(","):
+    for i in filter(None, arguments.shapes.split(",")):
         shape = SHAPES[int(i)]
         times, size = best_attention(*shape)
         torch.cuda.empty_cache()
@@ -255,8 +260,11 @@ def main():
                   "error {error:.1e}".format(**result), flush=True)
             torch.cuda.empty_cache()
         results["shapes"].append(entry)
-    results["prefill"] = bench_prefill(copy_tbs)
-    for result in results["prefill"]:
+    results["prefill"] = []
+    for name in arguments.only.split(","):
+        result = bench_prefill(name, copy_tbs)
+        results["prefill"].append(result)
+        torch.cuda.empty_cache()
         print("  {format:16} append of 8192 tokens {append_us:.0f} us ({append_of_copy:.0%} of copy), dequantize "
               "{dequantize_us:.0f} us ({dequantize_of_copy:.0%})".format(**result))
     if arguments.json:

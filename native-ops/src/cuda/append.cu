@@ -10,8 +10,8 @@
 // Formats whose codes depend on more than one head are coded by append_tokens.cu.
 //
 // One token per sequence (decoding): one launch, a block per sequence and kv head; int2 has a kernel of its own,
-// append_one.cu. Prompts: first all tiles in
-// parallel, then the exact copies, since the window may hold tokens that have yet to be coded.
+// append_one.cu. Prompts: first all tiles in parallel, then the exact copies, since the window may hold tokens that
+// have yet to be coded; int2 has append_int.cu.
 #include "append.cuh"
 #include "codes.cuh"
 #include "kernels.h"
@@ -255,20 +255,21 @@ __global__ void __launch_bounds__(D)
   if (block_run(cache, rows, blockIdx.x, blockIdx.y, &run)) encode_tile(cache, rows, run, tile);
 }
 
-/// A block per new token and kv head keeps exact copies; behind those of tokens, one per sequence for its sinks'
-/// header.
+/// A block per exact page and kv head keeps exact copies of new tokens.
 template <int D>
 __global__ void __launch_bounds__(D)
     append_exact(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
-  const int row = blockIdx.x;
-  if (row >= rows.tokens.count) {
-    const int b = row - rows.tokens.count, count = rows.count(b);
-    if (blockIdx.y > 0 || count == 0 || cache.sink_policy != SinkPolicy::kFirst) return;
-    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, threadIdx.x);
-    return;
+  const int columns = exact_columns(cache), column = blockIdx.x % columns, b = blockIdx.x / columns;
+  const int before = cache.length(b), count = rows.count(b), first = column * kExactTokens;
+  if (count == 0) return;
+  for (int slot = 0; slot < kExactTokens; ++slot) {
+    const int ring_page = column - cache.sink_pages;
+    const int token = ring_page < 0 ? first + slot : slot_token(cache, before + count, ring_page, slot);
+    if (token >= before && token < before + count) store_exact(cache, rows, b, token - before, blockIdx.y, threadIdx.x);
   }
-  const int b = find_sequence(cache.batch, row, [&](int i) { return rows.start(i); });
-  store_exact(cache, rows, b, row - rows.start(b), blockIdx.y, threadIdx.x);
+  if (column < cache.sink_pages && blockIdx.y == 0 && cache.sink_policy == SinkPolicy::kFirst) {
+    update_sink_header(cache, b, count, column, threadIdx.x);
+  }
 }
 
 /// Whether all that a head's codes depend on is in that head, but for keys in a basis.
@@ -298,9 +299,8 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
   } else {
     append_tokens(cache, tokens, stream);
   }
-  if (cache.window > 0 || cache.sink_pages > 0) {
-    launch("append", append_exact<D>, {dim3(n + batch, kv_heads), D, 0, stream}, cache, rows);
-  }
+  const auto columns = static_cast<unsigned>(exact_columns(cache));
+  if (columns > 0) launch("append", append_exact<D>, {dim3(columns * batch, kv_heads), D, 0, stream}, cache, rows);
 }
 
 }  // namespace
@@ -309,6 +309,11 @@ void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream
   if (tokens.count == 0) return;
   if (tokens.count <= cache.batch && append_one_supports(cache)) return append_one(cache, tokens, stream);
   if (cache.sink_policy == SinkPolicy::kMassive) update_massive_sinks(cache, tokens, stream);
+  if (tokens.count > cache.batch) {
+    if (append_int_supports(cache, tokens)) return append_int(cache, tokens, stream);
+    if (append_halves_supports(cache, tokens)) return append_halves(cache, tokens, stream);
+    if (append_rotated_supports(cache, tokens)) return append_rotated(cache, tokens, stream);
+  }
   if (cache.head_dim == 64) {
     append_dim<64>(cache, tokens, stream);
   } else {

@@ -38,6 +38,11 @@ __device__ inline bool tile_run(const CacheView& cache, int b, int count, int kv
   return count > 0 && run->begin < run->end;
 }
 
+/// Tokens [begin, end) of a sequence.
+struct TokenRun {
+  int b, begin, end;
+};
+
 /// The last sequence of a batch that begins at or before an index; first(b): where sequence b begins.
 template <class First>
 __device__ int find_sequence(int batch, int index, First first) {
@@ -59,6 +64,18 @@ __device__ inline bool block_run(const CacheView& cache, const NewRows& rows, in
   const auto first = [&](int b) { return rows.start(b) / kTileTokens + 2 * b; };
   const int b = find_sequence(cache.batch, block, first);
   return tile_run(cache, b, rows.count(b), kv_head, block - first(b), run);
+}
+
+/// The latest of the first `length` tokens that a slot of a page of the ring is for; negative: none.
+__device__ inline int slot_token(const CacheView& cache, int length, int ring_page, int slot) {
+  const int last = (length - 1) / kExactTokens, tile = last - (last - ring_page + cache.ring) % cache.ring;
+  const int token = tile * kExactTokens + slot;
+  return token < length ? token : token - cache.ring * kExactTokens;
+}
+
+/// Exact pages of a sequence that append writes.
+__host__ __device__ inline int exact_columns(const CacheView& cache) {
+  return cache.sink_pages + (cache.window > 0 ? cache.ring : 0);
 }
 
 /// Copies one head of new token number i of a sequence to where it is kept exactly: into the window, if it is among the

@@ -149,6 +149,11 @@ void dequantize_dim(const CacheView& cache, const Rows& rows, cudaStream_t strea
 
 void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
   if (rows.begin >= rows.end) return;
+  if (rows.type == ElementType::kFloat16) {
+    if (dequantize_int_supports(cache)) return dequantize_int(cache, rows, stream);
+    if (dequantize_rotated_supports(cache)) return dequantize_rotated(cache, rows, stream);
+    if (dequantize_halves_supports(cache)) return dequantize_halves(cache, rows, stream);
+  }
   if (tiles_support(cache)) {
     const auto tiles = static_cast<unsigned>((rows.end - 1) / kTileTokens - rows.begin / kTileTokens + 1);
     const LaunchShape shape{dim3(tiles, static_cast<unsigned>(cache.kv_heads)), kTileDim, 0, stream};

@@ -32,6 +32,22 @@ void store_landmarks(const CacheView& cache, const NewTokens& tokens, cudaStream
 bool append_one_supports(const CacheView& cache);
 void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// Append of a prompt's chunk to int2.
+bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
+void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The same for rotatekv2.
+bool append_rotated_supports(const CacheView& cache, const NewTokens& tokens);
+void append_rotated(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append_rotated for keys in an order of channels.
+bool append_ordered_supports(const CacheView& cache);
+void append_ordered(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The same for fp16 pages, of tokens in 16 bits.
+bool append_halves_supports(const CacheView& cache, const NewTokens& tokens);
+void append_halves(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// The part of append_tokens for about one token per sequence of rotatekv2.
 bool append_affine_supports(const CacheView& cache);
 void append_affine(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
@@ -165,6 +181,18 @@ struct Rows {
   void *k, *v;
 };
 void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream);
+
+/// The same for int2 whose values have equally spaced levels; rows as FLOAT16.
+bool dequantize_int_supports(const CacheView& cache);
+void dequantize_int(const CacheView& cache, const Rows& rows, cudaStream_t stream);
+
+/// The same for rotatekv2 in natural order.
+bool dequantize_rotated_supports(const CacheView& cache);
+void dequantize_rotated(const CacheView& cache, const Rows& rows, cudaStream_t stream);
+
+/// The same for fp16 pages.
+bool dequantize_halves_supports(const CacheView& cache);
+void dequantize_halves(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 
 struct RopeHeads {
   NewTokens tokens;

@@ -1,0 +1,123 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// The Walsh-Hadamard transform of 2-bit codes of a tile, head_dim 128, by a warp: one of 16, over channels 8 apart,
+// which the tensor cores do, and one of 8, of numbers that a lane has then. Codes are whole numbers, so all this is
+// exact in halves; what is subtracted from all codes of a token only concerns the first channel.
+#pragma once
+#include "ptx.cuh"
+#include "read_rows.cuh"
+
+namespace kvquant::cuda {
+
+/// Lane 4 g + c holds tokens g and g + 8 and, of channels 8 u + r, u = c, c + 4, c + 8 and c + 12.
+struct CodeSums {
+  __half2 at[2][2][8];  // [token g or g + 8][u = c + 8 j and c + 8 j + 4][r], times 2^-14
+};
+
+/// An entry of the transform, times 1024, so that sums of codes times 2^-24 are no subnormals.
+__device__ __forceinline__ uint32_t sign_half(int i, int j) {
+  return 0x6400u | static_cast<uint32_t>(__popc(i & j) & 1) << 15;
+}
+
+__device__ __forceinline__ void transform_codes(const uint8_t* tile, CodeSums& sums, int lane) {
+  const int g = lane / 4, c = lane % 4;
+  const auto* from = reinterpret_cast<const uint4*>(tile);
+  uint32_t words[4][8], signs[2][2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 four = from[(4 * i + c) * 2 + half];
+      words[i][4 * half] = four.x;
+      words[i][4 * half + 1] = four.y;
+      words[i][4 * half + 2] = four.z;
+      words[i][4 * half + 3] = four.w;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int to = 4 * (2 * j + g % 2) + g / 2;  // columns 2 c and 2 c + 1 of the product become u = c and c + 4
+    signs[j][0] = sign_half(c, to) | sign_half(c + 4, to) << 16;
+    signs[j][1] = sign_half(c + 8, to) | sign_half(c + 12, to) << 16;
+  }
+#pragma unroll
+  for (int r = 0; r < 8; ++r) {
+    const auto codes = [&](int i, uint32_t half) {
+      return __byte_perm(words[i][r], words[i + 1][r], half) >> (2 * g) & 0x00030003u;
+    };
+    const uint32_t a0 = codes(0, 0x5410), a1 = codes(0, 0x7632), a2 = codes(2, 0x5410), a3 = codes(2, 0x7632);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      uint32_t x[2];
+      mma_halves(x[0], x[1], a0, a1, a2, a3, signs[j][0], signs[j][1]);
+      sums.at[0][j][r] = *reinterpret_cast<const __half2*>(&x[0]);
+      sums.at[1][j][r] = *reinterpret_cast<const __half2*>(&x[1]);
+    }
+  }
+#pragma unroll
+  for (int half = 1; half < 8; half *= 2) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int row = i / 16, j = i / 8 % 2, r = i % 8;
+      if (r & half) continue;
+      const __half2 a = sums.at[row][j][r], b = sums.at[row][j][r + half];
+      sums.at[row][j][r] = __hadd2(a, b);
+      sums.at[row][j][r + half] = __hsub2(a, b);
+    }
+  }
+}
+
+/// The same of elements as sums of halves in fp32, times 1024; element(i, r, row): those of channels 8 u + r of the
+/// lane, u = c + 4 i and c + 4 i + 4, of token g + 8 row. put(row, i, channels 8 u to 8 u + 7 of u = c + 4 i).
+template <class Elements, class Put>
+__device__ __forceinline__ void transform_elements(int lane, Elements elements, Put put) {
+  const int g = lane / 4, c = lane % 4;
+  float x[2][4][8];
+#pragma unroll
+  for (int r = 0; r < 8; ++r) {
+    const uint32_t a0 = elements(0, r, 0), a1 = elements(0, r, 1), a2 = elements(2, r, 0), a3 = elements(2, r, 1);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int to = 4 * (2 * j + g % 2) + g / 2;
+      float sums[4] = {};
+      mma(sums, a0, a1, a2, a3, sign_half(c, to) | sign_half(c + 4, to) << 16,
+          sign_half(c + 8, to) | sign_half(c + 12, to) << 16);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[i / 2][2 * j + i % 2][r] = sums[i];
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float(&y)[8] = x[row][i];
+#pragma unroll
+      for (int half = 1; half < 8; half *= 2) {
+#pragma unroll
+        for (int r = 0; r < 8; ++r) {
+          if (r & half) continue;
+          const float a = y[r], b = y[r + half];
+          y[r] = a + b;
+          y[r + half] = a - b;
+        }
+      }
+      put(row, i, y);
+    }
+  }
+}
+
+/// Eight neighbouring channels, 8 u to 8 u + 7 with u = c + 4 i, of the transform of factor (code - zero).
+__device__ __forceinline__ uint4 transformed(const CodeSums& sums, int row, int i, float factor, float zero, int c) {
+  const float unit = factor * 0.08838834764831845f * 16384.0f;  // sqrt(1 / 128)
+  float x[8];
+#pragma unroll
+  for (int r = 0; r < 8; ++r) {
+    const __half2 two = sums.at[row][i / 2][r];
+    x[r] = i % 2 == 0 ? __low2float(two) : __high2float(two);
+  }
+  if (i == 0 && c == 0) x[0] -= zero * (kReadDim / 16384.0f);
+#pragma unroll
+  for (int r = 0; r < 8; ++r) x[r] *= unit;
+  return make_uint4(two_halves(x[0], x[1]), two_halves(x[2], x[3]), two_halves(x[4], x[5]), two_halves(x[6], x[7]));
+}
+
+}  // namespace kvquant::cuda

@@ -1,0 +1,98 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// A token's head in the registers of a thread: its transform, and how codes of 2 bits of 16 threads, tokens of a tile,
+// become the words of channels.
+#pragma once
+#include "tile_rows.cuh"
+
+namespace kvquant::cuda {
+
+/// Reads a row of halves in shared memory.
+__device__ __forceinline__ void load_row(const __half* row, float (&x)[kRowDim]) {
+#pragma unroll
+  for (int i = 0; i < kRowDim; i += 8) {
+    const uint4 eight = *reinterpret_cast<const uint4*>(row + i);
+    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
+      x[i + 2 * j] = two.x;
+      x[i + 2 * j + 1] = two.y;
+    }
+  }
+}
+
+/// core/rotation.h's transform of an array in registers.
+__device__ __forceinline__ void walsh_hadamard(float (&x)[kRowDim]) {
+#pragma unroll
+  for (int half = 1; half < kRowDim; half *= 2) {
+#pragma unroll
+    for (int i = 0; i < kRowDim; ++i) {
+      if (i & half) continue;
+      const float a = x[i], b = x[i + half];
+      x[i] = __fadd_rn(a, b);
+      x[i + half] = __fsub_rn(a, b);
+    }
+  }
+  const float scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kRowDim)));
+#pragma unroll
+  for (int i = 0; i < kRowDim; ++i) x[i] = __fmul_rn(x[i], scale);
+}
+
+/// Where the code of a channel is in the eight words of a token: four words are neighbours when they are transposed.
+__device__ constexpr int code_word(int channel) { return channel % 4 + channel / 64 * 4; }
+__device__ constexpr int code_bit(int channel) { return channel % 64 / 4 * 2; }
+
+/// Transposes 16 x 16 codes of 2 bits within each half of a warp: a lane gives the codes of a token and gets those of a
+/// channel.
+__device__ __forceinline__ uint32_t transpose_codes(uint32_t x, int lane) {
+  uint32_t y = __shfl_xor_sync(0xffffffffu, x, 8);
+  x = __byte_perm(x, y, (lane & 8) != 0 ? 0x3276 : 0x5410);
+  y = __shfl_xor_sync(0xffffffffu, x, 4);
+  x = __byte_perm(x, y, (lane & 4) != 0 ? 0x3715 : 0x6240);
+  y = __shfl_xor_sync(0xffffffffu, x, 2);
+  const uint32_t own4 = (lane & 2) != 0 ? 0xf0f0f0f0u : 0x0f0f0f0fu;
+  y = __funnelshift_l(y, y, (lane & 2) != 0 ? 28 : 4);
+  x = (x & own4) | (y & ~own4);
+  y = __shfl_xor_sync(0xffffffffu, x, 1);
+  const uint32_t own2 = (lane & 1) != 0 ? 0xccccccccu : 0x33333333u;
+  y = __funnelshift_l(y, y, (lane & 1) != 0 ? 30 : 2);
+  return (x & own2) | (y & ~own2);
+}
+
+/// Words of four channels of a tile; of tokens outside [first, last) they stay.
+__device__ __forceinline__ void store_words(uint4 words, int first, int last, uint8_t* to) {
+  auto* at = reinterpret_cast<uint4*>(to);
+  if (first != 0 || last != kTileTokens) {
+    const uint32_t ones = (last == kTileTokens ? ~0u : (1u << (2 * last)) - 1u) & ~((1u << (2 * first)) - 1u);
+    const uint4 old = *at;
+    words.x = (words.x & ones) | (old.x & ~ones);
+    words.y = (words.y & ones) | (old.y & ~ones);
+    words.z = (words.z & ones) | (old.z & ~ones);
+    words.w = (words.w & ones) | (old.w & ~ones);
+  }
+  *at = words;
+}
+
+/// Stores the codes of a tile, each lane of a half warp those of a token; tokens outside [first, last) stay.
+__device__ __forceinline__ void store_codes(uint32_t (&words)[8], int first, int last, uint8_t* tile, int lane) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) words[i] = transpose_codes(words[i], lane);
+  if (first >= last) return;
+  uint8_t* to = tile + lane % kTileTokens * 16;
+  store_words(make_uint4(words[0], words[1], words[2], words[3]), first, last, to);
+  store_words(make_uint4(words[4], words[5], words[6], words[7]), first, last, to + 256);
+}
+
+/// Exact pages: a block of four warps takes k and v of two heads.
+__device__ __forceinline__ void append_exact(const CacheView& cache, const NewRows& rows, int block) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, columns = exact_columns(cache);
+  const int groups = (cache.kv_heads + 1) / 2, group = block % groups, column = block / groups % columns;
+  const int b = block / groups / columns, kv_head = group * 2 + warp / 2;
+  if (rows.count(b) <= 0) return;
+  if (kv_head < cache.kv_heads) keep_page(cache, rows, b, column, kv_head, warp % 2 == 0, lane);
+  if (group == 0 && column < cache.sink_pages && cache.sink_policy == SinkPolicy::kFirst) {
+    update_sink_header(cache, b, rows.count(b), column, threadIdx.x);
+  }
+}
+
+}  // namespace kvquant::cuda
