@@ -429,6 +429,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       __syncthreads();
       places.put_all<bits>(outliers, value_words, tile_bytes);
     } else {
+      __syncwarp();
       put_exact<bits>(exact_page + cache.exact_value(kv_head, 0), own.tiles, place, half_bytes, lane);
       exact_unit += p.parts;
     }
@@ -437,6 +438,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (valid != ~0u) HeadWarp::clear_values(own.tiles, place, half_bytes, tile_bytes, valid);
     own.add_values(own.tiles, weights[0]);
     own.add_values(own.tiles + tile_bytes, weights[1]);
+    __syncwarp();  // tiles are read before others take their place
   }
   own.write(cache, p, heads);
 }

@@ -165,17 +165,17 @@ __device__ __forceinline__ void run_products(const Block& block, const Groups& g
   const int heads = block.cache.keys.basis_heads, steps = (groups.end - groups.begin) * heads;
   const auto buffer = [&](int step) { return block.shared + layout.codes + step % 2 * layout.codes_bytes(); };
   if (block.warp < kMakers) {
-    __syncthreads();
+    meet<kThreads>();
     for (int group = groups.begin, step = 0; group < groups.end; ++group) {
       RebuiltKeys keys;
       for (int head = 0; head < heads; ++head, ++step) {
         keys.add(block, buffer(step), head);
-        __syncthreads();
+        meet<kThreads>();
       }
       keys.finish(block, groups.page(group, block.warp / 4));
-      __syncthreads();
+      meet<kThreads>();
     }
-    __syncthreads();
+    meet<kThreads>();
     return;
   }
   KeyCodes<true> codes(block, block.warp - kMakers);
@@ -197,7 +197,7 @@ __device__ __forceinline__ void run_products(const Block& block, const Groups& g
   load_next();
   TileAttention attention(block, groups, sinks);
   unsigned char* tile = block.key_tile(attention.tile);
-  __syncthreads();
+  meet<kThreads>();
   for (int group = groups.begin, step = 0; group < groups.end; ++group) {
     for (int head = 0; head < heads; ++head, ++step) {
       if (step + 1 < steps) codes.store(buffer(step + 1));
@@ -206,12 +206,12 @@ __device__ __forceinline__ void run_products(const Block& block, const Groups& g
         attention.start(group);
       }
       load_next();
-      __syncthreads();
+      meet<kThreads>();
     }
-    __syncthreads();
+    meet<kThreads>();
   }
   attention.add(tile);
-  __syncthreads();  // the sums take the place of factors
+  meet<kThreads>();  // the sums take the place of factors
   attention.put();
 }
 
@@ -229,7 +229,7 @@ __device__ __forceinline__ void run_places(const Block& block, const Groups& gro
     for (int group = groups.begin; group < groups.end; ++group) {
       keys.finish(block, codes, groups.page(group, 0), groups.page(group, 1), tiles(group));
       if (group + 1 < groups.end) load(group + 1);
-      __syncthreads();
+      meet<kThreads>();
     }
     return;
   }
@@ -237,7 +237,7 @@ __device__ __forceinline__ void run_places(const Block& block, const Groups& gro
   for (int group = groups.begin; group < groups.end; ++group) {
     if (group > groups.begin) attention.add(tiles(group - 1) + attention.tile * kTileStride);
     attention.start(group);
-    __syncthreads();
+    meet<kThreads>();
   }
   attention.add(tiles(groups.end - 1) + attention.tile * kTileStride);
   attention.put();

@@ -158,6 +158,13 @@ __device__ __forceinline__ uint32_t flip_and_mask(uint32_t x, uint32_t flip, uin
   return y;
 }
 
+/// A barrier of all `threads` of a block that warps may reach at different places of the program, which __syncthreads
+/// does not allow.
+template <int threads>
+__device__ __forceinline__ void meet() {
+  asm volatile("barrier.sync 1, %0;" ::"n"(threads) : "memory");
+}
+
 /// x & mask, neither before what stands before it nor behind what stands behind it.
 __device__ __forceinline__ uint32_t mask_here(uint32_t x, uint32_t mask) {
   uint32_t y;
