@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = threadIdx.x; i < 2 * layout.codes_bytes() / 16; i += kThreads) {
     reinterpret_cast<uint4*>(shared + layout.codes)[i] = make_uint4(0, 0, 0, 0);
   }
-  const uint32_t sinks = first_sinks(cache, heads.b, lane);
+  const uint32_t sinks = find_sinks(cache, heads.b, lane);
   __syncthreads();
 
   wait_for_previous_kernel();  // which chose pages
@@ -306,9 +306,8 @@ bool attend_rebuilt_supports(const CacheView& cache) {
   const bool norms = values.format == Format::kNorm;
   return cache.head_dim == rebuilt::kDim && keys.format == Format::kStatic &&
          (keys.basis_heads > 0) == (cache.keys_pre_rope != 0) && (norms || values.format == Format::kFloat16) &&
-         !(values.rotated && !norms) && cache.sink_policy != SinkPolicy::kMassive &&
-         cache.max_sinks <= rebuilt::kSinkTokens && (cache.sparse_tokens > 0 || keys.basis_heads > 1) &&
-         rebuilt::describe(cache).runs > 0;
+         !(values.rotated && !norms) && cache.sink_policy != SinkPolicy::kMassive && cache.max_sinks <= kSinkBits &&
+         (cache.sparse_tokens > 0 || keys.basis_heads > 1) && rebuilt::describe(cache).runs > 0;
 }
 
 AttentionShape attend_rebuilt_shape(const CacheView& cache) {

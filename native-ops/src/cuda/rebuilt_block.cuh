@@ -1,7 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // A block of attend_rebuilt.cu: its shared memory, tables, attention to what is kept exactly, and sums.
 #pragma once
-#include "queries.cuh"
+#include "exact_part.cuh"
 
 namespace kvquant::cuda::rebuilt {
 
@@ -34,24 +34,10 @@ struct SharedState {
   MergeScratch<kTiles> scratch;
 };
 
-/// Tokens among which sinks may be.
-constexpr int kSinkTokens = kWarp;
-
-/// The first tokens of a sequence that are sinks, a bit each; the whole warp asks.
-__device__ inline uint32_t first_sinks(const CacheView& cache, int b, int lane) {
-  const int page = lane / kExactTokens;
-  bool sink = false;
-  if (page < cache.sink_pages) {
-    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, page));
-    sink = header->tokens[lane % kExactTokens] == lane && lane <= cache.length(b);
-  }
-  return __ballot_sync(0xffffffffu, sink);
-}
-
 /// Bits of the 16 tokens from first on that are in [begin, end) and no sinks.
 __device__ __forceinline__ uint32_t tokens_between(int first, int begin, int end, uint32_t sinks) {
   const auto below = [first](int limit) { return (1u << min(max(limit - first, 0), kTileTokens)) - 1u; };
-  return below(end) & ~below(begin) & ~(first < kSinkTokens ? sinks >> first : 0u);
+  return below(end) & ~below(begin) & ~(first < kSinkBits ? sinks >> first : 0u);
 }
 
 /// Which entry of a pair's angles holds positions 2 i and 2 i + 1: lanes that read other pairs get other banks.
@@ -133,7 +119,7 @@ __device__ inline MergedHead<kDim / kWarp> Block::merge(bool rotated) const {
 
 /// Sinks and the window: one of the first 8 warps takes 16 tokens, turns their keys and attends to them.
 __device__ inline MergedHead<kDim / kWarp> Block::attend_exactly() const {
-  const uint32_t sinks = first_sinks(cache, heads.b, lane);
+  const uint32_t sinks = find_sinks(cache, heads.b, lane);
   const int length = cache.length(heads.b) + 1, begin = cache.quantized(heads.b, length);
   const int first_run = begin / kTileTokens, runs = (length + kTileTokens - 1) / kTileTokens;
   const int units = cache.sink_pages + (cache.window > 0 ? runs - first_run : 0);
