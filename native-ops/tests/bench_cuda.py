@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from cuda_cache import Cache, Layer
+from cuda_cache import SCHEDULES, Cache, Layer
 from cuda_formats import SVDQ, Codebook, Latent, Rotated
 
 OPS = torch.ops.kvquant
@@ -38,6 +38,9 @@ FORMATS.update({f"kvquant{bits}": {"keys": Codebook(bits, 0.01), "values": Codeb
 for svdq, keys in SVDQ.items():
     FORMATS[svdq] = {"keys": keys, "values": 4, "window": 0}
     FORMATS[f"{svdq} sparse"] = {**FORMATS[svdq], "sparse": 1024}
+FORMATS["int4"] = {"schedule": "four", "values": 4}
+FORMATS["int8"] = {"schedule": "eight", "values": 8}
+FORMATS["latent4"] = {"keys": Latent(widths=SCHEDULES["four"]), "values": 4}
 FORMATS["int2 sparse"] = {"sparse": 1024}
 L2_BYTES = 64 << 20
 

@@ -16,7 +16,8 @@ LEVELS = {2: [0.4979, 1.4937], 3: [0.2451, 0.7560, 1.3439, 2.1520],
           8: [5 * (2 * i + 1) / 255 for i in range(128)]}
 # Widths of runs of channels; the first two are typical of int2.
 SCHEDULES = {"wide": [8, 4, 4, 4, 4, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0], "flat": [4] * 3 + [2] * 7 + [1] * 6,
-             "odd": [2, 3, 8, 1, 0, 4, 3, 3, 1, 2, 2, 8, 0, 1, 1, 3], "eight": [8] * 16, "two": [2] * 16}
+             "odd": [2, 3, 8, 1, 0, 4, 3, 3, 1, 2, 2, 8, 0, 1, 1, 3], "eight": [8] * 16,
+             "four": [8] * 3 + [4] * 8 + [2] * 4 + [0], "two": [2] * 16}
 
 
 def rope_table(frequencies, positions):
@@ -62,7 +63,7 @@ class Layer:
         self.together = kv_heads if getattr(keys, "whole_layer", False) else 1
         # Whether attention has a kernel that turns keys of the window while it reads them.
         own_kernel = keys == "int" or getattr(keys, "per_head", False)
-        self.turned = own_kernel and values == 2 and head_dim == 128 and window > 0
+        self.turned = own_kernel and head_dim == 128 and window > 0
         # Whether it has one that makes halves of codes and turns those.
         self.halved = head_dim == 128 and all(type(side).__name__ == "Codebook" for side in (keys, values))
         self.frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)

@@ -220,8 +220,9 @@ def run_codebook():
     for dtype in TOLERANCE:
         run_case(f"kvquant2 {dtype}", layer, dtype, [LENGTHS], 2, check_values=False)
     run_case("kvquant2 steps", layer, torch.float16, [[1, 2, 3]], 150, check_values=False)
+    # Scores reach 40, off by 4e-4 of their size: weights by 1.6e-2, and by as much again where two tokens share most.
     run_case("kvquant2, large scores", layer, torch.float16, [[900, 2000]], 2, scale=6.0, check_values=False,
-             allowed=2e-2)
+             allowed=3e-2)
     # Levels are rounded to halves, an error that all tokens share: a mean of many values is smaller than they, it is not.
     run_case("kvquant2, flat scores", layer, torch.float32, [[900, 2000]], 2, scale=0.0, check_values=False,
              allowed=ORDERED)

@@ -52,8 +52,7 @@ __global__ void combine_kernel(CacheView cache, Attention p) {
       const float2 range = ranges[part];
       const float factor = exp2_fast(range.x - maximum);
       weights = fmaf(range.y, factor, weights);
-      // A part without tokens wrote no sums: what lies there is selected away, not multiplied.
-      sum = fmaf(range.y > 0.0f ? values[i] : 0.0f, factor, sum);
+      sum = fmaf(values[i], factor, sum);
     }
   }
   shared_sums[combiner][c] = sum;
@@ -137,13 +136,8 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   const int shared_total = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const bool exact = cache.window > 0 || cache.sink_pages > 0;
   AttentionPlan plan{AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false, false};
-  if (attend_rebuilt_supports(cache) && attend_rebuilt_shape(cache).shared_bytes <= shared_bytes) {
-    const int parts = attend_rebuilt_parts(cache, multiprocessors);
-    return {AttentionPlan::kRebuilt, attend_rebuilt_shape(cache), parts,
-            attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9, parts == 1};
-  }
   if (cache.sparse_tokens > 0) {
-    // Of the other kernels only the plain one looks for pages in a list.
+    // Kernels below look for pages in a list.
   } else if (cache.keys.format == Format::kFloat16 && cache.values.format == Format::kFloat16 && !exact) {
     plan = {AttentionPlan::kFp16, attend_fp16_shape(cache), 1, false, false};
   } else if (attend_int_supports(cache)) {
@@ -156,6 +150,12 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     plan = {AttentionPlan::kCodebook, attend_codebook_shape(cache), 1, false, false};
   }
   if (plan.shape.shared_bytes > shared_bytes) plan = {AttentionPlan::kPlain, {4, 0, 8, 1}, 1, false, false};
+  if (plan.kernel == AttentionPlan::kPlain && attend_rebuilt_supports(cache) &&
+      attend_rebuilt_shape(cache).shared_bytes <= shared_bytes) {
+    const int parts = attend_rebuilt_parts(cache, multiprocessors);
+    return {AttentionPlan::kRebuilt, attend_rebuilt_shape(cache), parts,
+            attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9, parts == 1};
+  }
   const bool plain = plan.kernel == AttentionPlan::kPlain;
   constexpr int kReservedBytes = 1024;  // of each block, by CUDA
   const int resident =

@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Decode attention over keys in static codes, head_dim 128, on tensor cores, of all pages or of those that key sparsity
-// chose. Keys are rebuilt as tiles of halves: from codes of channels (int2), or in a basis (svdq: of all kv heads).
+// chose. Keys are rebuilt as tiles of halves: from codes of channels (int), or in a basis (svdq: of all kv heads). Of
+// all pages attend_int.cu and attend_latent.cu take what has values of 2 bits.
 //
 // A block takes a part of a sequence's pages for one kv head, two pages (8 tiles of 16 tokens) at a time. In a basis, k
 // = mean + inverse (start + step c) = constant + (inverse step) (c - centre). The factor of codes, [128
@@ -307,7 +308,7 @@ bool attend_rebuilt_supports(const CacheView& cache) {
   return cache.head_dim == rebuilt::kDim && keys.format == Format::kStatic &&
          (keys.basis_heads > 0) == (cache.keys_pre_rope != 0) && (norms || values.format == Format::kFloat16) &&
          !(values.rotated && !norms) && cache.sink_policy != SinkPolicy::kMassive && cache.max_sinks <= kSinkBits &&
-         (cache.sparse_tokens > 0 || keys.basis_heads > 1) && rebuilt::describe(cache).runs > 0;
+         rebuilt::describe(cache).runs > 0;
 }
 
 AttentionShape attend_rebuilt_shape(const CacheView& cache) {

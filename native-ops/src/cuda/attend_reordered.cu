@@ -6,6 +6,7 @@
 // A block takes a part of a sequence for 4 kv heads, 128 tokens (8 tiles) at a time; all its warps copy, all meet once
 // per 128 tokens. Then warp w finds the scores of tokens w and w + 8 of each tile for all heads, and adds the values of
 // the 128 tokens before for half the channels of one head. The last part is what is kept exactly, by plain code.
+#include "block_merge.cuh"
 #include "exact_heads.cuh"
 #include "launch.cuh"
 #include "reordered_keys.cuh"
@@ -88,11 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int begin = static_cast<int>(static_cast<int64_t>(groups) * part / parts);
   const int end = static_cast<int>(static_cast<int64_t>(groups) * (part + 1) / parts);
   if (begin == end) {
-    for (int i = threadIdx.x; i < kRotatedHeads * per_head; i += kThreads) {
-      const int64_t row = static_cast<int64_t>(b) * cache.heads + first_head * per_head + i;
-      p.ranges[row * p.parts + part] = make_float2(kLowest, 0.0f);
-    }
-    return;
+    return write_empty(cache, p, {b, part, first_head, first_head * per_head, kRotatedHeads * per_head});
   }
 
   const int pages = (tokens + kPageTokens - 1) / kPageTokens;

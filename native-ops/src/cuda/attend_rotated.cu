@@ -29,6 +29,7 @@
 //   one barrier for 256, copies dealt out                           3.0, 2.9; 2.4, 2.4
 //   values before scores in half of the warps, after them in others 3.1, 3.0; 2.5, 2.4
 // The loop over heads must not be unrolled: larger code is 12 % slower.
+#include "block_merge.cuh"
 #include "exact_heads.cuh"
 #include "launch.cuh"
 #include "rotated_keys.cuh"
@@ -118,11 +119,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int begin = static_cast<int>(static_cast<int64_t>(rounds) * part / parts);
   const int end = static_cast<int>(static_cast<int64_t>(rounds) * (part + 1) / parts);
   if (begin == end) {
-    for (int i = threadIdx.x; i < kRotatedHeads * per_head; i += kThreads) {
-      const int64_t row = static_cast<int64_t>(b) * cache.heads + first_head * per_head + i;
-      p.ranges[row * p.parts + part] = make_float2(kLowest, 0.0f);
-    }
-    return;
+    return write_empty(cache, p, {b, part, first_head, first_head * per_head, kRotatedHeads * per_head});
   }
 
   const int tokens = min(all_tokens, end * kRoundTokens), last_group = (tokens - 1) / kGroupTokens;

@@ -39,11 +39,14 @@ __device__ __forceinline__ BlockHeads block_heads(const CacheView& cache) {
           min(kHeads, queries - skipped)};
 }
 
-/// Leaves a part without tokens.
+/// Leaves a part without tokens. The whole block calls it.
 __device__ __forceinline__ void write_empty(const CacheView& cache, const Attention& p, const BlockHeads& heads) {
-  if (static_cast<int>(threadIdx.x) >= heads.count) return;
-  const int64_t row = static_cast<int64_t>(heads.b) * cache.heads + heads.first + threadIdx.x;
-  p.ranges[row * p.parts + heads.part] = make_float2(kLowest, 0.0f);
+  const int64_t row = static_cast<int64_t>(heads.b) * cache.heads + heads.first;
+  for (int i = threadIdx.x; i < heads.count * cache.head_dim; i += blockDim.x) {
+    const int64_t to = (row + i / cache.head_dim) * p.parts + heads.part;
+    p.sums[to * cache.head_dim + i % cache.head_dim] = 0.0f;
+    if (i % cache.head_dim == 0) p.ranges[to] = make_float2(kLowest, 0.0f);
+  }
 }
 
 /// Writes a warp's sums of Fp16Tile, [8 heads] with kMergeStride, for merge_warps.

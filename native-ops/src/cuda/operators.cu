@@ -109,7 +109,7 @@ PlanKey plan_key(const CacheView& view, int device) {
           static_cast<int64_t>(view.window) << 8 | view.sink_pages,
           view.ring,
           (attend_int_supports(view) ? 1 : 0) | (attend_rotated_supports(view) ? 2 : 0) |
-              (attend_codebook_supports(view) ? 4 : 0),
+              (attend_codebook_supports(view) ? 4 : 0) | (attend_latent_supports(view) ? 8 : 0),
           side(view.keys),
           side(view.values),
           view.keys_pre_rope,
