@@ -25,6 +25,14 @@ struct Exchange {
 };
 constexpr int kRowsBytes = kWarps * kWarp * kRowStride * 2;
 
+/// Shared memory for keys in an order; rows are where elements are then.
+struct Ordered {
+  float elements[kWarps * kDim][kWarp];
+  int offsets[kWarps * kDim];                          // of elements of places: bytes
+  uint32_t codes[kWarp / kTileTokens][kWarps * kDim];  // of channels
+};
+static_assert(sizeof(Ordered::elements) >= kRowsBytes, "rows fit");
+
 /// core/rotation.h's mix_heads: warps hold heads of groups of two or four. All warps of a block must call it.
 __device__ __forceinline__ void mix_heads(float (&x)[kDim], int together, Exchange& exchange) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, own = warp % together, first = warp - own;
@@ -61,6 +69,93 @@ __device__ __forceinline__ void mix_heads(float (&x)[kDim], int together, Exchan
   }
 }
 
+/// The same in shared memory, without the factor 0.5 for four heads; a thread takes channels of a token.
+__device__ __forceinline__ void mix_elements(Ordered& shared, int together) {
+  constexpr int kOwn = kDim / kWarps;
+  const int lane = threadIdx.x % kWarp;
+  float* own = &shared.elements[threadIdx.x / kWarp * kOwn][lane];
+#pragma unroll 8
+  for (int i = 0; i < kOwn; ++i) {
+    const auto head = [&](int h) -> float& { return own[(h * kDim + i) * kWarp]; };
+    const float x0 = head(0), x1 = head(1), x2 = head(2), x3 = head(3);
+    const float a = __fadd_rn(x0, x1), b = __fsub_rn(x0, x1), c = __fadd_rn(x2, x3), d = __fsub_rn(x2, x3);
+    if (together == 4) {
+      head(0) = __fadd_rn(a, c);
+      head(1) = __fadd_rn(b, d);
+      head(2) = __fsub_rn(a, c);
+      head(3) = __fsub_rn(b, d);
+    } else {
+      head(0) = __fmul_rn(a, 0.70710678118654752f);
+      head(1) = __fmul_rn(b, 0.70710678118654752f);
+      head(2) = __fmul_rn(c, 0.70710678118654752f);
+      head(3) = __fmul_rn(d, 0.70710678118654752f);
+    }
+  }
+}
+
+/// Mixes heads, without the factor 0.5 for four, and gives each warp the channels of its group, place after place. All
+/// warps of a block must call it.
+__device__ __forceinline__ void to_places(const CacheView& cache, int first_head, float (&x)[kDim], Ordered& shared) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, first = first_head * kDim;
+  __syncthreads();  // all have read their rows
+#pragma unroll
+  for (int i = 0; i < kDim; ++i) shared.elements[warp * kDim + i][lane] = x[i];
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    const int place = i * kThreads + threadIdx.x;
+    const bool there = first + place < cache.kv_heads * kDim;
+    shared.offsets[place] =
+        there ? (cache.keys.order[first + place] - first) * static_cast<int>(sizeof(float) * kWarp) : 0;
+  }
+  __syncthreads();
+  if (cache.keys.rotation_heads > 1) {
+    mix_elements(shared, cache.keys.rotation_heads);
+    __syncthreads();
+  }
+  const auto* from = reinterpret_cast<const char*>(&shared.elements[0][lane]);
+#pragma unroll
+  for (int i = 0; i < kDim; i += 4) {
+    const int4 at = *reinterpret_cast<const int4*>(shared.offsets + warp * kDim + i);
+    x[i] = *reinterpret_cast<const float*>(from + at.x);
+    x[i + 1] = *reinterpret_cast<const float*>(from + at.y);
+    x[i + 2] = *reinterpret_cast<const float*>(from + at.z);
+    x[i + 3] = *reinterpret_cast<const float*>(from + at.w);
+  }
+}
+
+/// Codes of places, if there is a group, a token a lane, to where codes of channels are. All warps of a block must call
+/// it.
+__device__ __forceinline__ void exchange_codes(uint32_t (&words)[8], bool there, Ordered& shared) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) words[i] = transpose_codes(words[i], lane);
+  auto* to = reinterpret_cast<char*>(shared.codes[lane / kTileTokens]);
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    if (!there) continue;
+    const int4 at = *reinterpret_cast<const int4*>(shared.offsets + warp * kDim + i * 16 + lane % kTileTokens * 4);
+    const auto put = [&](int offset, uint32_t word) { *reinterpret_cast<uint32_t*>(to + offset / kWarp) = word; };
+    put(at.x, words[i]);
+    put(at.y, words[i + 1]);
+    put(at.z, words[i + 2]);
+    put(at.w, words[i + 3]);
+  }
+  __syncthreads();
+}
+
+/// Codes of the channels of a head, two tiles.
+__device__ __forceinline__ void store_channels(const Ordered& shared, const TokenRun& run, int first, uint8_t* tile,
+                                               int tile_bytes) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int i = 0; i < kWarp / kTileTokens; ++i) {
+    const int start = first + i * kTileTokens;
+    const int begin = max(run.begin - start, 0), end = min(run.end - start, kTileTokens);
+    const auto words = reinterpret_cast<const uint4*>(shared.codes[i] + warp * kDim)[lane];
+    if (begin < end) store_words(words, begin, end, tile + i * tile_bytes + lane * 16);
+  }
+}
+
 /// What a block does at a time: 32 tokens of four heads of a side.
 struct Item {
   TokenRun run;
@@ -81,23 +176,29 @@ __device__ __forceinline__ Item item_at(const CacheView& cache, const NewRows& r
 }
 
 __device__ __forceinline__ void append_item(const CacheView& cache, const NewRows& rows, const Item& item,
-                                            float (&x)[kDim], Exchange& exchange) {
-  const bool keys = item.keys;
+                                            float (&x)[kDim], uint8_t* shared) {
+  const bool keys = item.keys, ordered = keys && cache.keys.order != nullptr;
+  auto& places = *reinterpret_cast<Ordered*>(shared);
   const SideView& side = keys ? cache.keys : cache.values;
   const TokenRun& run = item.run;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, kv_head = item.first_head + warp;
   const int first = run.begin / kWarp * kWarp;
   if (side.rotation_heads != 0) walsh_hadamard(x);
-  if (side.rotation_heads > 1) mix_heads(x, side.rotation_heads, exchange);
-  if (kv_head >= cache.kv_heads) return;
+  if (ordered) {
+    to_places(cache, item.first_head, x, places);
+  } else if (side.rotation_heads > 1) {
+    mix_heads(x, side.rotation_heads, *reinterpret_cast<Exchange*>(shared + kRowsBytes));
+  }
   float low = INFINITY, high = -INFINITY;
 #pragma unroll
   for (int i = 0; i < kDim; ++i) {
     low = fminf(low, x[i]);
     high = fmaxf(high, x[i]);
   }
-  const float2 range = affine_group(low, high, side);
-  const float limits[3] = {code_limit(range, 1), code_limit(range, 2), code_limit(range, 3)};
+  const bool doubled = ordered && side.rotation_heads == 4;  // elements; products with 2 and 0.5 are exact
+  const float size = doubled ? 2.0f : 1.0f, unit = doubled ? 0.5f : 1.0f;
+  const float2 range = affine_group(low * unit, high * unit, side);
+  const float limits[3] = {code_limit(range, 1) * size, code_limit(range, 2) * size, code_limit(range, 3) * size};
   uint32_t words[8] = {};
 #pragma unroll
   for (int i = 0; i < kDim; ++i) {
@@ -110,8 +211,14 @@ __device__ __forceinline__ void append_item(const CacheView& cache, const NewRow
   const int own_tile = first / kTileTokens + lane / kTileTokens, tile = own_tile % kPageTiles;
   const int begin = max(run.begin - own_tile * kTileTokens, 0),
             end = min(run.end - own_tile * kTileTokens, kTileTokens);
+  if (ordered) exchange_codes(words, kv_head < cache.kv_heads, places);
+  if (kv_head >= cache.kv_heads) return;
   uint8_t* page = cache.page(run.b, first / kPageTokens);
-  store_codes(words, begin, end, page + side.tile(kv_head, tile), lane);
+  if (ordered) {
+    store_channels(places, run, first, page + side.tile(kv_head, first / kTileTokens % kPageTiles), side.tile_bytes);
+  } else {
+    store_codes(words, begin, end, page + side.tile(kv_head, tile), lane);
+  }
   const int in_tile = lane % kTileTokens;
   if (in_tile >= begin && in_tile < end) {
     auto* scales = reinterpret_cast<__half*>(page + side.scales(tile, kv_head));
@@ -142,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   __syncwarp();
   float x[kDim];
   load_row(staged + lane * kRowStride, x);
-  append_item(cache, rows, item, x, *reinterpret_cast<Exchange*>(shared + kRowsBytes));
+  append_item(cache, rows, item, x, shared);
 }
 
 }  // namespace
@@ -153,7 +260,8 @@ bool append_rotated_supports(const CacheView& cache, const NewTokens& tokens) {
            x.basis_heads == 0 && x.rotation_heads != 3 && x.rotation_heads <= 4 && !x.float_zero;
   };
   return cache.head_dim == kDim && side(cache.keys) && side(cache.values) && cache.keys_pre_rope != 0 &&
-         cache.values.order == nullptr && (cache.keys.order == nullptr || append_ordered_supports(cache)) &&
+         cache.values.order == nullptr &&
+         (cache.keys.order == nullptr || cache.keys.local_order || append_ordered_supports(cache)) &&
          cache.kv_heads % std::max({1, cache.keys.rotation_heads, cache.values.rotation_heads}) == 0 &&
          aligned_rows(tokens);
 }
@@ -163,12 +271,13 @@ void append_rotated(const CacheView& cache, const NewTokens& tokens, cudaStream_
   RotatedBlocks blocks;
   blocks.units = tokens.count / kWarp + 2 * cache.batch;
   blocks.values = blocks.units * groups(kWarps);
-  blocks.items = cache.keys.order == nullptr ? 2 * blocks.values : blocks.values;
+  const bool across = cache.keys.order != nullptr && !cache.keys.local_order;
+  blocks.items = across ? blocks.values : 2 * blocks.values;
   const int exact = cache.batch * exact_columns(cache) * groups(2);
   const dim3 all(static_cast<unsigned>(blocks.items + exact));
-  launch("append", append_rotated_kernel, {all, kThreads, kRowsBytes + sizeof(Exchange), stream}, cache,
-         NewRows{tokens}, blocks);
-  if (cache.keys.order != nullptr) append_ordered(cache, tokens, stream);
+  const size_t bytes = cache.keys.local_order ? sizeof(Ordered) : kRowsBytes + sizeof(Exchange);
+  launch("append", append_rotated_kernel, {all, kThreads, bytes, stream}, cache, NewRows{tokens}, blocks);
+  if (across) append_ordered(cache, tokens, stream);
 }
 
 }  // namespace kvquant::cuda
