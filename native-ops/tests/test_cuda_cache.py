@@ -226,7 +226,7 @@ def run_codebook():
     # Levels are rounded to halves, an error that all tokens share: a mean of many values is smaller than they, it is not.
     run_case("kvquant2, flat scores", layer, torch.float32, [[900, 2000]], 2, scale=0.0, check_values=False,
              allowed=ORDERED)
-    run_case("kvquant2, long", layer, torch.float16, [[33000]], 1, check_values=False)
+    run_case("kvquant2, long", layer, torch.float16, [[33000]], 1, check_values=False, allowed=1.2e-2)
     check_invariants(layer)
     return passed + 8
 
