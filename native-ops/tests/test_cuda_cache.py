@@ -302,7 +302,8 @@ def run_all(small, sparse=False):
     if sparse:
         passed = run_sparse(small)
     elif small:
-        for name in ("int2", "int2 odd widths", "fp16", "fp16 with window", "rotatekv2, massive sinks", "kvquant2", "latent2"):
+        for name in ("int2", "int2 odd widths", "int3/4", "fp16", "fp16 with window", "rotatekv2, massive sinks",
+                     "kvquant2", "latent2"):
             layer = Layer(heads=4, kv_heads=1, **FORMATS[name])
             run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
             passed += 1
