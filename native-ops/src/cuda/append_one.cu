@@ -5,44 +5,14 @@
 // code: of a block per sequence and kv head the first warp codes the key that leaves the window, the second the value,
 // the others copy the new token. A lane holds 4 channels; nothing meets but at the end. An H100, batch 32 and 8 kv
 // heads: 6.0 us instead of 10.8.
-#include "append.cuh"
-#include "codes.cuh"
 #include "kernels.h"
 #include "launch.cuh"
-#include "token_reader.cuh"
+#include "one_token.cuh"
 
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = 128, kOwn = kDim / kWarp, kThreads = 4 * kWarp;
-
-struct Place16 {
-  int b, kv_head, token, lane;
-  uint8_t* page;
-
-  __device__ int tile() const { return token % kPageTokens / kTileTokens; }
-  __device__ int in_tile() const { return token % kTileTokens; }
-};
-
-/// k or v of a token, new or from the window; rounded, without the mean.
-__device__ __forceinline__ void load_token(const CacheView& cache, const NewRows& rows, const Place16& at, bool keys,
-                                           float (&x)[kOwn]) {
-  const SideView& side = keys ? cache.keys : cache.values;
-  const int fresh = at.token - cache.length(at.b), first = at.lane * kOwn;
-  const int64_t index =
-      fresh >= 0 ? rows.key(cache, at.b, fresh, at.kv_head) + (keys ? 0 : cache.kv_heads * kDim) + first : 0;
-  const uint8_t* window = fresh >= 0
-                              ? nullptr
-                              : cache.window_page(at.b, at.token) + at.in_tile() * 2 +
-                                    (keys ? cache.exact_key(at.kv_head, first) : cache.exact_value(at.kv_head, first));
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    x[i] = fresh >= 0 ? rows.load(index + i)
-                      : __half2float(*reinterpret_cast<const __half*>(window + i * (kExactTokens * 2)));
-    if (side.rounded) x[i] = round_to_half(x[i]);
-    if (side.mean != nullptr) x[i] = __fsub_rn(x[i], side.mean[at.kv_head * kDim + first + i]);
-  }
-}
+constexpr int kDim = kOneDim, kOwn = kOneOwn, kThreads = 4 * kWarp;
 
 __device__ __forceinline__ void put_key(const CacheView& cache, const NewRows& rows, const Place16& at,
                                         float (&shared)[kDim]) {
@@ -76,53 +46,6 @@ __device__ __forceinline__ void put_key(const CacheView& cache, const NewRows& r
     if (bits > 0) field[i * 2 * bits] = static_cast<uint8_t>(now);
     if (two) field[i * 2 * bits + 1] = static_cast<uint8_t>(now >> 8);
   }
-}
-
-/// The sum of products of two arrays, in channel order.
-__device__ __forceinline__ float sum_in_order(const float (&x)[kDim], const float (&y)[kDim]) {
-  float sum = 0.0f;
-#pragma unroll 2
-  for (int i = 0; i < kDim; i += 4) {
-    const float4 a = *reinterpret_cast<const float4*>(x + i), b = *reinterpret_cast<const float4*>(y + i);
-    sum = __fadd_rn(sum, __fmul_rn(a.x, b.x));
-    sum = __fadd_rn(sum, __fmul_rn(a.y, b.y));
-    sum = __fadd_rn(sum, __fmul_rn(a.z, b.z));
-    sum = __fadd_rn(sum, __fmul_rn(a.w, b.w));
-  }
-  return sum;
-}
-
-__device__ __forceinline__ void put_value(const CacheView& cache, const NewRows& rows, const Place16& at,
-                                          float (&values)[kDim], float (&chosen)[kDim]) {
-  const SideView& side = cache.values;
-  const int first = at.lane * kOwn, shift = at.in_tile() % 4 * 2;
-  uint8_t* field = at.page + side.tile(at.kv_head, at.tile()) + first * 4 + at.in_tile() / 4;
-  float x[kOwn], level[4], middles[3];
-  unsigned old[kOwn];
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) old[i] = field[i * 4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) level[i] = side.levels[i];
-#pragma unroll
-  for (int i = 0; i < 3; ++i) middles[i] = __fmul_rn(0.5f, __fadd_rn(level[i], level[i + 1]));
-  load_token(cache, rows, at, false, x);
-  if (side.rotated) walsh_hadamard(x, at.lane);
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) values[first + i] = x[i];
-  __syncwarp();
-  const float square = sum_in_order(values, values);
-  const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim))), inverse = 1.0f / rms;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int code = nearest_level(x[i], rms, inverse, middles);
-    chosen[first + i] = code == 0 ? level[0] : code == 1 ? level[1] : code == 2 ? level[2] : level[3];
-    field[i * 4] = static_cast<uint8_t>((old[i] & ~(3u << shift)) | static_cast<unsigned>(code) << shift);
-  }
-  __syncwarp();
-  const float product = sum_in_order(values, chosen);
-  if (at.lane > 0) return;
-  uint8_t* norms = at.page + side.norms + at.tile() * side.norm_tile_bytes + at.kv_head * kTileTokens * 2;
-  reinterpret_cast<__half*>(norms)[at.in_tile()] = __float2half_rn(norm_of(square, product));
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -32,6 +32,10 @@ void store_landmarks(const CacheView& cache, const NewTokens& tokens, cudaStream
 bool append_one_supports(const CacheView& cache);
 void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// The same to latent2 in a basis of each head, but for massive sinks.
+bool append_latent_supports(const CacheView& cache);
+void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// Append of a prompt's chunk to int2.
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);

@@ -1,0 +1,173 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Append while decoding, latent2 in a basis of each head, head_dim 128, for about one token per sequence: the same
+// bytes as append_basis.cu and append.cu leave. A block takes a kv head and some sequences, two at a time, so that a
+// basis is read by few blocks, all of it at once while lengths and pages are looked up: four warps have a place a
+// thread and code keys, two code values (one_token.cuh), two copy new tokens.
+#include "kernels.h"
+#include "launch.cuh"
+#include "one_token.cuh"
+#include "ptx.cuh"
+
+namespace kvquant::cuda {
+namespace {
+
+constexpr int kDim = kOneDim, kPairs = 2, kKeyWarps = kDim / kWarp, kWarps = kKeyWarps + 2 * kPairs;
+constexpr int kThreads = kWarps * kWarp, kRowStride = kDim + 4, kRunPlaces = kDim / kWidthRuns;
+
+struct Shared {
+  float rows[kDim][kRowStride];  // of the basis
+  float keys[kPairs][kDim], squares[kPairs][kDim], products[kPairs][kDim];
+};
+
+/// A sequence's new tokens and those that leave the window.
+struct Sequence {
+  int b, count, begin, end;
+};
+
+__device__ __forceinline__ Sequence sequence_at(const CacheView& cache, const NewRows& rows, int b, int last) {
+  if (b >= last) return {b, 0, 0, 0};
+  const int count = rows.count(b), length = cache.length(b);
+  if (count <= 0) return {b, 0, 0, 0};
+  return {b, count, cache.quantized(b, length), cache.quantized(b, length + count)};
+}
+
+__device__ __forceinline__ Place16 place_at(const CacheView& cache, const Sequence& at, int step, int kv_head) {
+  const int token = at.begin + step;
+  return {at.b, kv_head, token, static_cast<int>(threadIdx.x) % kWarp, cache.page(at.b, token / kPageTokens)};
+}
+
+/// Where a thread's place has its code.
+struct Field {
+  uint8_t* bytes;
+  int shift, bits;
+  unsigned old;
+
+  __device__ bool two() const { return shift + bits > 8; }
+};
+
+__device__ __forceinline__ Field field_at(const SideView& keys, const Place16& at, int place) {
+  const int run = place / kRunPlaces, bits = keys.width[run], bit = at.in_tile() * bits;
+  uint8_t* bytes = at.page + keys.tile(at.kv_head, at.tile()) + keys.run_begin[run] + place % kRunPlaces * 2 * bits;
+  Field field{bytes + bit / 8, bit % 8, bits, 0};
+  field.old = field.bytes[0];
+  if (field.two()) field.old |= static_cast<unsigned>(field.bytes[1]) << 8;
+  return field;
+}
+
+__device__ __forceinline__ void put_code(const Field& field, int code) {
+  const unsigned mask = ((1u << field.bits) - 1u) << field.shift;
+  const unsigned now = (field.old & ~mask) | static_cast<unsigned>(code) << field.shift;
+  field.bytes[0] = static_cast<uint8_t>(now);
+  if (field.two()) field.bytes[1] = static_cast<uint8_t>(now >> 8);
+}
+
+/// Keys of a token of each of two sequences, a place a thread.
+__device__ __forceinline__ void put_keys(const CacheView& cache, const Sequence (&pair)[kPairs], int step, int kv_head,
+                                         const Shared& shared) {
+  const int place = threadIdx.x, bits = cache.keys.width[place / kRunPlaces];
+  if (bits == 0) return;
+  Field fields[kPairs];
+  float sums[kPairs] = {};
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    if (pair[i].begin + step < pair[i].end) {
+      fields[i] = field_at(cache.keys, place_at(cache, pair[i], step, kv_head), place);
+    }
+  }
+  const float start = cache.keys.steps[2 * (kv_head * kDim + place)];
+  const float size = cache.keys.steps[2 * (kv_head * kDim + place) + 1];
+#pragma unroll 4
+  for (int c = 0; c < kDim; c += 4) {
+    const float4 row = *reinterpret_cast<const float4*>(shared.rows[place] + c);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const float4 x = *reinterpret_cast<const float4*>(shared.keys[i] + c);
+      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.x, x.x));
+      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.y, x.y));
+      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.z, x.z));
+      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.w, x.w));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    if (pair[i].begin + step < pair[i].end) {
+      put_code(fields[i], static_code(sums[i], start, size, 1.0f / size, bits));
+    }
+  }
+}
+
+/// Exact copies of a sequence's new tokens, and its sinks' header; a warp's work.
+__device__ __forceinline__ void keep_tokens(const CacheView& cache, const NewRows& rows, const Sequence& at,
+                                            int kv_head) {
+  const int lane = threadIdx.x % kWarp;
+  for (int i = 0; i < at.count; ++i) {
+#pragma unroll
+    for (int j = 0; j < kOneOwn; ++j) store_exact(cache, rows, at.b, i, kv_head, j * kWarp + lane);
+  }
+  if (at.count > 0 && kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
+    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, at.b, at.count, page, lane);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    append_latent_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows, int sequences) {
+  KVQUANT_DYNAMIC_SHARED(memory);
+  auto& shared = *reinterpret_cast<Shared*>(memory);
+  const int kv_head = blockIdx.x, begin = blockIdx.y * sequences, end = min(begin + sequences, cache.batch);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const float* basis = cache.keys.basis + static_cast<int64_t>(kv_head) * kDim * kDim;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kDim * kDim / 4; i += kThreads) {
+    const int place = i / (kDim / 4), channel = i % (kDim / 4) * 4;
+    if (cache.keys.width[place / kRunPlaces] != 0)
+      copy_async(&shared.rows[place][channel], basis + place * kDim + channel);
+  }
+  commit_copies();
+  for (int b = begin; b < end; b += kPairs) {
+    const Sequence pair[kPairs] = {sequence_at(cache, rows, b, end), sequence_at(cache, rows, b + 1, end)};
+    const int steps = max(pair[0].end - pair[0].begin, pair[1].end - pair[1].begin);
+    const Sequence own = pair[warp % kPairs];
+    // One new token never takes the place of the one that leaves the window; several may.
+    const bool late = pair[0].count > 1 || pair[1].count > 1;
+    if (warp >= kKeyWarps + kPairs && !late) keep_tokens(cache, rows, own, kv_head);
+    for (int step = 0; step < steps; ++step) {
+      const bool there = own.begin + step < own.end;
+      if (warp < kPairs && there) {
+        float x[kOneOwn];
+        load_token(cache, rows, place_at(cache, own, step, kv_head), true, x);
+        *reinterpret_cast<float4*>(shared.keys[warp] + lane * kOneOwn) = make_float4(x[0], x[1], x[2], x[3]);
+      }
+      wait_copies<0>();
+      __syncthreads();
+      if (warp < kKeyWarps) {
+        put_keys(cache, pair, step, kv_head, shared);
+      } else if (warp < kKeyWarps + kPairs && there) {
+        put_value(cache, rows, place_at(cache, own, step, kv_head), shared.squares[warp % kPairs],
+                  shared.products[warp % kPairs]);
+      }
+      __syncthreads();
+    }
+    if (warp >= kKeyWarps + kPairs && late) keep_tokens(cache, rows, own, kv_head);
+  }
+  wait_copies<0>();
+}
+
+}  // namespace
+
+bool append_latent_supports(const CacheView& cache) {
+  return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 1 &&
+         cache.keys_pre_rope != 0 && cache.keys.order == nullptr && cache.values.format == Format::kNorm &&
+         cache.values.bits == 2 && reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0;
+}
+
+void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  constexpr int kBlocks = 132;  // about as many as can run at once, of which each reads a basis
+  const int most = std::max(1, kBlocks / cache.kv_heads);
+  int sequences = (cache.batch + most - 1) / most;
+  sequences += sequences > 1 ? sequences % kPairs : 0;
+  const dim3 blocks(static_cast<unsigned>(cache.kv_heads),
+                    static_cast<unsigned>((cache.batch + sequences - 1) / sequences));
+  launch("append", append_latent_kernel, {blocks, kThreads, sizeof(Shared), stream}, cache, NewRows{tokens}, sequences);
+}
+
+}  // namespace kvquant::cuda
