@@ -314,6 +314,7 @@ void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream
     if (append_int_supports(cache, tokens)) return append_int(cache, tokens, stream);
     if (append_halves_supports(cache, tokens)) return append_halves(cache, tokens, stream);
     if (append_rotated_supports(cache, tokens)) return append_rotated(cache, tokens, stream);
+    if (append_latent_tiles_supports(cache, tokens)) return append_latent_tiles(cache, tokens, stream);
   }
   if (cache.head_dim == 64) {
     append_dim<64>(cache, tokens, stream);

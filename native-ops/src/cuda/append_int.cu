@@ -344,24 +344,41 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 }  // namespace
 
-bool append_int_supports(const CacheView& cache, const NewTokens& tokens) {
+bool append_values_supports(const CacheView& cache, const NewTokens& tokens) {
   const float* levels = cache.values.four_levels;
-  return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
-         cache.keys_pre_rope == 0 && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
+  return cache.head_dim == kDim && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
          cache.values.rotated && levels[0] == -levels[3] && levels[1] == -levels[2] && levels[2] > 0.0f &&
          aligned_rows(tokens);
 }
 
-void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+bool append_int_supports(const CacheView& cache, const NewTokens& tokens) {
+  return cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 && cache.keys_pre_rope == 0 &&
+         append_values_supports(cache, tokens);
+}
+
+namespace {
+
+void launch_blocks(const CacheView& cache, const NewTokens& tokens, bool keys, cudaStream_t stream) {
   const auto groups = [&](int heads) { return (cache.kv_heads + heads - 1) / heads; };
   IntBlocks blocks;
   blocks.units = tokens.count / kUnit + 2 * cache.batch;
   blocks.values = blocks.units * groups(kValueHeads);
-  blocks.keys = blocks.units * groups(kWarps);
+  blocks.keys = keys ? blocks.units * groups(kWarps) : 0;
   const int exact = cache.batch * exact_columns(cache) * groups(2);
   const auto all = static_cast<unsigned>(blocks.values + blocks.keys + exact);
-  const size_t bytes = sizeof(KeyBlock) + static_cast<size_t>(kWarps * cache.keys.tile_bytes);
+  const size_t bytes =
+      keys ? sizeof(KeyBlock) + static_cast<size_t>(kWarps * cache.keys.tile_bytes) : sizeof(KeyBlock::rows);
   launch("append", append_int_kernel, {dim3(all), kThreads, bytes, stream}, cache, NewRows{tokens}, blocks);
+}
+
+}  // namespace
+
+void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  launch_blocks(cache, tokens, true, stream);
+}
+
+void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  launch_blocks(cache, tokens, false, stream);
 }
 
 }  // namespace kvquant::cuda

@@ -12,7 +12,7 @@
 #include "arguments.h"
 #include "core/codec.h"
 #include "device_params.h"
-#include "latent_basis.h"
+#include "latent_rows.h"
 #include "launch.cuh"
 
 namespace kvquant::cuda {
@@ -51,6 +51,8 @@ std::vector<uint8_t> with_tables(const LayerParams& params) {
   if (has_latent_basis(params)) {
     all.resize(latent_offset(params) + latent_bytes(params));
     write_latent_basis(params, all.data() + latent_offset(params));
+    all.resize(latent_rows_offset(params) + latent_rows_bytes(params));
+    write_latent_rows(params, all.data() + latent_rows_offset(params));
   }
   return all;
 }

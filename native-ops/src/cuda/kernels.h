@@ -40,6 +40,14 @@ void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// Its part for values and exact copies.
+bool append_values_supports(const CacheView& cache, const NewTokens& tokens);
+void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// Append of a prompt's chunk to latent2 in a basis of each head.
+bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens);
+void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// The same for rotatekv2.
 bool append_rotated_supports(const CacheView& cache, const NewTokens& tokens);
 void append_rotated(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);

@@ -1,0 +1,38 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// The basis of a layer's keys as append_latent_tiles.cu multiplies tokens with it: made once, beside the copy of
+// parameters, behind the other basis (latent_basis.h).
+#pragma once
+#include <cuda_runtime.h>
+
+#include "latent_basis.h"
+
+namespace kvquant::cuda {
+
+constexpr int kRowSteps = kLatentDim / 16;  // products of 16 channels
+/// What is kept of a run of one width: elements of a row as two halves, high and low, [steps][32 lanes] of what mma
+/// takes of both; then RowScale of its places.
+constexpr int kRunFragments = kRowSteps * 32 * 16, kRowRunBytes = kRunFragments + kRunPlaces * 16;
+
+/// The first of four channels that lane 4 g + c has of a product of 16 channels: the first two, then the others.
+__host__ __device__ constexpr int row_channel(int step, int c) { return step / 2 * 32 + c * 8 + step % 2 * 4; }
+
+/// A code is round(sum factor + offset), unless that lies within of_norm |token| + always of a border: the portable
+/// operator, whose sum has another order and is rounded otherwise, may then have its neighbour.
+struct RowScale {
+  float factor, offset, of_norm, always;
+};
+
+/// Runs that have codes.
+int stored_runs(const uint8_t* widths);
+
+inline size_t align_rows(size_t bytes) { return (bytes + 127) / 128 * 128; }
+inline size_t latent_rows_offset(const LayerParams& params) {
+  return align_rows(latent_offset(params) + latent_bytes(params));
+}
+/// [kv heads][stored runs].
+inline size_t latent_rows_bytes(const LayerParams& params) {
+  return static_cast<size_t>(params.num_kv_heads * stored_runs(params.keys.widths) * kRowRunBytes);
+}
+void write_latent_rows(const LayerParams& params, uint8_t* to);
+
+}  // namespace kvquant::cuda
