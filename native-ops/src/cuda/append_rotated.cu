@@ -1,12 +1,10 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Append of a prompt's chunk to rotatekv2, head_dim 128, but for keys in an order (append_ordered.cu): the same bytes
-// as append_tokens.cu leaves. A thread takes a token's head, in registers, a warp 32 tokens and a block four heads,
-// which exchange 16 channels at a time through shared memory where they are rotated together. A scale is a half and a
-// zero a whole number, so that the borders between codes are numbers too: codes come of comparisons, without a
-// division.
+// Append of a prompt's chunk to rotatekv2, head_dim 128, but for keys in an order across the layer (append_ordered.cu):
+// the same bytes as append_tokens.cu leaves. Two lanes take a token's head, half of it in registers each, a warp 16
+// tokens, a tile, and a block four heads, which are mixed in shared memory where they are rotated together; from there
+// a warp takes its head's channels or, in an order, those of its group. A scale is a half and a zero a whole number, so
+// that the borders between codes are numbers too: codes come of comparisons, without a division.
 //
-// An H100, 8192 tokens of 8 kv heads, natural order: 32 us instead of 339, 49 % of the speed of a copy; 32768 tokens:
-// 66 %. Blocks that fetch the rows of their next 32 tokens while they work were slower.
 #include <algorithm>
 
 #include "code_limits.cuh"
@@ -17,105 +15,115 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kRowDim, kWarps = 4, kThreads = kWarps * kWarp;
-constexpr int kChunk = 16;  // channels that are exchanged at a time
+constexpr int kDim = kRowDim, kHalf = kDim / 2, kWarps = 4, kThreads = kWarps * kWarp;
 
-struct Exchange {
-  float4 at[2][kWarps][kChunk / 4][kWarp];
+/// Shared memory of a block: rows first, then elements, [channels][tokens of a tile]; see element_row.
+struct Elements {
+  union {
+    __half rows[kWarps][kTileTokens * kRowStride];
+    float at[kWarps * kDim][kTileTokens];
+  };
+  int offsets[kWarps][2][kHalf + 4];  // of elements of places of an order: bytes
+  uint32_t codes[kWarps * kDim];      // of channels, in the order of elements
 };
-constexpr int kRowsBytes = kWarps * kWarp * kRowStride * 2;
 
-/// Shared memory for keys in an order; rows are where elements are then.
-struct Ordered {
-  float elements[kWarps * kDim][kWarp];
-  int offsets[kWarps * kDim];                          // of elements of places: bytes
-  uint32_t codes[kWarp / kTileTokens][kWarps * kDim];  // of channels
-};
-static_assert(sizeof(Ordered::elements) >= kRowsBytes, "rows fit");
+/// Where a channel of four heads lies: channels 64 apart meet different banks.
+__device__ __forceinline__ int element_row(int channel) { return channel ^ (channel / kHalf & 1); }
 
-/// core/rotation.h's mix_heads: warps hold heads of groups of two or four. All warps of a block must call it.
-__device__ __forceinline__ void mix_heads(float (&x)[kDim], int together, Exchange& exchange) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, own = warp % together, first = warp - own;
-  const float odd = (own & 1) != 0 ? -1.0f : 1.0f, upper = (own & 2) != 0 ? -1.0f : 1.0f;
+/// Half of a row of halves in shared memory.
+__device__ __forceinline__ void load_half(const __half* row, float (&x)[kHalf]) {
 #pragma unroll
-  for (int chunk = 0; chunk < kDim / kChunk; ++chunk) {
-    auto& buffer = exchange.at[chunk % 2];
+  for (int i = 0; i < kHalf; i += 8) {
+    const uint4 eight = *reinterpret_cast<const uint4*>(row + i);
+    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
-    for (int i = 0; i < kChunk / 4; ++i) {
-      const float* from = x + chunk * kChunk + 4 * i;
-      buffer[warp][i][lane] = make_float4(from[0], from[1], from[2], from[3]);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kChunk / 4; ++i) {
-      const float4 a = buffer[first][i][lane], b = buffer[first + 1][i][lane];
-      float* to = x + chunk * kChunk + 4 * i;
-      // A product with one or minus one is exact.
-      to[0] = fmaf(odd, b.x, a.x);
-      to[1] = fmaf(odd, b.y, a.y);
-      to[2] = fmaf(odd, b.z, a.z);
-      to[3] = fmaf(odd, b.w, a.w);
-      if (together == 4) {
-        const float4 c = buffer[first + 2][i][lane], d = buffer[first + 3][i][lane];
-        to[0] = fmaf(upper, fmaf(odd, d.x, c.x), to[0]);
-        to[1] = fmaf(upper, fmaf(odd, d.y, c.y), to[1]);
-        to[2] = fmaf(upper, fmaf(odd, d.z, c.z), to[2]);
-        to[3] = fmaf(upper, fmaf(odd, d.w, c.w), to[3]);
-      }
-      const float size = together == 4 ? 0.5f : 0.70710678118654752f;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) to[j] = __fmul_rn(to[j], size);
+    for (int j = 0; j < 4; ++j) {
+      const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
+      x[i + 2 * j] = two.x;
+      x[i + 2 * j + 1] = two.y;
     }
   }
 }
 
-/// The same in shared memory, without the factor 0.5 for four heads; a thread takes channels of a token.
-__device__ __forceinline__ void mix_elements(Ordered& shared, int together) {
-  constexpr int kOwn = kDim / kWarps;
-  const int lane = threadIdx.x % kWarp;
-  float* own = &shared.elements[threadIdx.x / kWarp * kOwn][lane];
-#pragma unroll 8
-  for (int i = 0; i < kOwn; ++i) {
-    const auto head = [&](int h) -> float& { return own[(h * kDim + i) * kWarp]; };
-    const float x0 = head(0), x1 = head(1), x2 = head(2), x3 = head(3);
-    const float a = __fadd_rn(x0, x1), b = __fsub_rn(x0, x1), c = __fadd_rn(x2, x3), d = __fsub_rn(x2, x3);
-    if (together == 4) {
-      head(0) = __fadd_rn(a, c);
-      head(1) = __fadd_rn(b, d);
-      head(2) = __fsub_rn(a, c);
-      head(3) = __fsub_rn(b, d);
-    } else {
-      head(0) = __fmul_rn(a, 0.70710678118654752f);
-      head(1) = __fmul_rn(b, 0.70710678118654752f);
-      head(2) = __fmul_rn(c, 0.70710678118654752f);
-      head(3) = __fmul_rn(d, 0.70710678118654752f);
+/// core/rotation.h's transform of a head that two lanes hold, 16 lanes apart.
+__device__ __forceinline__ void walsh_hadamard(float (&x)[kHalf], int lane) {
+#pragma unroll
+  for (int half = 1; half < kHalf; half *= 2) {
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      if (i & half) continue;
+      const float a = x[i], b = x[i + half];
+      x[i] = __fadd_rn(a, b);
+      x[i + half] = __fsub_rn(a, b);
     }
+  }
+  const float sign = lane < kTileTokens ? 1.0f : -1.0f, scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kDim)));
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    // A product with one or minus one is exact.
+    x[i] = __fmul_rn(fmaf(sign, x[i], __shfl_xor_sync(0xffffffffu, x[i], kTileTokens)), scale);
   }
 }
 
-/// Mixes heads, without the factor 0.5 for four, and gives each warp the channels of its group, place after place. All
-/// warps of a block must call it.
-__device__ __forceinline__ void to_places(const CacheView& cache, int first_head, float (&x)[kDim], Ordered& shared) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, first = first_head * kDim;
+/// core/rotation.h's mix_heads, without the factor 0.5 for four heads; a thread takes four tokens of a channel.
+__device__ __forceinline__ void mix_heads(Elements& shared, int together) {
+  auto* fours = reinterpret_cast<float4*>(shared.at) + threadIdx.x;
+  constexpr int kHead = kDim * kTileTokens / 4;
+  const auto add = [](float4 a, float4 b) {
+    return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
+  };
+  const auto subtract = [](float4 a, float4 b) {
+    return make_float4(__fsub_rn(a.x, b.x), __fsub_rn(a.y, b.y), __fsub_rn(a.z, b.z), __fsub_rn(a.w, b.w));
+  };
+  const auto less = [](float4 a) {
+    constexpr float kSize = 0.70710678118654752f;
+    return make_float4(__fmul_rn(a.x, kSize), __fmul_rn(a.y, kSize), __fmul_rn(a.z, kSize), __fmul_rn(a.w, kSize));
+  };
+#pragma unroll 2
+  for (int i = 0; i < kHead; i += kThreads) {
+    const float4 x0 = fours[i], x1 = fours[i + kHead], x2 = fours[i + 2 * kHead], x3 = fours[i + 3 * kHead];
+    const float4 a = add(x0, x1), b = subtract(x0, x1), c = add(x2, x3), d = subtract(x2, x3);
+    fours[i] = together == 4 ? add(a, c) : less(a);
+    fours[i + kHead] = together == 4 ? add(b, d) : less(b);
+    fours[i + 2 * kHead] = together == 4 ? subtract(a, c) : less(c);
+    fours[i + 3 * kHead] = together == 4 ? subtract(b, d) : less(d);
+  }
+}
+
+/// Mixes heads, without the factor 0.5 for four, and gives each warp its head's channels or, in an order, those of its
+/// group, place after place. All warps of a block must call it.
+__device__ __forceinline__ void exchange_elements(const SideView& side, int channels, int first_head, bool ordered,
+                                                  float (&x)[kHalf], Elements& shared) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, half = lane / kTileTokens;
+  const int first = first_head * kDim;
+  // Neighbouring channels change places in the upper half: element_row.
+  float* even = &shared.at[warp * kDim + half * (kHalf + 1)][lane % kTileTokens];
+  float* odd = &shared.at[warp * kDim + half * (kHalf - 1)][lane % kTileTokens];
   __syncthreads();  // all have read their rows
 #pragma unroll
-  for (int i = 0; i < kDim; ++i) shared.elements[warp * kDim + i][lane] = x[i];
+  for (int i = 0; i < kHalf; ++i) (i % 2 == 0 ? even : odd)[i * kTileTokens] = x[i];
+  if (ordered) {
 #pragma unroll
-  for (int i = 0; i < kWarps; ++i) {
-    const int place = i * kThreads + threadIdx.x;
-    const bool there = first + place < cache.kv_heads * kDim;
-    shared.offsets[place] =
-        there ? (cache.keys.order[first + place] - first) * static_cast<int>(sizeof(float) * kWarp) : 0;
+    for (int i = 0; i < kWarps; ++i) {
+      const int place = first + i * kDim + threadIdx.x;
+      const int row = place < channels ? element_row(side.order[place] - first) : 0;
+      shared.offsets[i][threadIdx.x / kHalf][threadIdx.x % kHalf] = row * static_cast<int>(sizeof(shared.at[0]));
+    }
   }
   __syncthreads();
-  if (cache.keys.rotation_heads > 1) {
-    mix_elements(shared, cache.keys.rotation_heads);
+  if (side.rotation_heads > 1) {
+    mix_heads(shared, side.rotation_heads);
     __syncthreads();
   }
-  const auto* from = reinterpret_cast<const char*>(&shared.elements[0][lane]);
+  if (!ordered) {
 #pragma unroll
-  for (int i = 0; i < kDim; i += 4) {
-    const int4 at = *reinterpret_cast<const int4*>(shared.offsets + warp * kDim + i);
+    for (int i = 0; i < kHalf; ++i) x[i] = (i % 2 == 0 ? even : odd)[i * kTileTokens];
+    return;
+  }
+  const auto* from = reinterpret_cast<const char*>(&shared.at[0][lane % kTileTokens]);
+#pragma unroll
+  for (int i = 0; i < kHalf; i += 4) {
+    const int4 at = *reinterpret_cast<const int4*>(shared.offsets[warp][half] + i);
     x[i] = *reinterpret_cast<const float*>(from + at.x);
     x[i + 1] = *reinterpret_cast<const float*>(from + at.y);
     x[i + 2] = *reinterpret_cast<const float*>(from + at.z);
@@ -123,47 +131,32 @@ __device__ __forceinline__ void to_places(const CacheView& cache, int first_head
   }
 }
 
-/// Codes of places, if there is a group, a token a lane, to where codes of channels are. All warps of a block must call
-/// it.
-__device__ __forceinline__ void exchange_codes(uint32_t (&words)[8], bool there, Ordered& shared) {
+/// From codes of places to codes of channels; there: whether the warp has a group. All warps of a block must call it.
+__device__ __forceinline__ uint4 exchange_codes(const uint32_t (&words)[4], bool there, Elements& shared) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) words[i] = transpose_codes(words[i], lane);
-  auto* to = reinterpret_cast<char*>(shared.codes[lane / kTileTokens]);
-#pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    if (!there) continue;
-    const int4 at = *reinterpret_cast<const int4*>(shared.offsets + warp * kDim + i * 16 + lane % kTileTokens * 4);
-    const auto put = [&](int offset, uint32_t word) { *reinterpret_cast<uint32_t*>(to + offset / kWarp) = word; };
-    put(at.x, words[i]);
-    put(at.y, words[i + 1]);
-    put(at.z, words[i + 2]);
-    put(at.w, words[i + 3]);
+  if (there) {
+    const int4 at = *reinterpret_cast<const int4*>(shared.offsets[warp][lane / kTileTokens] + lane % kTileTokens * 4);
+    const auto put = [&](int offset, uint32_t word) {
+      shared.codes[offset / static_cast<int>(sizeof(shared.at[0]))] = word;
+    };
+    put(at.x, words[0]);
+    put(at.y, words[1]);
+    put(at.z, words[2]);
+    put(at.w, words[3]);
   }
   __syncthreads();
+  const uint4 own = reinterpret_cast<const uint4*>(shared.codes)[threadIdx.x];
+  return lane < kTileTokens ? own : make_uint4(own.y, own.x, own.w, own.z);
 }
 
-/// Codes of the channels of a head, two tiles.
-__device__ __forceinline__ void store_channels(const Ordered& shared, const TokenRun& run, int first, uint8_t* tile,
-                                               int tile_bytes) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int i = 0; i < kWarp / kTileTokens; ++i) {
-    const int start = first + i * kTileTokens;
-    const int begin = max(run.begin - start, 0), end = min(run.end - start, kTileTokens);
-    const auto words = reinterpret_cast<const uint4*>(shared.codes[i] + warp * kDim)[lane];
-    if (begin < end) store_words(words, begin, end, tile + i * tile_bytes + lane * 16);
-  }
-}
-
-/// What a block does at a time: 32 tokens of four heads of a side.
+/// What a block does at a time: a tile of four heads of a side.
 struct Item {
   TokenRun run;
   int first_head;
   bool keys;
 };
 
-/// Blocks of items (keys in natural order, then values), then of exact pages.
+/// Blocks of items (keys unless their order goes across the layer, then values), then of exact pages.
 struct RotatedBlocks {
   int units, values, items;
 };
@@ -172,83 +165,75 @@ __device__ __forceinline__ Item item_at(const CacheView& cache, const NewRows& r
                                         int index) {
   const bool keys = index < blocks.items - blocks.values;
   const int at = keys ? index : index - (blocks.items - blocks.values);
-  return {unit_run<kWarp>(cache, rows, at % blocks.units), at / blocks.units * kWarps, keys};
+  return {unit_run<kTileTokens>(cache, rows, at % blocks.units), at / blocks.units * kWarps, keys};
 }
 
 __device__ __forceinline__ void append_item(const CacheView& cache, const NewRows& rows, const Item& item,
-                                            float (&x)[kDim], uint8_t* shared) {
+                                            float (&x)[kHalf], Elements& shared) {
   const bool keys = item.keys, ordered = keys && cache.keys.order != nullptr;
-  auto& places = *reinterpret_cast<Ordered*>(shared);
   const SideView& side = keys ? cache.keys : cache.values;
   const TokenRun& run = item.run;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, kv_head = item.first_head + warp;
-  const int first = run.begin / kWarp * kWarp;
-  if (side.rotation_heads != 0) walsh_hadamard(x);
-  if (ordered) {
-    to_places(cache, item.first_head, x, places);
-  } else if (side.rotation_heads > 1) {
-    mix_heads(x, side.rotation_heads, *reinterpret_cast<Exchange*>(shared + kRowsBytes));
+  if (side.rotation_heads != 0) walsh_hadamard(x, lane);
+  if (ordered || side.rotation_heads > 1) {
+    exchange_elements(side, cache.kv_heads * kDim, item.first_head, ordered, x, shared);
   }
   float low = INFINITY, high = -INFINITY;
 #pragma unroll
-  for (int i = 0; i < kDim; ++i) {
+  for (int i = 0; i < kHalf; ++i) {
     low = fminf(low, x[i]);
     high = fmaxf(high, x[i]);
   }
-  const bool doubled = ordered && side.rotation_heads == 4;  // elements; products with 2 and 0.5 are exact
+  low = fminf(low, __shfl_xor_sync(0xffffffffu, low, kTileTokens));
+  high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, kTileTokens));
+  const bool doubled = side.rotation_heads == 4;  // elements; products with 2 and 0.5 are exact
   const float size = doubled ? 2.0f : 1.0f, unit = doubled ? 0.5f : 1.0f;
   const float2 range = affine_group(low * unit, high * unit, side);
   const float limits[3] = {code_limit(range, 1) * size, code_limit(range, 2) * size, code_limit(range, 3) * size};
-  uint32_t words[8] = {};
+  uint32_t words[4] = {};  // of channels 4 k + i, so that they are neighbours when they are transposed
 #pragma unroll
-  for (int i = 0; i < kDim; ++i) {
+  for (int i = 0; i < kHalf; ++i) {
     const bool above = x[i] > limits[1], outer = !(x[i] > limits[0]) || x[i] > limits[2];
-    if (above) words[code_word(i)] += 2u << code_bit(i);
-    if (outer) words[code_word(i)] += 1u << code_bit(i);
+    if (above) words[i % 4] += 2u << (i / 4 * 2);
+    if (outer) words[i % 4] += 1u << (i / 4 * 2);
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) words[i] ^= ~(words[i] >> 1) & 0x55555555u;  // codes: not outer where above is not set
-  const int own_tile = first / kTileTokens + lane / kTileTokens, tile = own_tile % kPageTiles;
-  const int begin = max(run.begin - own_tile * kTileTokens, 0),
-            end = min(run.end - own_tile * kTileTokens, kTileTokens);
-  if (ordered) exchange_codes(words, kv_head < cache.kv_heads, places);
-  if (kv_head >= cache.kv_heads) return;
-  uint8_t* page = cache.page(run.b, first / kPageTokens);
-  if (ordered) {
-    store_channels(places, run, first, page + side.tile(kv_head, first / kTileTokens % kPageTiles), side.tile_bytes);
-  } else {
-    store_codes(words, begin, end, page + side.tile(kv_head, tile), lane);
+  for (int i = 0; i < 4; ++i) {
+    words[i] ^= ~(words[i] >> 1) & 0x55555555u;  // codes: not outer where above is not set
+    words[i] = transpose_codes(words[i], lane);
   }
+  uint4 codes = make_uint4(words[0], words[1], words[2], words[3]);
+  if (ordered) codes = exchange_codes(words, kv_head < cache.kv_heads, shared);
+  if (kv_head >= cache.kv_heads) return;
+  const int first = run.begin / kTileTokens * kTileTokens, tile = first / kTileTokens % kPageTiles;
+  const int begin = run.begin - first, end = run.end - first;
+  uint8_t* page = cache.page(run.b, first / kPageTokens);
+  store_words(codes, begin, end, page + side.tile(kv_head, tile) + lane * 16);
   const int in_tile = lane % kTileTokens;
   if (in_tile >= begin && in_tile < end) {
     auto* scales = reinterpret_cast<__half*>(page + side.scales(tile, kv_head));
-    scales[in_tile] = __float2half_rn(range.x);
-    scales[kTileTokens + in_tile] = __float2half_rn(range.y);
+    scales[lane] = __float2half_rn(lane < kTileTokens ? range.x : range.y);
   }
-  const int in_window = min(run.end, cache.length(run.b));
-  for (int t = run.begin / kTileTokens; t * kTileTokens < in_window; ++t) {
-    refill(cache, rows, run, t, kv_head, keys, lane);
-  }
+  if (run.begin < cache.length(run.b)) refill(cache, rows, run, first / kTileTokens, kv_head, keys, lane);
 }
 
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, 5)
     append_rotated_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                           const __grid_constant__ RotatedBlocks blocks) {
-  KVQUANT_DYNAMIC_SHARED(shared);
+  __align__(16) __shared__ Elements shared;
   const int block = blockIdx.x, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (block >= blocks.items) return append_exact(cache, rows, block - blocks.items);
   const Item item = item_at(cache, rows, blocks, block);
   if (item.run.begin >= item.run.end) return;
-  __half* staged = reinterpret_cast<__half*>(shared) + warp * kWarp * kRowStride;
   if (item.first_head + warp < cache.kv_heads) {
-    const int first = item.run.begin / kWarp * kWarp;
-    stage_rows(cache, rows, item.run, item.first_head + warp, item.keys, first, staged, lane);
+    const int first = item.run.begin / kTileTokens * kTileTokens;
+    stage_rows(cache, rows, item.run, item.first_head + warp, item.keys, first, shared.rows[warp], lane);
   }
   commit_copies();
   wait_copies<0>();
   __syncwarp();
-  float x[kDim];
-  load_row(staged + lane * kRowStride, x);
+  float x[kHalf];
+  load_half(shared.rows[warp] + lane % kTileTokens * kRowStride + lane / kTileTokens * kHalf, x);
   append_item(cache, rows, item, x, shared);
 }
 
@@ -269,14 +254,13 @@ bool append_rotated_supports(const CacheView& cache, const NewTokens& tokens) {
 void append_rotated(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   const auto groups = [&](int heads) { return (cache.kv_heads + heads - 1) / heads; };
   RotatedBlocks blocks;
-  blocks.units = tokens.count / kWarp + 2 * cache.batch;
+  blocks.units = tokens.count / kTileTokens + 2 * cache.batch;
   blocks.values = blocks.units * groups(kWarps);
   const bool across = cache.keys.order != nullptr && !cache.keys.local_order;
   blocks.items = across ? blocks.values : 2 * blocks.values;
   const int exact = cache.batch * exact_columns(cache) * groups(2);
   const dim3 all(static_cast<unsigned>(blocks.items + exact));
-  const size_t bytes = cache.keys.local_order ? sizeof(Ordered) : kRowsBytes + sizeof(Exchange);
-  launch("append", append_rotated_kernel, {all, kThreads, bytes, stream}, cache, NewRows{tokens}, blocks);
+  launch("append", append_rotated_kernel, {all, kThreads, 0, stream}, cache, NewRows{tokens}, blocks);
   if (across) append_ordered(cache, tokens, stream);
 }
 
