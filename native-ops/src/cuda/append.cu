@@ -299,7 +299,9 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
   } else {
     append_tokens(cache, tokens, stream);
   }
-  const auto columns = static_cast<unsigned>(exact_columns(cache));
+  // Massive sinks have been copied.
+  const bool exact = cache.window > 0 || cache.sink_policy == SinkPolicy::kFirst;
+  const auto columns = exact ? static_cast<unsigned>(exact_columns(cache)) : 0u;
   if (columns > 0) launch("append", append_exact<D>, {dim3(columns * batch, kv_heads), D, 0, stream}, cache, rows);
 }
 

@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Massive sinks (RotateKV, section 3.3): the largest entries of a prompt's input, and the exact copies of the tokens
-// that own them; what core/massive.cpp and core/sinks.cpp do. A block takes a sequence. Written for reading.
+// that own them; what core/massive.cpp and core/sinks.cpp do. Headers are a warp's work, a lane an entry or a slot.
 #include <limits>
 
 #include "append.cuh"
@@ -100,113 +100,140 @@ __global__ void __launch_bounds__(kThreads) massive_entries_kernel(MassiveEntrie
   write_largest(own, p.values + to, p.owners + to);
 }
 
-/// The headers of a sequence's sink pages, in the hands of one thread.
+/// The headers of a sequence's sink pages, in the hands of a warp.
 struct SinkHeaders {
   const CacheView& cache;
-  int b;
+  int b, lane;
 
   __device__ ExactHeader* header(int page) const { return reinterpret_cast<ExactHeader*>(cache.sink_page(b, page)); }
   __device__ int slots() const { return cache.sink_pages * kExactTokens; }
   __device__ int32_t& slot(int i) const { return header(i / kExactTokens)->tokens[i % kExactTokens]; }
 
   __device__ void clear() const {
-    for (int i = 0; i < slots(); ++i) slot(i) = -1;
+    for (int i = lane; i < slots(); i += kWarp) slot(i) = -1;
     for (int page = 0; page < cache.sink_pages; ++page) {
-      for (int e = 0; e < kMassiveEntries; ++e) header(page)->massive_tokens[e] = -1;
+      if (lane < kMassiveEntries) header(page)->massive_tokens[lane] = -1;
     }
   }
 
   /// Writes only what changes: while decoding, sink pages may be shared with other sequences.
   __device__ void forget_from(int length) const {
-    for (int i = 0; i < slots(); ++i) {
+    for (int i = lane; i < slots(); i += kWarp) {
       if (slot(i) >= length) slot(i) = -1;
     }
     for (int page = 0; page < cache.sink_pages; ++page) {
       int32_t* tokens = header(page)->massive_tokens;
       float* values = header(page)->massive_values;
-      int kept = 0;
-      for (int e = 0; e < kMassiveEntries && tokens[e] >= 0; ++e) {
-        if (tokens[e] >= length) continue;
-        if (kept != e) {
-          tokens[kept] = tokens[e];
-          values[kept] = values[e];
-        }
-        ++kept;
+      const int32_t token = lane < kMassiveEntries ? tokens[lane] : -1;
+      const unsigned held = first_ones(token >= 0);
+      const unsigned kept = __ballot_sync(0xffffffffu, token < length) & held;
+      if (kept == held) continue;
+      const float value = lane < kMassiveEntries ? values[lane] : 0.0f;
+      __syncwarp();
+      const int place = __popc(kept & below(lane));
+      if ((kept >> lane & 1u) != 0 && place != lane) {
+        tokens[place] = token;
+        values[place] = value;
       }
-      if (kept == kMassiveEntries || tokens[kept] < 0) continue;
-      for (int e = kept; e < kMassiveEntries; ++e) tokens[e] = -1;
+      if (lane >= __popc(kept) && lane < kMassiveEntries) tokens[lane] = -1;
     }
   }
 
-  /// Merges the entries of new tokens into those of the header.
-  __device__ void merge(int length, const float* values, const int32_t* rows, EntryList& all) const {
+  /// Merges the entries of new tokens into those of the header; returns how many there are.
+  __device__ int merge(int length, const float* values, const int32_t* rows, Entry (&all)[kMassiveEntries]) const {
+    __shared__ Entry entries[2 * kMassiveEntries];
     ExactHeader* first = header(0);
-    for (int e = 0; e < kMassiveEntries && first->massive_tokens[e] >= 0; ++e) {
-      all.add({first->massive_values[e], first->massive_tokens[e]});
+    const bool there = lane < kMassiveEntries;
+    const Entry old{there ? first->massive_values[lane] : 0.0f, there ? first->massive_tokens[lane] : -1};
+    const Entry fresh{there ? values[lane] : 0.0f, there ? rows[lane] : -1};
+    const int held = __popc(first_ones(old.owner >= 0)), added = __popc(first_ones(fresh.owner >= 0));
+    if (lane < held) entries[lane] = old;
+    if (lane < added) entries[held + lane] = {fresh.value, length + fresh.owner};
+    __syncwarp();
+    for (int i = lane; i < held + added; i += kWarp) {
+      int rank = 0;
+      for (int j = 0; j < held + added; ++j) {
+        rank += before(entries[j], entries[i]) || (j < i && !before(entries[i], entries[j])) ? 1 : 0;
+      }
+      if (rank < kMassiveEntries) all[rank] = entries[i];
     }
-    for (int e = 0; e < kMassiveEntries && rows[e] >= 0; ++e) all.add({values[e], length + rows[e]});
-    for (int e = 0; e < kMassiveEntries; ++e) {
-      first->massive_values[e] = e < all.count ? all.entries[e].value : 0.0f;
-      first->massive_tokens[e] = e < all.count ? all.entries[e].owner : -1;
+    __syncwarp();
+    const int count = min(held + added, kMassiveEntries);
+    if (there) {
+      first->massive_values[lane] = lane < count ? all[lane].value : 0.0f;
+      first->massive_tokens[lane] = lane < count ? all[lane].owner : -1;
     }
+    return count;
   }
 
   /// Tokens that own nothing give up their slots; owners that are new get one, in the order of their positions.
-  __device__ void assign(int length, const EntryList& all) const {
-    const auto owns = [&](int32_t token) {
-      for (int e = 0; e < all.count; ++e) {
-        if (all.entries[e].owner == token) return true;
-      }
-      return false;
-    };
-    for (int i = 0; i < slots(); ++i) {
-      if (!owns(slot(i))) slot(i) = -1;
+  __device__ void assign(int length, const Entry (&all)[kMassiveEntries], int count) const {
+    __shared__ int32_t owners[kMassiveEntries];
+    bool fresh = lane < count && all[lane].owner >= length;
+    for (int e = 0; e < lane && fresh; ++e) fresh = all[e].owner != all[lane].owner;
+    const unsigned all_fresh = __ballot_sync(0xffffffffu, fresh);
+    int rank = 0;
+    for (int e = 0; e < count && fresh; ++e)
+      rank += (all_fresh >> e & 1u) != 0 && all[e].owner < all[lane].owner ? 1 : 0;
+    if (fresh) owners[rank] = all[lane].owner;
+    __syncwarp();
+    int taken = 0;
+    for (int begin = 0; begin < slots(); begin += kWarp) {
+      const int i = begin + lane;
+      bool free = i < slots();
+      const int32_t token = free ? slot(i) : -1;
+      for (int e = 0; e < count && free; ++e) free = all[e].owner != token;
+      const unsigned all_free = __ballot_sync(0xffffffffu, free);
+      const int place = taken + __popc(all_free & below(lane));
+      if (free) slot(i) = place < __popc(all_fresh) ? owners[place] : -1;
+      taken += __popc(all_free);
     }
-    for (int32_t last = length - 1;;) {
-      int32_t token = kNoOwner;
-      for (int e = 0; e < all.count; ++e) {
-        if (all.entries[e].owner > last) token = min(token, all.entries[e].owner);
-      }
-      if (token == kNoOwner) return;
-      int i = 0;
-      while (i < slots() && slot(i) >= 0) ++i;
-      if (i < slots()) slot(i) = token;
-      last = token;
-    }
+  }
+
+ private:
+  __device__ static unsigned below(int lane) { return (1u << lane) - 1u; }
+  /// Lanes ahead of the first for which a condition does not hold.
+  __device__ static unsigned first_ones(bool condition) {
+    const unsigned others = ~__ballot_sync(0xffffffffu, condition);
+    return others != 0 ? (others & (0u - others)) - 1u : ~0u;
   }
 };
 
-__global__ void __launch_bounds__(kThreads)
+/// A warp a sequence.
+__global__ void __launch_bounds__(kWarp)
     massive_sinks_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
-  const int b = blockIdx.x, length = cache.length(b), channels = cache.kv_heads * cache.head_dim;
+  __shared__ Entry all[kMassiveEntries];
+  const int b = blockIdx.x, length = cache.length(b);
   if (rows.count(b) == 0) return;
-  const SinkHeaders headers{cache, b};
-  if (threadIdx.x == 0) {
-    if (length == 0) {
-      headers.clear();
-    } else {
-      headers.forget_from(length);
-    }
-    if (rows.tokens.massive_values != nullptr) {
-      EntryList all;
-      const int64_t first = static_cast<int64_t>(b) * kMassiveEntries;
-      headers.merge(length, rows.tokens.massive_values + first, rows.tokens.massive_rows + first, all);
-      headers.assign(length, all);
-    }
+  const SinkHeaders headers{cache, b, static_cast<int>(threadIdx.x)};
+  if (length == 0) {
+    headers.clear();
+  } else {
+    headers.forget_from(length);
   }
-  __syncthreads();
-  for (int i = 0; i < headers.slots() && rows.tokens.massive_values != nullptr; ++i) {
-    const int token = headers.slot(i);
-    if (token < length) continue;
-    uint8_t* page = cache.sink_page(b, i / kExactTokens);
-    for (int c = threadIdx.x; c < channels; c += kThreads) {
-      const int head = c / cache.head_dim, channel = c % cache.head_dim;
-      const int64_t index = rows.key(cache, b, token - length, head) + channel;
-      reinterpret_cast<__half*>(page + cache.exact_key(head, channel))[i % kExactTokens] =
-          __float2half_rn(rows.load(index));
-      reinterpret_cast<__half*>(page + cache.exact_value(head, channel))[i % kExactTokens] =
-          __float2half_rn(rows.load(index + channels));
-    }
+  if (rows.tokens.massive_values == nullptr) return;
+  __syncwarp();
+  const int64_t first = static_cast<int64_t>(b) * kMassiveEntries;
+  const int count = headers.merge(length, rows.tokens.massive_values + first, rows.tokens.massive_rows + first, all);
+  headers.assign(length, all, count);
+}
+
+/// Copies new tokens to their slots, a block a slot.
+__global__ void __launch_bounds__(kThreads)
+    massive_copies_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
+  const int i = blockIdx.x, b = blockIdx.y, length = cache.length(b), channels = cache.kv_heads * cache.head_dim;
+  if (rows.count(b) == 0) return;
+  uint8_t* page = cache.sink_page(b, i / kExactTokens);
+  const int token = reinterpret_cast<const ExactHeader*>(page)->tokens[i % kExactTokens];
+  if (token < length) return;
+#pragma unroll 4
+  for (int c = threadIdx.x; c < channels; c += kThreads) {
+    const int head = c / cache.head_dim, channel = c % cache.head_dim;
+    const int64_t index = rows.key(cache, b, token - length, head) + channel;
+    reinterpret_cast<__half*>(page + cache.exact_key(head, channel))[i % kExactTokens] =
+        __float2half_rn(rows.load(index));
+    reinterpret_cast<__half*>(page + cache.exact_value(head, channel))[i % kExactTokens] =
+        __float2half_rn(rows.load(index + channels));
   }
 }
 
@@ -221,8 +248,11 @@ void massive_entries(const MassiveEntries& entries, cudaStream_t stream) {
 }
 
 void update_massive_sinks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  launch("append", massive_sinks_kernel, {dim3(static_cast<unsigned>(cache.batch)), kThreads, 0, stream}, cache,
-         NewRows{tokens});
+  const auto batch = static_cast<unsigned>(cache.batch);
+  launch("append", massive_sinks_kernel, {dim3(batch), kWarp, 0, stream}, cache, NewRows{tokens});
+  if (tokens.massive_values == nullptr) return;
+  const dim3 slots(static_cast<unsigned>(cache.sink_pages * kExactTokens), batch);
+  launch("append", massive_copies_kernel, {slots, kThreads, 0, stream}, cache, NewRows{tokens});
 }
 
 }  // namespace kvquant::cuda
