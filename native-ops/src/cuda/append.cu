@@ -311,7 +311,10 @@ void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream
   if (tokens.count == 0) return;
   if (tokens.count <= cache.batch && append_one_supports(cache)) return append_one(cache, tokens, stream);
   if (cache.sink_policy == SinkPolicy::kMassive) update_massive_sinks(cache, tokens, stream);
-  if (tokens.count <= cache.batch && append_latent_supports(cache)) return append_latent(cache, tokens, stream);
+  if (tokens.count <= cache.batch) {
+    if (append_latent_supports(cache)) return append_latent(cache, tokens, stream);
+    if (append_layer_supports(cache, tokens)) return append_layer(cache, tokens, stream);
+  }
   if (tokens.count > cache.batch) {
     if (append_int_supports(cache, tokens)) return append_int(cache, tokens, stream);
     if (append_halves_supports(cache, tokens)) return append_halves(cache, tokens, stream);

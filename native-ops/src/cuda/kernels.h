@@ -36,6 +36,10 @@ void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
 bool append_latent_supports(const CacheView& cache);
 void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// The same to svdq in a basis over all heads, without a window.
+bool append_layer_supports(const CacheView& cache, const NewTokens& tokens);
+void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// Append of a prompt's chunk to int2.
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);

@@ -57,19 +57,22 @@ __device__ __forceinline__ float sum_in_order(const float (&x)[kOneDim]) {
 }
 
 /// Codes the value of a token. squares, products: of the warp alone.
+template <int bits = 2>
 __device__ __forceinline__ void put_value(const CacheView& cache, const NewRows& rows, const Place16& at,
                                           float (&squares)[kOneDim], float (&products)[kOneDim]) {
+  static_assert(bits == 2 || bits == 4, "codes lie within bytes");
+  constexpr int kLevels = 1 << bits, kPerByte = 8 / bits;
   const SideView& side = cache.values;
-  const int first = at.lane * kOneOwn, shift = at.in_tile() % 4 * 2;
-  uint8_t* field = at.page + side.tile(at.kv_head, at.tile()) + first * 4 + at.in_tile() / 4;
-  float x[kOneOwn], level[4], middles[3];
+  const int first = at.lane * kOneOwn, shift = at.in_tile() % kPerByte * bits;
+  uint8_t* field = at.page + side.tile(at.kv_head, at.tile()) + first * 2 * bits + at.in_tile() / kPerByte;
+  float x[kOneOwn], level[kLevels], middles[kLevels - 1];
   unsigned old[kOneOwn];
 #pragma unroll
-  for (int i = 0; i < kOneOwn; ++i) old[i] = field[i * 4];
+  for (int i = 0; i < kOneOwn; ++i) old[i] = field[i * 2 * bits];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) level[i] = side.levels[i];
+  for (int i = 0; i < kLevels; ++i) level[i] = side.levels[i];
 #pragma unroll
-  for (int i = 0; i < 3; ++i) middles[i] = __fmul_rn(0.5f, __fadd_rn(level[i], level[i + 1]));
+  for (int i = 0; i < kLevels - 1; ++i) middles[i] = __fmul_rn(0.5f, __fadd_rn(level[i], level[i + 1]));
   load_token(cache, rows, at, false, x);
   if (side.rotated) walsh_hadamard(x, at.lane);
 #pragma unroll
@@ -80,9 +83,12 @@ __device__ __forceinline__ void put_value(const CacheView& cache, const NewRows&
 #pragma unroll
   for (int i = 0; i < kOneOwn; ++i) {
     const int code = nearest_level(x[i], rms, inverse, middles);
-    const float chosen = code == 0 ? level[0] : code == 1 ? level[1] : code == 2 ? level[2] : level[3];
+    float chosen = level[0];
+#pragma unroll
+    for (int j = 1; j < kLevels; ++j) chosen = code == j ? level[j] : chosen;
     products[first + i] = __fmul_rn(x[i], chosen);
-    field[i * 4] = static_cast<uint8_t>((old[i] & ~(3u << shift)) | static_cast<unsigned>(code) << shift);
+    field[i * 2 * bits] =
+        static_cast<uint8_t>((old[i] & ~((kLevels - 1u) << shift)) | static_cast<unsigned>(code) << shift);
   }
   __syncwarp();
   const float product = sum_in_order(products);
