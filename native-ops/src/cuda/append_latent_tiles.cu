@@ -4,7 +4,7 @@
 // warp takes 32 tokens of a head, which stay in registers as operands, a block eight times as many and the basis of a
 // head. Where a sum is so near to a border between codes that the portable operator, whose sums are rounded, might have
 // the other code, it is done again with its additions in its order, for several such codes at a time: each lane has
-// some products of one, and a lane adds those of one. Values and exact copies: append_int.cu.
+// some products of one, and a lane adds those of one. Values and exact copies: append_values.cu.
 #include "codes.cuh"
 #include "kernels.h"
 #include "latent_rows.h"
@@ -262,6 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     append_latent_tiles_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                                const __grid_constant__ LatentBlocks blocks, const uint8_t* basis) {
   KVQUANT_DYNAMIC_SHARED(memory);
+  release_next_kernel();
   __shared__ uint8_t run_of[kWidthRuns];
   const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int bytes = blocks.runs * kRowRunBytes;

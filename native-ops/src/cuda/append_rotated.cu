@@ -15,7 +15,7 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kRowDim, kHalf = kDim / 2, kWarps = 4, kThreads = kWarps * kWarp;
+constexpr int kDim = kRowDim, kHalf = kRowHalf, kWarps = 4, kThreads = kWarps * kWarp;
 
 /// Shared memory of a block: rows first, then elements, [channels][tokens of a tile]; see element_row.
 struct Elements {
@@ -29,41 +29,6 @@ struct Elements {
 
 /// Where a channel of four heads lies: channels 64 apart meet different banks.
 __device__ __forceinline__ int element_row(int channel) { return channel ^ (channel / kHalf & 1); }
-
-/// Half of a row of halves in shared memory.
-__device__ __forceinline__ void load_half(const __half* row, float (&x)[kHalf]) {
-#pragma unroll
-  for (int i = 0; i < kHalf; i += 8) {
-    const uint4 eight = *reinterpret_cast<const uint4*>(row + i);
-    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
-      x[i + 2 * j] = two.x;
-      x[i + 2 * j + 1] = two.y;
-    }
-  }
-}
-
-/// core/rotation.h's transform of a head that two lanes hold, 16 lanes apart.
-__device__ __forceinline__ void walsh_hadamard(float (&x)[kHalf], int lane) {
-#pragma unroll
-  for (int half = 1; half < kHalf; half *= 2) {
-#pragma unroll
-    for (int i = 0; i < kHalf; ++i) {
-      if (i & half) continue;
-      const float a = x[i], b = x[i + half];
-      x[i] = __fadd_rn(a, b);
-      x[i + half] = __fsub_rn(a, b);
-    }
-  }
-  const float sign = lane < kTileTokens ? 1.0f : -1.0f, scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kDim)));
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    // A product with one or minus one is exact.
-    x[i] = __fmul_rn(fmaf(sign, x[i], __shfl_xor_sync(0xffffffffu, x[i], kTileTokens)), scale);
-  }
-}
 
 /// core/rotation.h's mix_heads, without the factor 0.5 for four heads; a thread takes four tokens of a channel.
 __device__ __forceinline__ void mix_heads(Elements& shared, int together) {

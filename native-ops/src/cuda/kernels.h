@@ -44,7 +44,7 @@ void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// Its part for values and exact copies.
+/// The part of it, and of latent2, for values and exact copies; behind that for keys.
 bool append_values_supports(const CacheView& cache, const NewTokens& tokens);
 void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 

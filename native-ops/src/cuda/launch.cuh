@@ -21,6 +21,14 @@ inline void check_cuda(const char* op, cudaError_t error) {
   if (error != cudaSuccess) fail(op, std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+/// Whether the GPU can start a kernel before the one ahead of it has ended.
+inline bool can_start_early(const char* op) {
+  int device = 0, major = 0;
+  check_cuda(op, cudaGetDevice(&device));
+  check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 9;
+}
+
 /// Blocks get more shared memory than this only on request.
 constexpr size_t kFreeSharedBytes = 48 << 10;
 

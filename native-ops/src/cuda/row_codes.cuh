@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// A token's head in the registers of a thread: its transform, and how codes of 2 bits of 16 threads, tokens of a tile,
-// become the words of channels.
+// A token's head in the registers of a thread or of two lanes: its transform, and how codes of 2 bits of 16 threads,
+// tokens of a tile, become the words of channels.
 #pragma once
 #include "tile_rows.cuh"
 
@@ -36,6 +36,44 @@ __device__ __forceinline__ void walsh_hadamard(float (&x)[kRowDim]) {
   const float scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kRowDim)));
 #pragma unroll
   for (int i = 0; i < kRowDim; ++i) x[i] = __fmul_rn(x[i], scale);
+}
+
+constexpr int kRowHalf = kRowDim / 2;
+
+/// Half of a row of halves in shared memory.
+__device__ __forceinline__ void load_half(const __half* row, float (&x)[kRowHalf]) {
+#pragma unroll
+  for (int i = 0; i < kRowHalf; i += 8) {
+    const uint4 eight = *reinterpret_cast<const uint4*>(row + i);
+    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
+      x[i + 2 * j] = two.x;
+      x[i + 2 * j + 1] = two.y;
+    }
+  }
+}
+
+/// core/rotation.h's transform of a head that two lanes hold, 16 lanes apart.
+__device__ __forceinline__ void walsh_hadamard(float (&x)[kRowHalf], int lane) {
+#pragma unroll
+  for (int half = 1; half < kRowHalf; half *= 2) {
+#pragma unroll
+    for (int i = 0; i < kRowHalf; ++i) {
+      if (i & half) continue;
+      const float a = x[i], b = x[i + half];
+      x[i] = __fadd_rn(a, b);
+      x[i + half] = __fsub_rn(a, b);
+    }
+  }
+  const float sign = lane < kTileTokens ? 1.0f : -1.0f,
+              scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kRowDim)));
+#pragma unroll
+  for (int i = 0; i < kRowHalf; ++i) {
+    // A product with one or minus one is exact.
+    x[i] = __fmul_rn(fmaf(sign, x[i], __shfl_xor_sync(0xffffffffu, x[i], kTileTokens)), scale);
+  }
 }
 
 /// Where the code of a channel is in the eight words of a token: four words are neighbours when they are transposed.

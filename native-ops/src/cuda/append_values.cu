@@ -1,0 +1,127 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Append of a prompt's chunk, head_dim 128: values of int2 and latent2 (2 bits and a norm), and exact copies of both
+// sides; the same bytes as append.cu leaves. Two lanes take a token's head, half of it in registers each, a warp a
+// tile, a block a page of a head; sums go through one half, then through the other, in the order of the portable
+// operator. Instead of dividing each element by the norm, limits are found once such that comparing with them is the
+// same to the bit. Codes meet by a transpose of 16 x 16 codes across lanes. Starts while the kernel for keys ends,
+// which it has nothing to do with.
+#include "codes.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+#include "row_codes.cuh"
+
+namespace kvquant::cuda {
+namespace {
+
+constexpr int kDim = kRowDim, kHalf = kRowHalf, kWarps = kPageTiles, kThreads = kWarps * kWarp;
+
+/// Codes of values x of a norm: 0 up to low, else 1 up to zero, else 2 up to high, else 3; what dividing by the norm
+/// and comparing with the middles between levels (-middle, 0, middle) gives.
+struct Limits {
+  float low, zero, high;
+};
+
+__device__ __forceinline__ Limits find_limits(float rms, float middle) {
+  if (!(rms > 0.0f)) return {NAN, NAN, NAN};                     // 1
+  if (!(rms < INFINITY)) return {INFINITY, INFINITY, INFINITY};  // 0
+  int at = __float_as_int(middle * rms) - 4;
+  while (__fdiv_rn(__int_as_float(at), rms) < middle) ++at;
+  const float low = -__int_as_float(at);
+  while (__fdiv_rn(__int_as_float(at), rms) <= middle) ++at;
+  return {low, 0.0f, __int_as_float(at - 1)};
+}
+
+/// The sum of terms of a token, which two lanes hold, in order.
+template <class Term>
+__device__ __forceinline__ float sum_in_order(int lane, Term term) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
+  sum = __shfl_xor_sync(0xffffffffu, sum, kTileTokens);  // the upper lane goes on with the sum of the lower one
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
+  return __shfl_sync(0xffffffffu, sum, lane | kTileTokens);
+}
+
+/// The values of a tile of a head.
+__device__ __forceinline__ void append_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run,
+                                            int kv_head, int first, __half* staged) {
+  const SideView& side = cache.values;
+  const int lane = threadIdx.x % kWarp, tile = first / kTileTokens % kPageTiles;
+  stage_rows(cache, rows, run, kv_head, false, first, staged, lane);
+  commit_copies();
+  wait_copies<0>();
+  __syncwarp();
+  float x[kHalf];
+  load_half(staged + lane % kTileTokens * kRowStride + lane / kTileTokens * kHalf, x);
+  walsh_hadamard(x, lane);
+  const float square = sum_in_order(lane, [&](int i) { return __fmul_rn(x[i], x[i]); });
+  const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim)));
+  const float small = side.four_levels[2], large = side.four_levels[3];
+  const Limits limits = find_limits(rms, __fmul_rn(0.5f, __fadd_rn(small, large)));
+  uint32_t words[4] = {};  // of channels 4 k + i, so that they are neighbours when they are transposed
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const bool above = x[i] > limits.zero, outer = x[i] <= limits.low || x[i] > limits.high;
+    if (above) words[i % 4] += 2u << (i / 4 * 2);
+    if (outer) words[i % 4] += 1u << (i / 4 * 2);
+    x[i] = __fmul_rn(fabsf(x[i]), outer ? large : small);
+  }
+  const float product = sum_in_order(lane, [&](int i) { return x[i]; });
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    words[i] ^= ~(words[i] >> 1) & 0x55555555u;  // outer below, inner below and so on
+    words[i] = transpose_codes(words[i], lane);
+  }
+  const int begin = run.begin - first, end = run.end - first, in_tile = lane % kTileTokens;
+  uint8_t* page = cache.page(run.b, first / kPageTokens);
+  store_words(make_uint4(words[0], words[1], words[2], words[3]), begin, end,
+              page + side.tile(kv_head, tile) + lane * 16);
+  if (lane == in_tile && in_tile >= begin && in_tile < end) {
+    uint8_t* norms = page + side.norms + tile * side.norm_tile_bytes + kv_head * kTileTokens * 2;
+    reinterpret_cast<__half*>(norms)[in_tile] = __float2half_rn(norm_of(square, product));
+  }
+  if (run.begin < cache.length(run.b)) refill(cache, rows, run, first / kTileTokens, kv_head, false, lane);
+}
+
+/// Blocks of pages of a head, then of exact pages.
+struct ValueBlocks {
+  int units, pages;
+};
+
+__global__ void __launch_bounds__(kThreads, 5)
+    append_values_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
+                         const __grid_constant__ ValueBlocks blocks) {
+  __align__(16) __shared__ __half staged[kWarps][kTileTokens * kRowStride];
+  const int block = blockIdx.x, warp = threadIdx.x / kWarp;
+  if (block < blocks.pages) {
+    const TokenRun page = unit_run<kPageTokens>(cache, rows, block % blocks.units);
+    const int first = (page.begin / kPageTokens * kPageTiles + warp) * kTileTokens;
+    const TokenRun run{page.b, max(page.begin, first), min(page.end, first + kTileTokens)};
+    if (run.begin < run.end) append_tile(cache, rows, run, block / blocks.units, first, staged[warp]);
+  } else {
+    append_exact(cache, rows, block - blocks.pages);
+  }
+  wait_for_previous_kernel();  // what comes next may rely on both
+}
+
+}  // namespace
+
+bool append_values_supports(const CacheView& cache, const NewTokens& tokens) {
+  const float* levels = cache.values.four_levels;
+  return cache.head_dim == kDim && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
+         cache.values.rotated && levels[0] == -levels[3] && levels[1] == -levels[2] && levels[2] > 0.0f &&
+         aligned_rows(tokens);
+}
+
+void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  ValueBlocks blocks;
+  blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
+  blocks.pages = blocks.units * cache.kv_heads;
+  const auto all =
+      static_cast<unsigned>(blocks.pages + cache.batch * exact_columns(cache) * ((cache.kv_heads + 1) / 2));
+  launch("append", append_values_kernel, {dim3(all), kThreads, 0, stream, can_start_early("append")}, cache,
+         NewRows{tokens}, blocks);
+}
+
+}  // namespace kvquant::cuda
