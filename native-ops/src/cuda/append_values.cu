@@ -31,15 +31,16 @@ __device__ __forceinline__ Limits find_limits(float rms, float middle) {
   return {low, 0.0f, __int_as_float(at - 1)};
 }
 
-/// The sum of terms of a token, which two lanes hold, in order.
-template <class Term>
-__device__ __forceinline__ float sum_in_order(int lane, Term term) {
+/// The sum of terms of a token, which two lanes hold, in order. again: the same term in other instructions, lest the
+/// compiler keep all of them.
+template <class Term, class Again>
+__device__ __forceinline__ float sum_in_order(int lane, Term term, Again again) {
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
   sum = __shfl_xor_sync(0xffffffffu, sum, kTileTokens);  // the upper lane goes on with the sum of the lower one
 #pragma unroll
-  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
+  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, again(i));
   return __shfl_sync(0xffffffffu, sum, lane | kTileTokens);
 }
 
@@ -55,7 +56,8 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
   float x[kHalf];
   load_half(staged + lane % kTileTokens * kRowStride + lane / kTileTokens * kHalf, x);
   walsh_hadamard(x, lane);
-  const float square = sum_in_order(lane, [&](int i) { return __fmul_rn(x[i], x[i]); });
+  const float square =
+      sum_in_order(lane, [&](int i) { return __fmul_rn(x[i], x[i]); }, [&](int i) { return fmaf(x[i], x[i], 0.0f); });
   const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim)));
   const float small = side.four_levels[2], large = side.four_levels[3];
   const Limits limits = find_limits(rms, __fmul_rn(0.5f, __fadd_rn(small, large)));
@@ -67,7 +69,8 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
     if (outer) words[i % 4] += 1u << (i / 4 * 2);
     x[i] = __fmul_rn(fabsf(x[i]), outer ? large : small);
   }
-  const float product = sum_in_order(lane, [&](int i) { return x[i]; });
+  const auto chosen = [&](int i) { return x[i]; };
+  const float product = sum_in_order(lane, chosen, chosen);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     words[i] ^= ~(words[i] >> 1) & 0x55555555u;  // outer below, inner below and so on
