@@ -296,6 +296,8 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
     launch("append", append_tiles<D>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
   } else if (tokens.count <= cache.batch && append_affine_supports(cache)) {
     append_affine(cache, tokens, stream);
+  } else if (append_codebook_supports(cache, tokens)) {
+    append_codebook(cache, tokens, stream);
   } else {
     append_tokens(cache, tokens, stream);
   }
@@ -314,6 +316,7 @@ void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream
   if (tokens.count <= cache.batch) {
     if (append_latent_supports(cache)) return append_latent(cache, tokens, stream);
     if (append_layer_supports(cache, tokens)) return append_layer(cache, tokens, stream);
+    if (append_codebook_one_supports(cache, tokens)) return append_codebook_one(cache, tokens, stream);
   }
   if (tokens.count > cache.batch) {
     if (append_int_supports(cache, tokens)) return append_int(cache, tokens, stream);

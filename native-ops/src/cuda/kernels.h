@@ -68,6 +68,14 @@ void append_halves(const CacheView& cache, const NewTokens& tokens, cudaStream_t
 bool append_affine_supports(const CacheView& cache);
 void append_affine(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// Append of about one token per sequence to kvquant.
+bool append_codebook_one_supports(const CacheView& cache, const NewTokens& tokens);
+void append_codebook_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append_tokens for kvquant.
+bool append_codebook_supports(const CacheView& cache, const NewTokens& tokens);
+void append_codebook(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// The part of append that stores tokens in pages, token by token: of any format.
 void append_tokens(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
