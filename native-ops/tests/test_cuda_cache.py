@@ -9,6 +9,7 @@ sides start from the same tensors and get the same tokens: what append leaves mu
 attention and dequantized tokens are compared with the portable operator, which sums in double precision.
 """
 import itertools
+import math
 import sys
 
 import numpy as np
@@ -228,7 +229,31 @@ def run_codebook():
              allowed=ORDERED)
     run_case("kvquant2, long", layer, torch.float16, [[33000]], 1, check_values=False, allowed=1.2e-2)
     check_invariants(layer)
-    return passed + 8
+    return passed + 8 + check_outliers()
+
+
+def check_outliers():
+    """Elements among which outliers are hard to tell: equal ones, infinite ones, no numbers."""
+    passed = 0
+    some = lambda x, share: torch.rand(x.shape) < share
+    changes = {"zeros": lambda x: 0 * x, "equal elements": torch.ones_like, "few numbers": lambda x: (2 * x).round() / 2,
+               "zeros of both signs": lambda x: torch.copysign(0 * x, x), "mostly zeros": lambda x: x * some(x, 0.05),
+               "no numbers": lambda x: x.masked_fill(some(x, 0.3), math.nan),
+               "infinite ones": lambda x: torch.where(some(x, 0.02), x * math.inf, x), "far ones": lambda x: 50 * x}
+    for bits, share, kv_heads in ((2, 0.01, 4), (3, 0.05, 5), (4, 0.02, 1), (2, 0, 4)):
+        layer = Layer(heads=2 * kv_heads, kv_heads=kv_heads, **kvquant(bits, share), window=0, sinks=1)
+        queries = layer.heads * layer.head_dim
+        for name, change in changes.items():
+            cpu = Cache(layer, [60])
+            gpu = cpu.to(DEVICE, OPS)
+            for count in (23, 1, 9):
+                rows = layer.random_rows(count, torch.float16)
+                rows[:, queries:] = change(rows[:, queries:])
+                cpu.append(rows.float(), [count])
+                gpu.append(rows.to(DEVICE), [count])
+                check_same("pages", f"kvquant{bits}, {share} outliers, {name}", gpu.pages, cpu.pages)
+            passed += 1
+    return passed
 
 
 # Key sparsity: every way of reading keys back, of sinks and of windows.
