@@ -13,56 +13,62 @@ namespace kvquant::cuda {
 namespace {
 
 /// Threads of a channel in combine_kernel, parts that each of them loads at once, and parts of an attention at most.
-constexpr int kCombiners = 4, kLoads = 12, kMostParts = 513;
+constexpr int kCombiners = 4, kLoads = 9, kMostParts = 513;
 
-/// A block per query head and sequence: kCombiners threads for each channel, each for every fourth part. Loads come
-/// before everything else, at once. The order of additions is fixed: the same bits every time.
+/// A block per query head and sequence: kCombiners threads for each channel, each for every fourth part, whose sums
+/// meet at the end. Loads come before everything else, at once. The order of additions is fixed: the same bits every
+/// time.
 template <class Element>
-__global__ void combine_kernel(CacheView cache, Attention p) {
-  __shared__ float2 ranges[kMostParts];
-  __shared__ float shared_sums[kCombiners][kMaxHeadDim], shared_weights[kCombiners];
+__global__ void combine_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p) {
+  __shared__ float shared_sums[kCombiners][kMaxHeadDim];
+  __shared__ float2 shared_ranges[kCombiners];
   const int dim = cache.head_dim, c = static_cast<int>(threadIdx.x) % dim,
             combiner = static_cast<int>(threadIdx.x) / dim;
   const int64_t row = static_cast<int64_t>(blockIdx.y) * cache.heads + blockIdx.x;
   const float* sums = p.sums + row * p.parts * dim + c;
+  const float2* ranges = p.ranges + row * p.parts;
   release_next_kernel();
   wait_for_previous_kernel();
-  float values[kLoads];
-  const auto load = [&](int first) {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int part = first + i * kCombiners;
-      values[i] = part < p.parts ? sums[static_cast<int64_t>(part) * dim] : 0.0f;
-    }
-  };
-  load(combiner);
-  for (int part = threadIdx.x; part < p.parts; part += blockDim.x) ranges[part] = p.ranges[row * p.parts + part];
-  __syncthreads();
   float maximum = kLowest, weights = 0.0f, sum = 0.0f;
-  for (int part = threadIdx.x % kWarp; part < p.parts; part += kWarp) maximum = fmaxf(maximum, ranges[part].x);
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
 #pragma unroll 1
   for (int first = combiner; first < p.parts; first += kLoads * kCombiners) {
-    if (first > combiner) load(first);
+    float values[kLoads];
+    float2 own[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int part = first + i * kCombiners;
-      if (part >= p.parts) break;
-      const float2 range = ranges[part];
-      const float factor = exp2_fast(range.x - maximum);
-      weights = fmaf(range.y, factor, weights);
+      const bool exists = part < p.parts;
+      own[i] = exists ? ranges[part] : make_float2(kLowest, 0.0f);
+      values[i] = exists ? sums[static_cast<int64_t>(part) * dim] : 0.0f;
+    }
+    float raised = maximum;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) raised = fmaxf(raised, own[i].x);
+    const float keep = exp2_fast(maximum - raised);
+    maximum = raised;
+    weights *= keep;
+    sum *= keep;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const float factor = exp2_fast(own[i].x - maximum);
+      weights = fmaf(own[i].y, factor, weights);
       sum = fmaf(values[i], factor, sum);
     }
   }
   shared_sums[combiner][c] = sum;
-  if (c == 0) shared_weights[combiner] = weights;
+  if (c == 0) shared_ranges[combiner] = make_float2(maximum, weights);
   __syncthreads();
   if (combiner > 0) return;
 #pragma unroll
-  for (int other = 1; other < kCombiners; ++other) {
-    sum += shared_sums[other][c];
-    weights += shared_weights[other];
+  for (int i = 1; i < kCombiners; ++i) maximum = fmaxf(maximum, shared_ranges[i].x);
+  weights = 0.0f;
+  sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kCombiners; ++i) {
+    const float2 range = shared_ranges[i];
+    const float factor = exp2_fast(range.x - maximum);
+    weights = fmaf(range.y, factor, weights);
+    sum = fmaf(shared_sums[i][c], factor, sum);
   }
   static_cast<Element*>(p.out)[row * dim + c] = from_float<Element>(sum / weights);
 }
@@ -73,9 +79,16 @@ __global__ void combine_kernel(CacheView cache, Attention p) {
 static void combine(const CacheView& cache, const Attention& p, bool early, cudaStream_t stream) {
   const LaunchShape shape{dim3(static_cast<unsigned>(cache.heads), static_cast<unsigned>(cache.batch)),
                           static_cast<unsigned>(kCombiners * cache.head_dim), 0, stream, early};
-  if (p.type == ElementType::kFloat32) launch("attend", combine_kernel<float>, shape, cache, p);
-  if (p.type == ElementType::kFloat16) launch("attend", combine_kernel<__half>, shape, cache, p);
-  if (p.type == ElementType::kBFloat16) launch("attend", combine_kernel<__nv_bfloat16>, shape, cache, p);
+  const auto start = [&](void (*kernel)(CacheView, Attention)) {
+    // Blocks of two kernels share a multiprocessor only where both divide L1 alike: as attention does.
+    check_cuda("attend",
+               cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+    launch("attend", kernel, shape, cache, p);
+  };
+  if (p.type == ElementType::kFloat32) start(combine_kernel<float>);
+  if (p.type == ElementType::kFloat16) start(combine_kernel<__half>);
+  if (p.type == ElementType::kBFloat16) start(combine_kernel<__nv_bfloat16>);
 }
 
 namespace {

@@ -102,17 +102,31 @@ __device__ __forceinline__ MergedHead<D / kWarp> merge_head(const MergeScratch<w
                                                             int warp_stride, int head, bool rotated,
                                                             int columns = kHeads, int first = 0, int last = warps) {
   constexpr int n = D / kWarp;
-  const int lane = threadIdx.x % kWarp;
+  const int lane = threadIdx.x % kWarp, count = last - first, entries = (kHeads - head + columns - 1) / columns * count;
+  // A lane each: all that are left over from the warps and columns of the head.
+  const int own_column = head + lane / count * columns, own_warp = first + lane % count;
   MergedHead<n> merged;
-  for (int column = head; column < kHeads; column += columns) {
-#pragma unroll 4
-    for (int w = first; w < last; ++w) merged.maximum = fmaxf(merged.maximum, scratch.reference[w][column]);
+  float weight = 0.0f;
+  if (lane < entries) {
+    merged.maximum = scratch.reference[own_warp][own_column];
+    weight = scratch.weights[own_warp][own_column];
   }
+  const float reference = merged.maximum;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    merged.maximum = fmaxf(merged.maximum, __shfl_xor_sync(0xffffffffu, merged.maximum, step));
+  }
+  const float own_factor = exp2_fast(reference - merged.maximum);
+  merged.weights = weight * own_factor;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    merged.weights += __shfl_xor_sync(0xffffffffu, merged.weights, step);
+  }
+  int entry = 0;
   for (int column = head; column < kHeads; column += columns) {
 #pragma unroll 4
-    for (int w = first; w < last; ++w) {
-      const float factor = exp2_fast(scratch.reference[w][column] - merged.maximum);
-      merged.weights = fmaf(scratch.weights[w][column], factor, merged.weights);
+    for (int w = first; w < last; ++w, ++entry) {
+      const float factor = __shfl_sync(0xffffffffu, own_factor, entry);
       const float* from = sums + w * warp_stride + column * kMergeStride<D> + lane * n;
 #pragma unroll
       for (int i = 0; i < n; ++i) merged.sums[i] = fmaf(from[i], factor, merged.sums[i]);
