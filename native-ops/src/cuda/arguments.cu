@@ -139,6 +139,7 @@ CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
   view_.page_table = tensors_.page_table.data<int32_t>();
   view_.exact_table = tensors_.exact_table.data<int32_t>();
   view_.page_columns = static_cast<int>(tensors_.page_table.size(1));
+  view_.page_count = static_cast<int>(std::min<int64_t>(tensors_.pages.size(0), INT32_MAX));
   view_.exact_columns = static_cast<int>(tensors_.exact_table.size(1));
   view_.ring = view_.exact_columns - view_.sink_pages;
 }

@@ -12,22 +12,30 @@
 // heads where that makes one wave of blocks of two; its warps are then split into teams.
 //
 // The kernel may be launched before the one ahead has ended. What belongs to the layer it does before it waits for that
-// one: parameters and the table of waves. Small loads come before the copies of codes: behind them they wait for all.
+// one: parameters, the query's angles and the table of waves. It also reads lengths and page ids, for the angles and to
+// fetch its first keys to L2, and reads them again behind the wait, in one round with the queries: where lengths have
+// changed, what depends on them is found anew. Small loads come before the copies of codes: behind them they wait for
+// all. Rows of angles are fetched to L1 behind the table of waves, which would take their place.
 //
 //   score = 2^(24 - p) S / sigma + constant + mean term, S the product of codes and queries in which steps, the score's
 //   factor and a power of 2, sigma, are folded (static_keys.cuh); constant is what starts of codes and the bias amount
 //   to; the mean term is mean_term.cuh's.
 //
-// Measured on an H100, us a launch, in one run: 246 at batch 32, 32 query and 8 kv heads, 32768 tokens (cuDNN over
-// fp16: 1381); 78.5 at 16, 32, 32, 4096 (350); 47.0 at 1, 32, 8, 131072 (180); 23.7 at 1, 32, 8, 32768 (51). A kv head
-// to a block, exact tokens copied after the codes, launched after the kernel ahead: 246, 98.7, 48.0, 27.0. A group at a
-// time, with unevenly spaced levels and exact tokens always in blocks of their own, the first three were 369, 147
-// and 71. The first is bound by issue slots (some 200 instructions for 16 tokens of a head). At 16, 32, 32, 4096 some
-// 10 us pass from the wait for the kernel ahead to the first product, 48 in the loop, 12 with exact tokens; at 1, 32,
-// 8, 32768 the wait for the last block and the combination take 3, the mean term 3.6.
+// Measured on an H100, us a launch, in one run: 234 at batch 32, 32 query and 8 kv heads, 32768 tokens (cuDNN over
+// fp16: 1382); 73.8 at 16, 32, 32, 4096 (351); 40.1 at 1, 32, 8, 131072 (180); 20.6 at 1, 32, 8, 32768 (52). One kernel
+// for one part and for several, small loads one after the other, sums of warps
+// added up by a chain of factors: 248, 78.6, 47.0, 23.4. Of this fetching keys ahead is 1.2, 1.4 and 0.1 in the
+// last three. A kv head to a block, exact tokens copied after the codes, launched after the kernel ahead:
+// 246, 98.7, 48.0, 27.0. A group at a time, with unevenly spaced levels and exact tokens always in blocks of their own,
+// the first three were 369, 147 and 71. The first is bound by issue slots (some 200 instructions for 16 tokens of a
+// head). Without the mean term 5 us less in the second and 2 in the last, without exact tokens 14 and 1.
 //
-// Tried without gain: exact tokens first in half of the blocks (86 instead of 78.5), one loop over keys and values
-// (86), both stages started before queries are folded (80), 9 to 65 parts for one sequence, 4 kv heads to a block.
+// Tried without gain: more pages fetched ahead than two of keys for a warp (up to 93 instead of 82 us in the second,
+// and exact tokens during the last codes 86), as many registers left free as a block of the combination takes (120 for
+// a thread: 23.6 instead of 20.6 in the last), loading all that exact tokens begin with at once (76.4 instead of 73.8),
+// halving the table of waves by turning amplitudes twice (no gain with one sequence, 3 to 12 us more in the first),
+// exact tokens first in half of the blocks (86 instead of 78.5), one loop over keys and values (86), both stages
+// started before queries are folded (80), 9 to 65 parts for one sequence, 4 kv heads to a block.
 #include <algorithm>
 #include <cmath>
 
@@ -105,22 +113,67 @@ __device__ __forceinline__ BlockHeads column_heads(const BlockHeads& heads, cons
           heads.count};
 }
 
+/// A warp's groups of a part: [first, last) of [begin, end).
+struct WarpGroups {
+  int begin, end, batch_bits, first, last;
+
+  __device__ __forceinline__ WarpGroups(int tokens, int part, int parts, const Team& team, int column_bits) {
+    const int groups = (tokens + kGroupTokens - 1) / kGroupTokens;
+    const auto begins = [&](int i) {
+      return static_cast<int>(static_cast<unsigned>(groups) * static_cast<unsigned>(i) / static_cast<unsigned>(parts));
+    };
+    begin = parts > 1 ? begins(part) : 0;
+    end = parts > 1 ? begins(part + 1) : groups;
+    const int share = (end - begin) >> team.size_bits;
+    batch_bits = min(3 - column_bits, share >= 4 ? 2 : share >= 2 ? 1 : 0);
+    const int units = (end - begin + (1 << batch_bits) - 1) >> batch_bits;
+    first = begin + ((units * team.place >> team.size_bits) << batch_bits);
+    last = min(end, begin + ((units * (team.place + 1) >> team.size_bits) << batch_bits));
+  }
+};
+
+/// Pages of keys and of values that a warp fetches before it waits for the kernel ahead.
+constexpr int kKeysAhead = 2, kValuesAhead = 0;
+
+/// Fetches what a warp reads first to L2, while the kernel ahead may still run: what that one writes is seen in L2.
+/// Only there: ids may not have been written yet.
+__device__ __forceinline__ void fetch_groups(const CacheView& cache, const BlockHeads& heads, const WarpGroups& own,
+                                             int tokens, int lane) {
+  const int pages = min((tokens + kPageTokens - 1) / kPageTokens, cache.page_columns), page = 2 * own.first + lane;
+  if (lane >= max(kKeysAhead, kValuesAhead) || page >= min(2 * own.last, pages)) return;
+  const int id = peek(cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns + page);
+  if (id < 0 || id >= cache.page_count) return;
+  const uint8_t* from = cache.pages + id * cache.page_bytes;
+  if (lane < kKeysAhead) {
+    prefetch_far(from + cache.keys.tile(heads.kv_head, 0), kPageTiles * cache.keys.tile_bytes);
+#pragma unroll
+    for (int i = 0; i < kPageTiles; ++i) {
+      prefetch_far(from + cache.values.norms + i * cache.values.norm_tile_bytes + heads.kv_head * kNormBytes);
+    }
+  }
+  if (lane < kValuesAhead) prefetch_far(from + cache.values.tile(heads.kv_head, 0), kPageTiles * kValueTileBytes);
+}
+
+/// The same for a team's queries.
+__device__ __forceinline__ void fetch_queries(const CacheView& cache, const Attention& p, const BlockHeads& heads,
+                                              int lane) {
+  const int size = p.type == ElementType::kFloat32 ? 4 : 2;
+  const int64_t row = static_cast<int64_t>(heads.b) * (cache.heads + 2 * cache.kv_heads) + heads.first;
+  const auto* from = static_cast<const uint8_t*>(p.qkv) + row * (size * kDim);
+  for (int at = lane * 32; at < heads.count * size * kDim; at += kWarp * 32) prefetch_far(from + at);
+}
+
 /// A part's tokens in codes. Leaves the warps' sums at the beginning of shared memory, Layout::kSums apart, and the
 /// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
 template <int warps>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
                                              const BlockHeads& heads, ExactUnits<kDim>& exact, bool exact_follow,
-                                             FoldInputs& inputs, bool sink, int parts, unsigned char* shared, int warp,
-                                             int lane) {
+                                             FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink,
+                                             unsigned char* shared, int warp, int lane) {
   using Layout = IntBlock<warps>;
   const Team& team = exact.team;
-  const int tokens = exact.quantized;
-  const int groups = (tokens + kGroupTokens - 1) / kGroupTokens;
-  const auto begins = [&](int part) {
-    return static_cast<int>(static_cast<unsigned>(groups) * static_cast<unsigned>(part) / static_cast<unsigned>(parts));
-  };
-  const int begin = parts > 1 ? begins(heads.part) : 0, end = parts > 1 ? begins(heads.part + 1) : groups;
-  if (begin == end && p.parts > 1) return false;
+  const int tokens = exact.quantized, begin = own.begin, end = own.end;
+  if (!exact_follow && begin == end && p.parts > 1) return false;
 
   auto* waves = reinterpret_cast<uint32_t*>(shared);
   auto* amplitudes = reinterpret_cast<float4*>(shared + Layout::kAmplitudes);
@@ -130,11 +183,9 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   unsigned char* norms = stages + kStages * layer.stage_bytes;
 
   // A warp's groups, `batch` of them at a time: each has its own columns of products.
-  const int columns = 1 << layer.column_bits, share = (end - begin) >> team.size_bits;
-  const int batch_bits = min(3 - layer.column_bits, share >= 4 ? 2 : share >= 2 ? 1 : 0), batch = 1 << batch_bits;
-  const int units = (end - begin + batch - 1) >> batch_bits;
-  int first = begin + ((units * team.place >> team.size_bits) << batch_bits);
-  const int last = min(end, begin + ((units * (team.place + 1) >> team.size_bits) << batch_bits));
+  const int columns = 1 << layer.column_bits, batch_bits = own.batch_bits, batch = 1 << batch_bits;
+  int first = own.first;
+  const int last = own.last;
   const int pages = max(1, (tokens + kPageTokens - 1) / kPageTokens);
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
   const int g = lane / 4, c = lane % 4;
@@ -144,32 +195,25 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   const int owner = g >> layer.column_bits, words_at = (place + (g & (columns - 1))) * 4 + c;
   const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
-  // Small loads go first: behind a full queue of copies they would wait for all of them.
   GroupStream stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
                      last,  stages, norms, exact,         exact_follow, first, first};
-  stream.now = stream.load_ids(first);
-  stream.next = stream.load_ids(first + kIdGroups);
-  if (first < last) prefetch(base_row(first + owner) + c * kWarp);
+  stream.now = ids.x;
+  stream.next = ids.y;
   const int all_columns = layer.together * columns;
-  const int folded_for = min(warp >> layer.column_bits, layer.together - 1);
-  if (warp < all_columns) {
-    inputs.load(cache, p, column_heads(heads, team, folded_for), warp - folded_for * columns, lane);
-  }
-  const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
   stream.start(0);
-  if (warp < all_columns) fold_query(cache, inputs, warp, lane, queries, amplitudes, factors);
+  if (warp < all_columns) fold_query(cache, p.type, inputs, warp, lane, queries, amplitudes, factors);
   if constexpr (warps < kHeads) {
     for (int column = warp + warps; column < all_columns; column += warps) {
       const int own = column >> layer.column_bits;
       FoldInputs others(cache, heads.kv_head + own - team.own, lane);
-      others.load(cache, p, column_heads(heads, team, own), column - own * columns, lane);
-      fold_query(cache, others, column, lane, queries, amplitudes, factors);
+      others.load_angles(cache, exact.length - 1, lane);
+      others.raw.load(cache, p, column_heads(heads, team, own), column - own * columns, lane);
+      fold_query(cache, p.type, others, column, lane, queries, amplitudes, factors);
     }
   }
   stream.start(1);
   __syncthreads();
-  const float2 unit = *reinterpret_cast<const float2*>(factors + place + pair);
-  const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + pair);
+  const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
 
   Softmax softmax;
   ValueSums sums;
@@ -201,6 +245,8 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
     __syncwarp();
     stream.start(stage);
     stage ^= 1;
+    const float2 unit = *reinterpret_cast<const float2*>(factors + place + pair);
+    const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + pair);
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
       const float field = static_cast<float>(1 << (24 - field_position(f)));
@@ -245,11 +291,9 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
 }
 
 /// A block per part, kv head (and group of 8 query heads), or some of these, and sequence. The last part is what is
-/// kept exactly, unless there is only one, which then has all tokens.
-template <int warps, int blocks>
-__global__ void __launch_bounds__(warps* kWarp, blocks)
-    attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
-                      const __grid_constant__ IntLayer layer) {
+/// kept exactly, unless there is only one, which then has all tokens. direct: there is only one.
+template <int warps, bool direct>
+__device__ __forceinline__ void attend_int_block(const CacheView& cache, const Attention& p, const IntLayer& layer) {
   using Layout = IntBlock<warps>;
   constexpr int kWarpHeads = kHeads / warps;  // that a warp merges
   KVQUANT_DYNAMIC_SHARED(shared);
@@ -261,16 +305,52 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   block.count *= layer.together;
   release_next_kernel();
   const bool has_exact = cache.window > 0 || cache.sink_pages > 0;
-  const int parts = has_exact && p.parts > 1 ? p.parts - 1 : p.parts, part = heads.part;
-  const bool in_codes = part < parts, exact_too = has_exact && (p.parts == 1 || !in_codes);
-  // What does not depend on kernels before this one: it may have been launched early.
-  FoldInputs inputs(cache, heads.kv_head + min(warp >> layer.column_bits, layer.together - 1) - team.own, lane);
-  if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared));
-  wait_for_previous_kernel();
+  const int parts = direct ? 1 : has_exact ? p.parts - 1 : p.parts, part = direct ? 0 : heads.part;
+  const bool in_codes = direct || part < parts, exact_too = direct ? has_exact : !in_codes;
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + Layout::kScratch);
   unsigned char* stages = shared + Layout::kWarpBuffers + warp * layer.warp_bytes;
-  ExactUnits<kDim> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane);
-  const bool sink = is_sink(cache, heads.b, lane);
+  // What does not depend on kernels before this one: it may have been launched early. Lengths seldom change: they are
+  // taken for what they are now, then looked at again.
+  const int32_t* lengths = cache.lengths + 2 * heads.b;
+  const int positions = static_cast<int>(cache.rope_rows - kPageTokens) * kPageTokens;
+  int length = min(max(peek(lengths), 0), positions - 1), least = peek(lengths + 1);
+  const auto stored = [&]() { return cache.window == 0 ? length + 1 : cache.stored(length + 1, least); };
+  ExactUnits<kDim> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
+  WarpGroups own(exact.quantized, part, parts, team, layer.column_bits);
+  if (in_codes) fetch_groups(cache, heads, own, exact.quantized, lane);
+  if (team.place == 0) fetch_queries(cache, p, heads, lane);
+  const int folded = min(warp >> layer.column_bits, layer.together - 1);  // the kv head for which the warp folds
+  FoldInputs inputs(cache, heads.kv_head + folded - team.own, lane);
+  inputs.load_angles(cache, length, lane);
+  if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared));
+  wait_for_previous_kernel();
+  const int seen = lengths[0], seen_least = lengths[1];
+  const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
+  const auto page_id = [&](int from) {
+    const int pages = min((exact.quantized + kPageTokens - 1) / kPageTokens, cache.page_columns);
+    return table[max(min(2 * from + lane, pages - 1), 0)];
+  };
+  int2 ids = make_int2(page_id(own.first), page_id(own.first + kIdGroups));
+  exact.find();
+  const int sink_page = sink_page_of(cache, heads.b, lane);
+  if (in_codes && warp < layer.together << layer.column_bits) {
+    inputs.raw.load(cache, p, column_heads(heads, team, folded), warp - (folded << layer.column_bits), lane);
+  }
+  if (seen != length || (cache.window > 0 && seen_least != least)) {
+    length = seen;
+    least = seen_least;
+    exact.count(length + 1, stored());
+    own = WarpGroups(exact.quantized, part, parts, team, layer.column_bits);
+    ids = make_int2(page_id(own.first), page_id(own.first + kIdGroups));
+    exact.find();
+    inputs.load_angles(cache, length, lane);
+  }
+  const bool sink = is_sink(cache, sink_page, exact.length, lane);
+  // Behind the table of waves, which would take its place in L1.
+  if (in_codes && own.first < own.last) {
+    const int owner = lane / 4 >> layer.column_bits;
+    prefetch(cache.rope + (kPageTokens + 2 * min(own.first + owner, own.last - 1)) * kDim + lane % 4 * kWarp);
+  }
   const auto merge = [&](int head, const unsigned char* sums, int stride, bool codes) {
     const int own = head < heads.count ? 0 : head / heads.count;
     return merge_head<kDim, warps>(scratch, reinterpret_cast<const float*>(sums), stride / 4, head - own * heads.count,
@@ -278,7 +358,8 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   };
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
-    if (!attend_codes<warps>(cache, p, layer, heads, exact, exact_too, inputs, sink, parts, shared, warp, lane)) {
+    if (!attend_codes<warps>(cache, p, layer, heads, exact, direct && exact_too, inputs, own, ids, sink, shared, warp,
+                             lane)) {
       return write_empty(cache, p, block);
     }
     __syncthreads();
@@ -303,6 +384,14 @@ __global__ void __launch_bounds__(warps* kWarp, blocks)
   for (int i = 0; i < kWarpHeads; ++i) {
     if (warp + i * warps < block.count) write_head(cache, p, block, warp + i * warps, merged[i]);
   }
+}
+
+/// Kernels of their own for one part and for several: each keeps more in registers than one for both.
+template <int warps, int blocks, bool direct>
+__global__ void __launch_bounds__(warps* kWarp, blocks)
+    attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
+                      const __grid_constant__ IntLayer layer) {
+  attend_int_block<warps, direct>(cache, p, layer);
 }
 
 IntLayer describe(const CacheView& cache) {
@@ -339,7 +428,11 @@ void launch_int(const CacheView& cache, const Attention& p, const IntLayer& laye
   dim3 grid = attention_blocks(cache, p);
   grid.x /= static_cast<unsigned>(layer.together);
   const LaunchShape shape{grid, warps * kWarp, bytes, stream, early};
-  launch("attend", attend_int_kernel<warps, blocks>, shape, cache, p, layer);
+  if (p.parts == 1) {
+    launch("attend", attend_int_kernel<warps, blocks, true>, shape, cache, p, layer);
+  } else {
+    launch("attend", attend_int_kernel<warps, blocks, false>, shape, cache, p, layer);
+  }
 }
 
 }  // namespace

@@ -61,6 +61,7 @@ struct CacheView {
   const float* rope;
   int64_t rope_rows;
   int batch, page_columns, exact_columns;
+  int page_count;     // of the pool
   int sparse_tokens;  // LayerParams::sparse_tokens
   int64_t landmarks;  // where they begin in a page
 
@@ -73,9 +74,10 @@ struct CacheView {
 
   /// LayerCache::quantized.
   __device__ int quantized(int b, int length) const {
-    if (window == 0) return length;
-    return max(0, max(length - window, min(lengths[2 * b + 1], length)));
+    return window == 0 ? length : stored(length, lengths[2 * b + 1]);
   }
+  /// The same with a window, given the second of a sequence's lengths.
+  __device__ int stored(int length, int least) const { return max(0, max(length - window, min(least, length))); }
   __device__ uint8_t* page(int b, int page_index) const {
     return pages + page_table[static_cast<int64_t>(b) * page_columns + page_index] * page_bytes;
   }

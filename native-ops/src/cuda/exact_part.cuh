@@ -9,17 +9,22 @@ namespace kvquant::cuda {
 /// Tokens among which sinks may be.
 constexpr int kSinkBits = 32;
 
-/// Whether token `lane` of a sequence is a sink.
-__device__ __forceinline__ bool is_sink(const CacheView& cache, int b, int lane) {
+/// Where it is written whether token `lane` of a sequence is a sink: an exact page, or -1.
+__device__ __forceinline__ int sink_page_of(const CacheView& cache, int b, int lane) {
   const int page = lane / kExactTokens;
-  if (page >= cache.sink_pages) return false;
-  const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, page));
-  return header->tokens[lane % kExactTokens] == lane && lane <= cache.length(b);
+  return page < cache.sink_pages ? cache.exact_table[static_cast<int64_t>(b) * cache.exact_columns + page] : -1;
+}
+
+/// Whether it is one; length: with the newest token.
+__device__ __forceinline__ bool is_sink(const CacheView& cache, int page, int length, int lane) {
+  if (page < 0) return false;
+  const auto* header = reinterpret_cast<const ExactHeader*>(cache.exact + page * cache.exact_bytes);
+  return header->tokens[lane % kExactTokens] == lane && lane < length;
 }
 
 /// Tokens 0 to 31 of a sequence that are sinks, a bit each.
 __device__ __forceinline__ uint32_t find_sinks(const CacheView& cache, int b, int lane) {
-  return __ballot_sync(0xffffffffu, is_sink(cache, b, lane));
+  return __ballot_sync(0xffffffffu, is_sink(cache, sink_page_of(cache, b, lane), cache.length(b) + 1, lane));
 }
 
 /// Bits of the 16 tokens from first on that are in [0, end) and no sinks.
@@ -70,19 +75,29 @@ struct ExactUnits {
 
   __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, Team team, unsigned char* keys,
                                         unsigned char* values, int lane)
-      : cache(cache),
-        heads(heads),
-        team(team),
-        keys(keys),
-        values(values),
-        lane(lane),
-        length(cache.length(heads.b) + 1),
-        quantized(cache.quantized(heads.b, length)),
-        first_run(quantized / kTileTokens) {
+      : ExactUnits(cache, heads, team, keys, values, lane, cache.length(heads.b) + 1,
+                   cache.quantized(heads.b, cache.length(heads.b) + 1)) {
+    find();
+  }
+
+  /// Without their pages.
+  __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, Team team, unsigned char* keys,
+                                        unsigned char* values, int lane, int length, int quantized)
+      : cache(cache), heads(heads), team(team), keys(keys), values(values), lane(lane) {
+    count(length, quantized);
+  }
+
+  /// length: with the newest token; quantized: tokens in codes.
+  __device__ __forceinline__ void count(int length, int quantized) {
+    this->length = length;
+    this->quantized = quantized;
+    first_run = quantized / kTileTokens;
     const int runs = cache.window > 0 ? (length + kTileTokens - 1) / kTileTokens : 0;
     units = cache.sink_pages + max(0, runs - first_run);
-    ids = load_ids(team.place);
   }
+
+  /// Loads what says where the first units are.
+  __device__ __forceinline__ void find() { ids = load_ids(team.place); }
 
   __device__ __forceinline__ int token(int unit) const {
     return (unit < cache.sink_pages ? unit : first_run + unit - cache.sink_pages) * kTileTokens;

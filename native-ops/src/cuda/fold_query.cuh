@@ -27,6 +27,7 @@ __device__ __forceinline__ void load_four(const float* from, float (&to)[4]) {
 /// to the layer, then what belongs to the query.
 struct FoldInputs {
   float q[kLanes];
+  RawQuery<kLanes> raw;
   float2 steps[kLanes], angles[kLanes];
   float own_mean[kLanes] = {}, other_mean[kLanes] = {}, noise[kLanes] = {};
   int channel[kLanes];
@@ -50,10 +51,8 @@ struct FoldInputs {
     for (int i = 0; i < kLanes; ++i) channel[i] = channel_at<kFoldDim>(keys, kv_head, lane * kLanes + i);
   }
 
-  __device__ __forceinline__ void load(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,
-                                       int lane) {
-    const int position = cache.length(heads.b);
-    load_query(cache, p, heads, head, lane, q);
+  /// Of the query's position.
+  __device__ __forceinline__ void load_angles(const CacheView& cache, int position, int lane) {
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) angles[i] = rope_angle(cache, position, lane % (kWarp / 2) * kLanes + i);
   }
@@ -71,8 +70,9 @@ struct FoldInputs {
 };
 
 /// Folds a query into what products and the mean term want. A warp does one head.
-__device__ __forceinline__ void fold_query(const CacheView& cache, FoldInputs& inputs, int head, int lane,
-                                           uint32_t* queries, float4* amplitudes, float* factors) {
+__device__ __forceinline__ void fold_query(const CacheView& cache, ElementType type, FoldInputs& inputs, int head,
+                                           int lane, uint32_t* queries, float4* amplitudes, float* factors) {
+  inputs.raw.convert(type, inputs.q);
   inputs.turn_query(lane);
   const float(&q)[kLanes] = inputs.q;
   const SideView& keys = cache.keys;

@@ -151,6 +151,25 @@ __device__ __forceinline__ void wait_copies() {
 /// Fetches a line of 128 bytes to L1 without waiting.
 __device__ __forceinline__ void prefetch(const void* line) { asm volatile("prefetch.global.L1 [%0];" ::"l"(line)); }
 
+/// Fetches bytes, a multiple of 16 at such an address, to L2 without waiting.
+__device__ __forceinline__ void prefetch_far(const void* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0],%1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+
+/// Fetches a sector of 32 bytes to L2 without waiting.
+__device__ __forceinline__ void prefetch_far(const void* sector) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(sector) : "memory");
+}
+
+/// Reads what a kernel that still runs may write: nothing of it stays in L1.
+__device__ __forceinline__ int peek(const int32_t* from) {
+  int x;
+  asm volatile("ld.relaxed.gpu.global.s32 %0,[%1];" : "=r"(x) : "l"(from) : "memory");
+  return x;
+}
+
 /// (x ^ flip) & mask as one instruction: the compiler would share x ^ flip among masks.
 __device__ __forceinline__ uint32_t flip_and_mask(uint32_t x, uint32_t flip, uint32_t mask) {
   uint32_t y;

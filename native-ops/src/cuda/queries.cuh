@@ -9,13 +9,42 @@ namespace kvquant::cuda {
 
 /// A query as projected, a lane's channels as token_reader.cuh deals them; zeros for heads beyond the block's.
 template <int n>
+struct RawQuery {
+  uint32_t bits[n];
+
+  /// Starts to load it: nothing here waits.
+  __device__ __forceinline__ void load(const CacheView& cache, const Attention& p, const BlockHeads& heads, int head,
+                                       int lane) {
+    const int64_t row = static_cast<int64_t>(heads.b) * (cache.heads + 2 * cache.kv_heads) + heads.first + head;
+    const int64_t at = row * (n * kWarp) + lane * n;
+    const bool mine = head < heads.count;
+    if (p.type == ElementType::kFloat32) {
+      const auto* from = static_cast<const uint32_t*>(p.qkv) + at;
+#pragma unroll
+      for (int i = 0; i < n; ++i) bits[i] = mine ? from[i] : 0;
+    } else {
+      const auto* from = static_cast<const uint16_t*>(p.qkv) + at;
+#pragma unroll
+      for (int i = 0; i < n; ++i) bits[i] = mine ? from[i] : 0;
+    }
+  }
+
+  __device__ __forceinline__ void convert(ElementType type, float (&q)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const float half = __half2float(__ushort_as_half(static_cast<unsigned short>(bits[i])));
+      const float other = __uint_as_float(type == ElementType::kBFloat16 ? bits[i] << 16 : bits[i]);
+      q[i] = type == ElementType::kFloat16 ? half : other;
+    }
+  }
+};
+
+template <int n>
 __device__ __forceinline__ void load_query(const CacheView& cache, const Attention& p, const BlockHeads& heads,
                                            int head, int lane, float (&q)[n]) {
-  const int64_t row = static_cast<int64_t>(heads.b) * (cache.heads + 2 * cache.kv_heads) + heads.first + head;
-#pragma unroll
-  for (int i = 0; i < n; ++i) {
-    q[i] = head < heads.count ? load_element(p.type, p.qkv, row * (n * kWarp) + lane * n + i) : 0.0f;
-  }
+  RawQuery<n> raw;
+  raw.load(cache, p, heads, head, lane);
+  raw.convert(p.type, q);
 }
 
 /// The first queries of a block after RoPE, times the score's factor and log2(e): FP32 [8, D] in shared memory, zeros
