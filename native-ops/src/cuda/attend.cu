@@ -210,7 +210,7 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
   } else if (plan.kernel == AttentionPlan::kRotated) {
     attend_rotated(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kLatent) {
-    attend_latent(cache, attention, stream);
+    attend_latent(cache, attention, plan.early, stream);
   } else if (plan.kernel == AttentionPlan::kCodebook) {
     attend_codebook(cache, attention, stream);
   } else if (plan.kernel == AttentionPlan::kRebuilt) {

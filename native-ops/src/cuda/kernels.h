@@ -171,7 +171,8 @@ void attend_int(const CacheView& cache, const Attention& attention, const Attent
 /// latent2 with a basis per head: static codes of keys before RoPE, 2-bit values with norms.
 bool attend_latent_supports(const CacheView& cache);
 AttentionShape attend_latent_shape(const CacheView& cache);
-void attend_latent(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+/// early: may start before the kernel ahead has ended.
+void attend_latent(const CacheView& cache, const Attention& attention, bool early, cudaStream_t stream);
 
 /// rotatekv2: 2-bit codes with scales and zeros, keys rotated over groups of heads before RoPE, in natural order or
 /// another.
