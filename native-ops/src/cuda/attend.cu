@@ -199,6 +199,7 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     plan.parts = 1;
     plan.direct = true;
   }
+  if (plan.kernel == AttentionPlan::kRotated && plan.parts == 1 && attend_rotated_writes(cache)) plan.direct = true;
   plan.early = !plain && attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
   return plan;
 }
@@ -208,7 +209,7 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
   if (plan.kernel == AttentionPlan::kFp16) {
     attend_fp16(cache, attention, plan.shape, stream);
   } else if (plan.kernel == AttentionPlan::kRotated) {
-    attend_rotated(cache, attention, stream);
+    attend_rotated(cache, attention, plan.early, stream);
   } else if (plan.kernel == AttentionPlan::kLatent) {
     attend_latent(cache, attention, plan.early, stream);
   } else if (plan.kernel == AttentionPlan::kCodebook) {

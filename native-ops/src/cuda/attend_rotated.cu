@@ -2,12 +2,12 @@
 // Decode attention over rotatekv2, head_dim 128, on tensor cores: 2-bit codes with a scale and zero per token and head,
 // keys rotated over groups of heads before RoPE, values head by head. Keys are never rebuilt.
 //
-// A block takes a part of a sequence for 4 kv heads, a round of 256 tokens at a time. Each warp finds the scores of 32
-// tokens for all heads and adds the values of the round before for half the channels of one head; all meet once a
-// round. A warp's 32 tokens are two operands of 16 rows, whose codes lie in the same bytes: they share loads, byte
-// moves and cosines, and one fills the gaps of the other. Two warps share a scheduler; one adds values before it finds
-// scores, the other after, so that they need different units. Copies are dealt out over a round. The last part is what
-// is kept exactly, by plain code.
+// A block takes a part of a sequence for 4 kv heads, a round of 256 tokens at a time. 8 warps find scores, each of 32
+// tokens for all heads: two operands of 16 rows whose codes lie in the same bytes, so that they share loads, byte moves
+// and cosines, and one fills the gaps of the other. 4 helpers do all else: copies, queries' turns and, a head each, the
+// values of the round before. A scheduler has two of the former and one of the latter. Barriers in shared memory hand
+// on rounds of keys and weights, so that no warp waits for all others. The last part is what is kept exactly, by plain
+// code. An only part writes the output itself.
 //
 //   k_h = sum over heads g of mixing(h, g) s_g (H c_g - 128 z_g e_0) / sqrt(128), turned to its position. H, 128 x 128,
 //   is a product of transforms of the bits of the channel:
@@ -28,7 +28,11 @@
 //   two operands, a barrier twice for 256                           2.8, 2.8; in an order within heads 2.3, 2.3
 //   one barrier for 256, copies dealt out                           3.0, 2.9; 2.4, 2.4
 //   values before scores in half of the warps, after them in others 3.1, 3.0; 2.5, 2.4
-// The loop over heads must not be unrolled: larger code is 12 % slower.
+//   scores by 8 warps, all else by 4; numbers of the loop kept      3.4, 3.3; 2.6, 2.8
+// Without gain: a loop over heads that is unrolled (larger code, 12 % slower); operands' sides a step apart, so that
+// one is transformed while the other is turned (5 % slower); values by more sums at once, which helpers are done with
+// sooner (10 % slower); zeros of an order by a product of their own (3 % faster, twice the error). Of 16 tokens of a
+// head a scheduler issues some 380 instructions, one in two clocks; moves of bits, halves and products hardly overlap.
 #include "block_merge.cuh"
 #include "exact_heads.cuh"
 #include "launch.cuh"
@@ -37,25 +41,15 @@
 namespace kvquant::cuda {
 namespace {
 
-/// Sums of weighted codes: 64 channels of a head, 8 columns.
+/// Sums of weighted codes: a head, 8 columns.
 struct ValueWarp {
-  float sums[4][4] = {}, reference[2] = {kLowest, kLowest}, own_reference = kLowest;  // columns 2 c, 2 c + 1; g
+  float sums[8][4] = {}, reference[2] = {kLowest, kLowest}, own_reference = kLowest;  // columns 2 c, 2 c + 1; g
 
-  /// 128 tokens. codes: those of a head; operands, references: of the head's columns, product n.
+  /// 128 tokens. codes: those of the head; operands, references: of the head's columns, product n.
   template <int products>
   __device__ __forceinline__ void add(const unsigned char* codes, const uint2 (&operands)[kProducts][products][kWarp],
-                                      const float (&references)[4][8 * products], int n, int half, int lane) {
+                                      const float (&references)[4][8 * products], int n, int lane) {
     const int g = lane / 4, c = lane % 4;
-    const unsigned char* first = codes + c * 2 * kValueStride + g * 16 + half * 256;
-    uint32_t words[2][8];
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      const uint4 x = *reinterpret_cast<const uint4*>(first + 128 * m);
-      const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueStride);
-      const uint32_t all[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) words[m][i] = all[i];
-    }
     // References that the four warps have left, of two products each.
     float theirs[4], most = own_reference;
 #pragma unroll
@@ -72,171 +66,91 @@ struct ValueWarp {
         const float keep = exp2_fast(reference[i] - raised);
         reference[i] = raised;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 8; ++j) {
           sums[j][i] *= keep;
           sums[j][2 + i] *= keep;
         }
       }
       own_reference = most;
     }
+    uint32_t b[kProducts][2];
 #pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      const __half2 factor = __float2half2_rn(exp2_fast(theirs[pair] - own_reference));
+    for (int f = 0; f < kProducts; ++f) {
+      const __half2 factor = __float2half2_rn(exp2_fast(theirs[f / 2] - own_reference));
+      const uint2 x = operands[f][n][lane];
+      b[f][0] = as_bits(__hmul2(as_half2(x.x), factor));
+      b[f][1] = as_bits(__hmul2(as_half2(x.y), factor));
+    }
+    const unsigned char* first = codes + c * 2 * kValueStride + g * 16;
 #pragma unroll
-      for (int f = 2 * pair; f < 2 * pair + 2; ++f) {
-        const uint2 b = operands[f][n][lane];
-        const uint32_t b0 = as_bits(__hmul2(as_half2(b.x), factor)), b1 = as_bits(__hmul2(as_half2(b.y), factor));
+    for (int m = 0; m < 4; ++m) {
+      const uint4 x = *reinterpret_cast<const uint4*>(first + 128 * m);
+      const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueStride);
+      uint32_t words[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+#pragma unroll
+      for (int f = 0; f < kProducts; ++f) {
         const uint32_t mask = 0x00030003u << field_position(f);
+        uint32_t a[8];
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          uint32_t a[8];
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            if (f == 4) words[m][i] >>= 8;
-            a[i] = flip_and_mask(words[m][i], 0xffff0000u, mask);
-          }
-          mma(sums[2 * m], a[0], a[1], a[4], a[5], b0, b1);
-          mma(sums[2 * m + 1], a[2], a[3], a[6], a[7], b0, b1);
+        for (int i = 0; i < 8; ++i) {
+          if (f == 4) words[i] >>= 8;
+          a[i] = flip_and_mask(words[i], 0xffff0000u, mask);
         }
+        mma(sums[2 * m], a[0], a[1], a[4], a[5], b[f][0], b[f][1]);
+        mma(sums[2 * m + 1], a[2], a[3], a[6], a[7], b[f][0], b[f][1]);
       }
     }
   }
 };
 
-template <int products, bool kOrdered>
-__global__ void __launch_bounds__(kThreads, 1)
-    attend_rotated_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p) {
-  KVQUANT_DYNAMIC_SHARED(shared);
-  auto& state = *reinterpret_cast<SharedState<products>*>(shared);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int first_head = blockIdx.x * kRotatedHeads, b = blockIdx.y, part = blockIdx.z;
-  const int per_head = cache.heads / cache.kv_heads;
-  release_next_kernel();
-  const int parts = p.parts - (cache.window > 0 || cache.sink_pages > 0 ? 1 : 0);
-  if (part == parts) return attend_exact_heads(cache, p, b, first_head, part);
-  const int length = cache.length(b) + 1, all_tokens = cache.quantized(b, length);
-  const int rounds = (all_tokens + kRoundTokens - 1) / kRoundTokens;
-  const int begin = static_cast<int>(static_cast<int64_t>(rounds) * part / parts);
-  const int end = static_cast<int>(static_cast<int64_t>(rounds) * (part + 1) / parts);
-  if (begin == end) {
-    return write_empty(cache, p, {b, part, first_head, first_head * per_head, kRotatedHeads * per_head});
-  }
+/// What a block works on.
+struct Work {
+  int b, part, first_head, length, tokens, begin, end;  // rounds [begin, end)
+};
 
-  const int tokens = min(all_tokens, end * kRoundTokens), last_group = (tokens - 1) / kGroupTokens;
-  Copier copier(cache, b, first_head, (tokens - 1) / kPageTokens);
-  copier.find(begin);
-  const Queries<products> queries;
-  queries.load(cache, p, b, first_head, kOrdered, state);
-  copier.copy_scales(state.stages[begin % 2]);
-#pragma unroll
-  for (int i = kRoundGroups; i < Copier::kParts; ++i) {
-    copier.copy_codes(state.stages[begin % 2], state.stages[begin % 2], i);
-  }
-  commit_copies();
-  copier.find(begin + 1);
+template <int products, bool kOrdered>
+__device__ __forceinline__ void find_scores(const CacheView& cache, const Attention& p, const Work& work,
+                                            SharedState<products>& state, KeyWarp<products, kOrdered>& keys) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, own_group = warp / 4, field = warp % 4 * 2;
   int sink = -1;  // a lane a slot
   if (lane < cache.sink_pages * kExactTokens) {
-    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, lane / kExactTokens));
+    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(work.b, lane / kExactTokens));
     sink = header->tokens[lane % kExactTokens];
-    if (sink >= length) sink = -1;
+    if (sink >= work.length) sink = -1;
   }
-  const int own_group = warp / 4, field = warp % 4 * 2;
-  auto& place_angles = *reinterpret_cast<uint32_t(*)[4][32][kWarp]>(&state.stages[(begin + 1) % 2]);
-  fill_angles(cache, place_angles);
-  ValueWarp values;
-#pragma unroll
-  for (int i = 0; i < kRoundGroups; ++i) {
-    queries.store(queries.angles(cache, min(begin * kRoundGroups + i, last_group)), state, state.queries[begin % 2][i]);
-  }
-  fill_mixing(cache, state);
-  if constexpr (kOrdered) fill_selectors(cache, first_head, state);
-
-  __syncthreads();
-  KeyWarp<products, kOrdered> keys(place_angles, field, lane);
-  wait_copies<0>();
-  __syncthreads();
-
-  const int head = warp / 2, column = Columns<products>::of(head, 0);
-  const auto add_values = [&](int round, int from, int to) {
+  meet<kThreads>();
 #pragma unroll 1
-    for (int i = from; i < to; ++i) {
-      values.add<products>(state.stages[round % 2][i] + Stage::kValues + head * 8 * kValueStride,
-                           state.weights[round % 2][i], state.references[round % 2][i], column / 8, warp % 2, lane);
-    }
-  };
-  // Two warps share a scheduler, one of each group: they should not do the same at the same time.
-  const int early_values = own_group == 0 ? kRoundGroups : 0;
-#pragma unroll 1
-  for (int round = begin; round < end; ++round) {
-    // The round's keys and queries are there, and the weights and values of the round before it. Its values and the
-    // keys of the one behind it come, a few copies at a time: many would wait for each other.
-#pragma unroll
-    for (int i = 0; i < kRoundGroups; ++i) {
-      queries.prefetch_angles(cache, min((round + 1) * kRoundGroups + i, last_group));
-    }
-    auto &own_stages = state.stages[round % 2], &next_stages = state.stages[(round + 1) % 2];
-    const bool more = round + 1 < end;
-    if (more) copier.copy_scales(next_stages);
-    copier.copy_codes(next_stages, own_stages, 0);
-    if (round > begin) add_values(round - 1, 0, early_values);
-    const unsigned char* stage = own_stages[own_group];
+  for (int round = work.begin; round < work.end; ++round) {
+    const int turn = (round - work.begin) % 2;
+    const unsigned char* stage = state.stages[turn][own_group];
     const int group = round * kRoundGroups + own_group;
     const bool has_sink = __any_sync(0xffffffffu, sink >= 0 && sink / kGroupTokens == group);
-    const bool all_valid = !has_sink && (group + 1) * kGroupTokens <= tokens;
+    const bool all_valid = !has_sink && (group + 1) * kGroupTokens <= work.tokens;
     uint32_t valid[kSides] = {};
     if (!all_valid) {
-      const uint2 rows = valid_rows(group, field, tokens, sink);
+      const uint2 rows = valid_rows(group, field, work.tokens, sink);
       valid[0] = rows.x;
       valid[1] = rows.y;
     }
     float scores[kSides][products][4] = {};
-    copier.copy_codes(next_stages, own_stages, 1);
-    keys.score(scores, stage, state.queries[round % 2][own_group], state, field, lane);
-    if (more) {
-      copier.copy_codes(next_stages, own_stages, 2);
-      copier.copy_codes(next_stages, own_stages, 3);
-    }
-    commit_copies();
-    copier.find(round + 2);
-    float4 angles[kRoundGroups];
-#pragma unroll
-    for (int i = 0; i < kRoundGroups; ++i) {
-      angles[i] = queries.angles(cache, min((round + 1) * kRoundGroups + i, last_group));
-    }
-    keys.weigh(scores, all_valid, valid, stage + Stage::kValueScales, state.weights[round % 2][own_group],
-               state.references[round % 2][own_group], field, lane);
-#pragma unroll
-    for (int i = 0; i < kRoundGroups; ++i) queries.store(angles[i], state, state.queries[(round + 1) % 2][i]);
-    if (round > begin) add_values(round - 1, early_values, kRoundGroups);
-    wait_copies<0>();
-    __syncthreads();
+    wait_arrivals(&state.ready[turn], (round - work.begin) / 2 % 2);
+    keys.score(scores, stage, state.queries[turn][own_group], state, field, lane);
+    if (round - work.begin > 1) wait_arrivals(&state.taken[turn], ((round - work.begin) / 2 + 1) % 2);
+    keys.weigh(scores, all_valid, valid, stage + Stage::kValueScales, state.weights[turn][own_group],
+               state.references[turn][own_group], field, lane);
+    arrive(&state.done[turn]);
   }
-  add_values(end - 1, 0, kRoundGroups);
-  __syncthreads();
-
   // The warps' sums: references are those that keys' warps had last.
   keys.publish_sums(state, warp, lane);
-  auto* out = reinterpret_cast<float*>(state.stages);
-  const int g = lane / 4, c = lane % 4;
-#pragma unroll
-  for (int m = 0; m < 4; ++m) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int channel = (warp % 2 * 2 + m / 2) * 32 + 4 * g + m % 2 * 2 + j / 2;
-      out[(head * 8 + 2 * c + j % 2) * kMergeStride<kDim> + channel] = values.sums[m][j] * kSumFactor;
-    }
-  }
-  if (lane < 4 && warp % 2 == 0) {
-    state.value_references[head][2 * lane] = values.reference[0];
-    state.value_references[head][2 * lane + 1] = values.reference[1];
-  }
-  __syncthreads();
+  meet<kThreads>();
+  const auto* out = reinterpret_cast<const float*>(state.stages[(work.end - work.begin) % 2]);
+  const int per_head = cache.heads / cache.kv_heads;
 #pragma unroll 1
-  for (int i = warp; i < kRotatedHeads * per_head; i += kWarps) {
+  for (int i = warp; i < kRotatedHeads * per_head; i += kKeyWarps) {
     const int own = i / per_head, at = Columns<products>::of(own, i % per_head);
     const float reference = state.value_references[own][at % 8];
     float weights = 0.0f, zeros = 0.0f, x[kDim / kWarp];
-    for (int w = 0; w < kWarps; ++w) {
+    for (int w = 0; w < kKeyWarps; ++w) {
       const float factor = exp2_fast(state.last_references[w][at] - reference);
       weights = fmaf(state.sums[w][at], factor, weights);
       zeros = fmaf(state.zeros[w][at], factor, zeros);
@@ -246,18 +160,157 @@ __global__ void __launch_bounds__(kThreads, 1)
       x[j] = out[(own * 8 + at % 8) * kMergeStride<kDim> + lane * (kDim / kWarp) + j] - zeros;
     }
     if (cache.values.rotated) walsh_hadamard(x, lane);
-    const int64_t to = (static_cast<int64_t>(b) * cache.heads + first_head * per_head + i) * p.parts + part;
+    const BlockHeads heads{work.b, work.part, 0, work.first_head * per_head, 0};
+    MergedHead<kDim / kWarp> merged;
+    merged.maximum = reference;
+    merged.weights = weights;
 #pragma unroll
-    for (int j = 0; j < kDim / kWarp; ++j) p.sums[to * kDim + lane * (kDim / kWarp) + j] = x[j];
-    if (lane == 0) p.ranges[to] = make_float2(reference, weights);
+    for (int j = 0; j < kDim / kWarp; ++j) merged.sums[j] = x[j];
+    write_head(cache, p, heads, i, merged);
   }
 }
 
+/// What else there is to do: copies, queries' turns and values, those of the round before.
+template <int products, bool kOrdered>
+__device__ __forceinline__ void help(const CacheView& cache, const Work& work, SharedState<products>& state,
+                                     Copier& copier, const Queries<products>& queries) {
+  const int lane = threadIdx.x % kWarp, head = threadIdx.x / kWarp - kKeyWarps;
+  const int column = Columns<products>::of(head, 0), last_group = (work.tokens - 1) / kGroupTokens;
+  // With an order scores take longer: they should not wait for values.
+  constexpr int kReadyAfter = kOrdered ? 0 : kRoundGroups - 1;
+  ValueWarp values;
+  // Values of the i-th round, of a group or those behind it.
+  const auto add_values = [&](int i, int group) {
+    values.add<products>(state.stages[i % 2][group] + Stage::kValues + head * 8 * kValueStride,
+                         state.weights[i % 2][group], state.references[i % 2][group], column / 8, lane);
+  };
+  // All helpers have copied what is ready; weights of the i-th round are there; all helpers have taken them.
+  const auto wait_copied = [&](int i) { wait_arrivals(&state.ready[i % 2], i / 2 % 2); };
+  const auto wait_weights = [&](int i) { wait_arrivals(&state.done[i % 2], i / 2 % 2); };
+  const auto wait_taken = [&](int i) { wait_arrivals(&state.taken[i % 2], i / 2 % 2); };
+  wait_copies<0>();
+  meet<kThreads>();
+  arrive(&state.ready[0]);
+  const int rounds = work.end - work.begin;
+#pragma unroll 1
+  for (int i = 0; i < rounds; ++i) {
+    // The round's keys and queries are there, and the weights and values of the round before it. Its values and the
+    // keys of the one behind it come.
+    auto &own_stages = state.stages[i % 2], &next_stages = state.stages[(i + 1) % 2];
+    const bool more = i + 1 < rounds;
+    wait_copied(i);
+    if (i > 1) wait_taken(i - 2);
+    if (i > 0) wait_weights(i - 1);
+    if (more) copier.copy_scales(next_stages);
+#pragma unroll
+    for (int group = 0; group < kRoundGroups; ++group) {
+      if (more) copier.copy_codes<true>(next_stages, group);
+    }
+#pragma unroll
+    for (int group = 0; group < kRoundGroups; ++group) copier.copy_codes<false>(own_stages, group);
+    commit_copies();
+    queries.prefetch_angles(cache, work.begin + i + 2, last_group);
+    copier.find(work.begin + i + 2);
+    queries.store(cache, work.begin + i + 1, last_group, state, (i + 1) % 2);
+#pragma unroll 1
+    for (int group = 0; group < kRoundGroups; ++group) {
+      if (i > 0) add_values(i - 1, group);
+      if (group == kReadyAfter) {
+        wait_copies<0>();
+        arrive(&state.ready[(i + 1) % 2]);
+      }
+    }
+    if (i > 0) arrive(&state.taken[(i - 1) % 2]);
+  }
+  wait_copied(rounds);
+  if (rounds > 1) wait_taken(rounds - 2);
+  wait_weights(rounds - 1);
+#pragma unroll 1
+  for (int group = 0; group < kRoundGroups; ++group) add_values(rounds - 1, group);
+  auto* out = reinterpret_cast<float*>(state.stages[(work.end - work.begin) % 2]);
+  const int g = lane / 4, c = lane % 4;
+#pragma unroll
+  for (int m = 0; m < 8; ++m) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int channel = m / 2 * 32 + 4 * g + m % 2 * 2 + j / 2;
+      out[(head * 8 + 2 * c + j % 2) * kMergeStride<kDim> + channel] = values.sums[m][j] * kSumFactor;
+    }
+  }
+  if (lane < 4) {
+    state.value_references[head][2 * lane] = values.reference[0];
+    state.value_references[head][2 * lane + 1] = values.reference[1];
+  }
+  meet<kThreads>();
+}
+
+template <int products, bool kOrdered>
+__global__ void __launch_bounds__(kThreads, 1)
+    attend_rotated_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older GPUs lack the shared memory
+  KVQUANT_DYNAMIC_SHARED(shared);
+  auto& state = *reinterpret_cast<SharedState<products>*>(shared);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  Work work;
+  work.first_head = blockIdx.x * kRotatedHeads;
+  work.b = blockIdx.y;
+  work.part = blockIdx.z;
+  const int per_head = cache.heads / cache.kv_heads;
+  release_next_kernel();
+  const int parts = p.parts - (cache.window > 0 || cache.sink_pages > 0 ? 1 : 0);
+  auto& place_angles = *reinterpret_cast<uint32_t(*)[4][32][kWarp]>(&state.stages[1]);
+  if (work.part < parts && warp < kKeyWarps) {  // constants of the layer
+    fill_angles(cache, place_angles);
+    fill_mixing(cache, state);
+    if constexpr (kOrdered) fill_selectors(cache, work.first_head, state);
+  }
+  if (threadIdx.x < 2) {
+    set_arrivals(&state.ready[threadIdx.x], kHelperThreads);
+    set_arrivals(&state.taken[threadIdx.x], kHelperThreads);
+    set_arrivals(&state.done[threadIdx.x], kKeyThreads);
+  }
+  wait_for_previous_kernel();
+  if (work.part == parts) return attend_exact_heads(cache, p, work.b, work.first_head, work.part);
+  work.length = cache.length(work.b) + 1;
+  const int all_tokens = cache.quantized(work.b, work.length);
+  const int rounds = (all_tokens + kRoundTokens - 1) / kRoundTokens;
+  work.begin = static_cast<int>(static_cast<int64_t>(rounds) * work.part / parts);
+  work.end = static_cast<int>(static_cast<int64_t>(rounds) * (work.part + 1) / parts);
+  if (work.begin == work.end) {
+    return write_empty(cache, p,
+                       {work.b, work.part, work.first_head, work.first_head * per_head, kRotatedHeads * per_head});
+  }
+  work.tokens = min(all_tokens, work.end * kRoundTokens);
+  if (warp < kKeyWarps) {
+    take_registers<kKeyRegisters>();
+    meet<kThreads>();
+    KeyWarp<products, kOrdered> keys(place_angles, warp % 4 * 2, lane);
+    find_scores(cache, p, work, state, keys);
+  } else {
+    give_registers<kHelperRegisters>();
+    const int thread = threadIdx.x - kKeyThreads;
+    Copier copier(cache, work.b, work.first_head, (work.tokens - 1) / kPageTokens, thread);
+    copier.find(work.begin);
+    const Queries<products> queries(thread);
+    queries.load(cache, p, work.b, work.first_head, kOrdered, state);
+    auto& stages = state.stages[0];
+    copier.copy_scales(stages);
+#pragma unroll
+    for (int i = 0; i < kRoundGroups; ++i) copier.copy_codes<true>(stages, i);
+    commit_copies();
+    copier.find(work.begin + 1);
+    queries.store(cache, work.begin, (work.tokens - 1) / kGroupTokens, state, 0);
+    meet<kThreads>();
+    help<products, kOrdered>(cache, work, state, copier, queries);
+  }
+#endif
+}
+
 template <int products>
-void launch_rotated(const CacheView& cache, const Attention& p, cudaStream_t stream) {
+void launch_rotated(const CacheView& cache, const Attention& p, bool early, cudaStream_t stream) {
   const dim3 blocks(static_cast<unsigned>(cache.kv_heads / kRotatedHeads), static_cast<unsigned>(cache.batch),
                     static_cast<unsigned>(p.parts));
-  const LaunchShape shape{blocks, kThreads, sizeof(SharedState<products>), stream};
+  const LaunchShape shape{blocks, kThreads, sizeof(SharedState<products>), stream, early};
   if (cache.keys.order != nullptr) {
     launch("attend", attend_rotated_kernel<products, true>, shape, cache, p);
   } else {
@@ -266,6 +319,8 @@ void launch_rotated(const CacheView& cache, const Attention& p, cudaStream_t str
 }
 
 }  // namespace
+
+bool attend_rotated_writes(const CacheView& cache) { return cache.keys.order == nullptr || cache.keys.local_order; }
 
 bool attend_rotated_supports(const CacheView& cache) {
   const auto side = [](const SideView& x) {
@@ -286,13 +341,13 @@ AttentionShape attend_rotated_shape(const CacheView& cache) {
   return {1, static_cast<int>(bytes), 1, kRoundTokens};
 }
 
-void attend_rotated(const CacheView& cache, const Attention& p, cudaStream_t stream) {
+void attend_rotated(const CacheView& cache, const Attention& p, bool early, cudaStream_t stream) {
   if (cache.keys.order != nullptr && !cache.keys.local_order) {
     attend_reordered(cache, p, stream);
   } else if (cache.heads / cache.kv_heads > 2) {
-    launch_rotated<2>(cache, p, stream);
+    launch_rotated<2>(cache, p, early, stream);
   } else {
-    launch_rotated<1>(cache, p, stream);
+    launch_rotated<1>(cache, p, early, stream);
   }
 }
 

@@ -179,7 +179,9 @@ void attend_latent(const CacheView& cache, const Attention& attention, bool earl
 constexpr int kRotatedHeads = 4;  // kv heads of a block
 bool attend_rotated_supports(const CacheView& cache);
 AttentionShape attend_rotated_shape(const CacheView& cache);
-void attend_rotated(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+/// Whether it can write the output of an only part.
+bool attend_rotated_writes(const CacheView& cache);
+void attend_rotated(const CacheView& cache, const Attention& attention, bool early, cudaStream_t stream);
 
 /// The part of attend_rotated for an order of channels across the layer.
 bool attend_reordered_supports(const CacheView& cache);

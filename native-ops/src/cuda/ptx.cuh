@@ -133,6 +133,14 @@ __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
+/// copy_async with offsets in bytes that are part of the instruction.
+template <int to_offset, int from_offset>
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0+%2],[%1+%3],16;" ::"r"(shared_address(to)), "l"(from), "n"(to_offset),
+               "n"(from_offset)
+               : "memory");
+}
+
 /// Ends a group of copies.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -146,6 +154,9 @@ __device__ __forceinline__ void wait_copies() {
 /// up; others use it after a barrier of the block.
 __device__ __forceinline__ void set_arrivals(uint64_t* barrier, int count) {
   asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void arrive(uint64_t* barrier) {
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state,[%0]; }" ::"r"(shared_address(barrier)) : "memory");
 }
 __device__ __forceinline__ void wait_arrivals(uint64_t* barrier, int phase) {
   uint32_t done = 0;
@@ -213,6 +224,13 @@ __device__ __forceinline__ uint32_t flip_and_mask(uint32_t x, uint32_t flip, uin
 template <int threads>
 __device__ __forceinline__ void meet() {
   asm volatile("barrier.sync 1, %0;" ::"n"(threads) : "memory");
+}
+
+/// x & mask, neither before what stands before it nor behind what stands behind it.
+__device__ __forceinline__ uint32_t mask_here(uint32_t x, uint32_t mask) {
+  uint32_t y;
+  asm volatile("and.b32 %0,%1,%2;" : "=r"(y) : "r"(x), "r"(mask) : "memory");
+  return y;
 }
 
 /// __byte_perm of a selector whose four indices are 0 to 7: the compiler would mask each selector.

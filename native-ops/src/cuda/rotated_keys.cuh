@@ -7,13 +7,14 @@
 
 namespace kvquant::cuda {
 
-/// What a thread turns of queries: two neighbouring pairs of channels of a column of each product.
+/// What a helper's thread turns of queries: two neighbouring pairs of channels of a column of each product, and those
+/// 32 pairs on.
 template <int products>
 struct Queries {
-  int pair, column;
+  static constexpr int kShares = 2, kStep = 32;
+  int thread, pair, column;
 
-  __device__ Queries() {
-    const int thread = threadIdx.x;
+  __device__ explicit Queries(int thread) : thread(thread) {
     pair = thread / 64 * 16 + thread % 8 * 2;
     column = thread / 8 % 8;
   }
@@ -26,7 +27,7 @@ struct Queries {
   }
   template <class Element>
   __device__ __forceinline__ void load_elements(const CacheView& cache, const Attention& p, int b, int first_head,
-                                                float2 (&x)[products][2]) const {
+                                                int pair, float2 (&x)[products][2]) const {
     const int per_head = cache.heads / cache.kv_heads;
 #pragma unroll
     for (int n = 0; n < products; ++n) {
@@ -43,29 +44,32 @@ struct Queries {
   __device__ void load(const CacheView& cache, const Attention& p, int b, int first_head, bool ordered,
                        SharedState<products>& state) const {
     const int position = cache.length(b);
-    float2 angles[kSides][2], x[products][2];
 #pragma unroll
-    for (int i = 0; i < 2 * kSides; ++i) {
-      angles[i / 2][i % 2] = rope_angle(cache, max(position - i / 2, 0), pair + i % 2);
-    }
-    if (p.type == ElementType::kFloat16) {
-      load_elements<__half>(cache, p, b, first_head, x);
-    } else if (p.type == ElementType::kBFloat16) {
-      load_elements<__nv_bfloat16>(cache, p, b, first_head, x);
-    } else {
-      load_elements<float>(cache, p, b, first_head, x);
-    }
+    for (int share = 0; share < kShares; ++share) {
+      const int first = pair + share * kStep;
+      float2 angles[kSides][2], x[products][2];
 #pragma unroll
-    for (int side = 0; side < kSides; ++side) {
-      // In natural order products with H_16 have a factor of 2^-9, of side 1 2^-7.
-      const float unit = ordered ? 1.0f : side == 0 ? 512.0f : 128.0f;
-      const float scale = cache.score_scale * kLog2e * unit * 0.08838834764831845f;
+      for (int i = 0; i < 2 * kSides; ++i) {
+        angles[i / 2][i % 2] = rope_angle(cache, max(position - i / 2, 0), first + i % 2);
+      }
+      if (p.type == ElementType::kFloat16) {
+        load_elements<__half>(cache, p, b, first_head, first, x);
+      } else if (p.type == ElementType::kBFloat16) {
+        load_elements<__nv_bfloat16>(cache, p, b, first_head, first, x);
+      } else {
+        load_elements<float>(cache, p, b, first_head, first, x);
+      }
 #pragma unroll
-      for (int n = 0; n < products; ++n) {
-        const float2 first = turn(x[n][0].x, x[n][1].x, angles[side][0]);
-        const float2 second = turn(x[n][0].y, x[n][1].y, angles[side][1]);
-        state.turned[side][n][threadIdx.x] =
-            make_float4(first.x * scale, first.y * scale, second.x * scale, second.y * scale);
+      for (int side = 0; side < kSides; ++side) {
+        // In natural order products with H_16 have a factor of 2^-9, of side 1 2^-7.
+        const float unit = ordered ? 1.0f : side == 0 ? 512.0f : 128.0f;
+        const float scale = cache.score_scale * kLog2e * unit * 0.08838834764831845f;
+#pragma unroll
+        for (int n = 0; n < products; ++n) {
+          const float2 a = turn(x[n][0].x, x[n][1].x, angles[side][0]);
+          const float2 c = turn(x[n][0].y, x[n][1].y, angles[side][1]);
+          state.turned[share][side][n][thread] = make_float4(a.x * scale, a.y * scale, c.x * scale, c.y * scale);
+        }
       }
     }
   }
@@ -75,29 +79,47 @@ struct Queries {
   }
 
   /// Of a group's first token, for both pairs: cosine - sine, cosine + sine.
-  __device__ __forceinline__ float4 angles(const CacheView& cache, int group) const {
-    const float* row = angle_row(cache, group);
-    const float2 cosines = *reinterpret_cast<const float2*>(row + pair);
-    const float2 sines = *reinterpret_cast<const float2*>(row + kPairs + pair);
+  __device__ __forceinline__ float4 angles(const CacheView& cache, int group, int share) const {
+    const float* row = angle_row(cache, group) + pair + share * kStep;
+    const float2 cosines = *reinterpret_cast<const float2*>(row);
+    const float2 sines = *reinterpret_cast<const float2*>(row + kPairs);
     return make_float4(cosines.x - sines.x, cosines.x + sines.x, cosines.y - sines.y, cosines.y + sines.y);
   }
 
-  __device__ __forceinline__ void prefetch_angles(const CacheView& cache, int group) const {
-    if (threadIdx.x % kWarp < 4) prefetch(angle_row(cache, group) + threadIdx.x % kWarp * 32);
+  __device__ __forceinline__ void prefetch_angles(const CacheView& cache, int round, int last_group) const {
+    if (thread >= 4 * kRoundGroups) return;
+    prefetch(angle_row(cache, min(round * kRoundGroups + thread / 4, last_group)) + thread % 4 * 32);
   }
 
-  /// Queries turned back by a group's first position, times 1 - j, as operands.
-  __device__ __forceinline__ void store(const float4& angle, SharedState<products>& state,
-                                        uint4 (&operands)[kSides][products][4][kWarp]) const {
+  /// Queries turned back by a round's groups' first positions, times 1 - j, as operands.
+  __device__ __forceinline__ void store(const CacheView& cache, int round, int last_group, SharedState<products>& state,
+                                        int turn) const {
+    float4 turns[kRoundGroups][kShares];
+#pragma unroll
+    for (int i = 0; i < kRoundGroups * kShares; ++i) {
+      turns[i / kShares][i % kShares] = angles(cache, min(round * kRoundGroups + i / kShares, last_group), i % kShares);
+    }
     const int k = pair % 16, lane = column * 4 + k % 8 / 2;
 #pragma unroll
-    for (int side = 0; side < kSides; ++side) {
+    for (int group = 0; group < kRoundGroups; ++group) {
+      auto& operands = state.queries[turn][group];
 #pragma unroll
-      for (int n = 0; n < products; ++n) {
-        const float4 x = state.turned[side][n][threadIdx.x];
-        uint32_t* to = reinterpret_cast<uint32_t*>(&operands[side][n][pair / 16][lane]) + k / 8;
-        to[0] = pack_halves(fmaf(x.x, angle.x, x.y * angle.y), fmaf(x.z, angle.z, x.w * angle.w));
-        to[2] = pack_halves(fmaf(x.y, angle.x, -x.x * angle.y), fmaf(x.w, angle.z, -x.z * angle.w));
+      for (int share = 0; share < kShares; ++share) {
+        const float4 angle = turns[group][share];
+        const auto& own = state.turned[share];
+        float4 all[kSides][products];
+#pragma unroll
+        for (int i = 0; i < kSides * products; ++i)
+          all[i / products][i % products] = own[i / products][i % products][thread];
+#pragma unroll
+        for (int i = 0; i < kSides * products; ++i) {
+          const int side = i / products, n = i % products;
+          const float4 x = all[side][n];
+          uint32_t* to =
+              reinterpret_cast<uint32_t*>(&operands[side][n][pair / 16 + share * (kStep / 16)][lane]) + k / 8;
+          to[0] = pack_halves(fmaf(x.x, angle.x, x.y * angle.y), fmaf(x.z, angle.z, x.w * angle.w));
+          to[2] = pack_halves(fmaf(x.y, angle.x, -x.x * angle.y), fmaf(x.w, angle.z, -x.z * angle.w));
+        }
       }
     }
   }
@@ -200,7 +222,7 @@ struct KeyWarp {
             const uint4 all = selectors[i / 2 * 4];
             const uint32_t select = i % 2 == 0 ? (r < 2 ? all.x : all.y) : (r < 2 ? all.z : all.w);
             const auto of = [&](const uint32_t(&of_groups)[2]) {
-              return as_half2(__byte_perm(of_groups[0], of_groups[1], select));
+              return as_half2(permute_bytes(of_groups[0], of_groups[1], select));
             };
             a[r] = as_bits(__hfma2(as_half2(a[r]), of(scales.scales[side][r % 2]), of(scales.offsets[side][r % 2])));
           }
@@ -234,14 +256,17 @@ struct KeyWarp {
     const unsigned char* codes = kept(stage + lane / 4 * kKeyStride + lane % 4 * 16);
     const unsigned char* scales_at = kept(stage + Stage::kKeyScales + lane / 4 * kScaleStride + 2 * field);
     const uint4* queries = kept(&all_queries[0][0][0][lane]);
+    const float* mixing = kept(&state.mixing[0][0][lane % 4]);
 #pragma unroll 1  // code that fits the instruction cache is faster than overlapping heads
     for (int head = 0; head < kRotatedHeads; ++head) {
       uint32_t x[kSides][8][4];
-      transform(x, codes + head * 8 * kKeyStride, of_rows, &state.selectors[head][0][lane % 4]);
+      transform(x, codes, of_rows, &state.selectors[head][0][lane % 4]);
+      codes += 8 * kKeyStride;
       // Of rows g, g + 8: both sides' scales and zeros.
       __half2 scales[2];
       if constexpr (!kOrdered) {
-        const unsigned char* at = scales_at + head * 4 * kTileTokens;
+        const unsigned char* at = scales_at;
+        scales_at += 4 * kTileTokens;
         const __half2 element0 = as_half2(zero_factors[0]), element1 = as_half2(zero_factors[1]);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -279,7 +304,7 @@ struct KeyWarp {
       for (int side = 0; side < kSides; ++side) {
 #pragma unroll
         for (int n = 0; n < products; ++n) {
-          const float own = state.mixing[head][n][lane % 4];
+          const float own = mixing[4 * n];
           float factors[2] = {own, own};
           if constexpr (!kOrdered) {
 #pragma unroll
@@ -293,6 +318,7 @@ struct KeyWarp {
           }
         }
       }
+      mixing += 4 * products;
     }
     if constexpr (kOrdered) {
 #pragma unroll
@@ -411,12 +437,16 @@ struct KeyWarp {
 
 /// Bits of a warp's 2 x 16 tokens, of tile g bits g (token field + side) and g + 8 (token 8 later): those below `end`
 /// that are no sinks. sink: of each lane, -1: none.
-__device__ __noinline__ inline uint2 valid_rows(int group, int field, int end, int sink) {
+__device__ __forceinline__ uint2 valid_rows(int group, int field, int end, int sink) {
   uint32_t valid[kSides] = {};
+#pragma unroll 1
   for (int i = 0; i < 16 * kSides; ++i) {
     const int token = group * kGroupTokens + i % 8 * kTileTokens + i / 8 % 2 * 8 + field + i / 16;
-    valid[i / 16] |= (token < end ? 1u : 0u) << (i % 16);
+    const uint32_t bit = (token < end ? 1u : 0u) << (i % 16);
+    valid[0] |= i < 16 ? bit : 0u;
+    valid[1] |= i < 16 ? 0u : bit;
   }
+#pragma unroll 1
   for (uint32_t left = __ballot_sync(0xffffffffu, sink >= 0 && sink / kGroupTokens == group); left != 0;
        left &= left - 1) {
     const int place = __shfl_sync(0xffffffffu, sink, __ffs(static_cast<int>(left)) - 1) % kGroupTokens;
@@ -433,8 +463,8 @@ __device__ __noinline__ inline uint2 valid_rows(int group, int field, int end, i
 __device__ __forceinline__ void fill_angles(const CacheView& cache, uint32_t (&angles)[4][32][kWarp]) {
   const int at = threadIdx.x % 64, g = at / 8, second = at / 4 % 2, quarter = at % 4;
 #pragma unroll
-  for (int step = 0; step < kPairs * 32 / kThreads; ++step) {
-    const int i = threadIdx.x / 64 + step * (kThreads / 64);
+  for (int step = 0; step < kPairs * 32 / kKeyThreads; ++step) {
+    const int i = threadIdx.x / 64 + step * (kKeyThreads / 64);
     const int place = 2 * at;
     const float2 a = rope_angle(cache, place, 2 * i), b = rope_angle(cache, place, 2 * i + 1);
     const int word = i / 8 * 4 + i / 4 % 2 * 2 + second, lane = g * 4 + i % 4;

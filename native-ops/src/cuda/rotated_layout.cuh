@@ -7,7 +7,12 @@
 
 namespace kvquant::cuda {
 
-constexpr int kDim = 128, kPairs = kDim / 2, kWarps = 8, kThreads = kWarps * kWarp;
+constexpr int kDim = 128, kPairs = kDim / 2;
+/// Warps that find scores; warps that do all else, a head each for values.
+constexpr int kKeyWarps = 8, kHelpers = kRotatedHeads, kKeyThreads = kKeyWarps * kWarp,
+              kHelperThreads = kHelpers * kWarp, kThreads = kKeyThreads + kHelperThreads;
+/// Of a thread, on Hopper.
+constexpr int kKeyRegisters = 200, kHelperRegisters = 104;
 /// A round is 256 tokens, two groups of 8 tiles. Four warps share a group; a warp has tokens f, f + 1, f + 8 and f + 9
 /// of each tile, f = 2 (warp % 4): two operands of 16 rows ("sides") whose codes lie in the same bytes.
 constexpr int kRoundGroups = 2, kRoundTokens = kRoundGroups * kGroupTokens, kSides = 2;
@@ -22,22 +27,18 @@ __device__ __forceinline__ float weight_unit(int product) {
 }
 constexpr float kSumFactor = 2097152.0f;
 
-/// An address in shared memory that the compiler keeps: it would compute it again and again.
+/// A number that the compiler keeps in a register: it would compute it again and again. All lanes must be here.
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  return __shfl_sync(0xffffffffu, x, static_cast<int>(threadIdx.x) % kWarp);
+}
+/// An address in shared memory, likewise.
 template <class T>
 __device__ __forceinline__ T* kept(T* p) {
 #ifdef __CUDA_ARCH__
-  uint32_t address = shared_address(p);
-  asm volatile("" : "+r"(address));
-  return static_cast<T*>(__cvta_shared_to_generic(address));
+  return static_cast<T*>(__cvta_shared_to_generic(kept(shared_address(p))));
 #else
   return p;
 #endif
-}
-__device__ __forceinline__ uint32_t kept(uint32_t x) {
-#ifdef __CUDA_ARCH__
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
 }
 
 /// 128 tokens, in bytes.
@@ -66,77 +67,76 @@ struct SharedState {
   unsigned char stages[2][kRoundGroups][Stage::kBytes];
   /// Second operands: of 16 pairs the real parts' two words, then the imaginary parts'.
   uint4 queries[2][kRoundGroups][kSides][products][4][kWarp];
-  float4 turned[kSides][products][kThreads];                   // a thread's own queries, two pairs
+  float4 turned[2][kSides][products][kHelperThreads];          // a helper's own queries, two pairs twice
   uint2 weights[2][kRoundGroups][kProducts][products][kWarp];  // second operands for values
   float references[2][kRoundGroups][4][8 * products];
   uint4 selectors[kRotatedHeads][4][4];  // of scales, with an order: of 32 channels, 4 c to 4 c + 3 of each 16
   float mixing[kRotatedHeads][products][4];
-  float sums[kWarps][8 * products], zeros[kWarps][8 * products], last_references[kWarps][8 * products];
+  float sums[kKeyWarps][8 * products], zeros[kKeyWarps][8 * products], last_references[kKeyWarps][8 * products];
   float value_references[kRotatedHeads][8];
+  uint64_t ready[2], done[2], taken[2];  // a round's keys and queries; its weights; those added with values
 };
 
-/// What a thread copies of each group of 128 tokens: 16 bytes of a tile's codes of each head, and 16 bytes of scales
-/// (half of the threads: of keys). Keys and all scales are copied a round before values.
+/// What a helper's thread copies of each page: 16 bytes of a tile's codes of each head; of each group 16 bytes of both
+/// sides' scales. Keys and all scales are copied a round before values.
 struct Copier {
-  static constexpr int kParts = 2 * kRoundGroups;
+  static constexpr int kGroupPages = kGroupTokens / kPageTokens, kRoundPages = kRoundGroups * kGroupPages;
 
   const uint8_t* pages;
   int64_t page_bytes;
   const int32_t* table;
-  int last_page, keys, values, scales;  // offsets in a page
-  int code_page, scale_page;            // which of the group's two pages
+  int last_page, keys, values, key_scales, value_scales;  // offsets in a page
+  bool second_scales;                                     // scales are of the group's second page
   int to_keys, to_values, to_scales;
-  int key_ids[kRoundGroups] = {}, value_ids[kRoundGroups], scale_ids[kRoundGroups];  // pages that are copied next
+  int ids = 0, value_ids = 0;  // a lane a page of those that are copied next
 
-  __device__ Copier(const CacheView& cache, int b, int first_head, int last) {
-    const int thread = threadIdx.x, tile = thread / kWarp, at = thread % kWarp * 16;
+  __device__ Copier(const CacheView& cache, int b, int first_head, int last, int thread) {
+    const int tile = thread / kWarp, at = thread % kWarp * 16;
     pages = cache.pages;
     page_bytes = cache.page_bytes;
     table = cache.page_table + static_cast<int64_t>(b) * cache.page_columns;
     last_page = last;
-    keys = static_cast<int>(cache.keys.tile(first_head, tile % kPageTiles)) + at;
-    values = static_cast<int>(cache.values.tile(first_head, tile % kPageTiles)) + at;
-    code_page = tile / kPageTiles;
+    keys = static_cast<int>(cache.keys.tile(first_head, tile)) + at;
+    values = static_cast<int>(cache.values.tile(first_head, tile)) + at;
     to_keys = tile * kKeyStride + at;
     to_values = Stage::kValues + tile * kValueStride + at;
-    const bool of_keys = thread < kThreads / 2;
-    const SideView& side = of_keys ? cache.keys : cache.values;
-    const int scale_tile = thread / 16 % 8, scale_at = thread % 16 * 16;
-    scales = static_cast<int>(side.scales(scale_tile % kPageTiles, first_head)) + scale_at;
-    scale_page = scale_tile / kPageTiles;
-    to_scales = (of_keys ? Stage::kKeyScales : Stage::kValueScales) + scale_tile * kScaleStride + scale_at;
+    const int scale_tile = thread / 16, scale_at = thread % 16 * 16;
+    second_scales = scale_tile >= kPageTiles;
+    key_scales = static_cast<int>(cache.keys.scales(scale_tile % kPageTiles, first_head)) + scale_at;
+    value_scales = static_cast<int>(cache.values.scales(scale_tile % kPageTiles, first_head)) + scale_at;
+    to_scales = Stage::kKeyScales + scale_tile * kScaleStride + scale_at;
   }
 
   /// Finds the pages of a round's keys and scales; values are those of the round before it.
   __device__ __forceinline__ void find(int round) {
-#pragma unroll
-    for (int i = 0; i < kRoundGroups; ++i) {
-      const int page = (round * kRoundGroups + i) * 2;
-      value_ids[i] = key_ids[i];
-      key_ids[i] = table[min(page + code_page, last_page)];
-      scale_ids[i] = table[min(page + scale_page, last_page)];
-    }
+    value_ids = ids;
+    ids = table[min(round * kRoundPages + static_cast<int>(threadIdx.x) % kRoundPages, last_page)];
   }
 
   using Stages = unsigned char[kRoundGroups][Stage::kBytes];
   __device__ __forceinline__ void copy_scales(Stages& to) const {
 #pragma unroll
     for (int i = 0; i < kRoundGroups; ++i) {
-      copy_async(to[i] + to_scales, pages + scale_ids[i] * page_bytes + scales);
+      const int id = __shfl_sync(0xffffffffu, ids, i * kGroupPages + (second_scales ? 1 : 0));
+      const uint8_t* page = pages + id * page_bytes;
+      copy_async(to[i] + to_scales, page + key_scales);
+      copy_async<Stage::kValueScales - Stage::kKeyScales, 0>(to[i] + to_scales, page + value_scales);
     }
   }
 
-  /// Codes of a group, of values first.
-  __device__ __forceinline__ void copy_codes(Stages& of_these_keys, Stages& of_values, int part) const {
-    const bool is_key = part >= kRoundGroups;
-    const int id = part == 0 ? value_ids[0] : part == 1 ? value_ids[1] : part == 2 ? key_ids[0] : key_ids[1];
-    const uint8_t* from = pages + id * page_bytes + (is_key ? keys : values);
-    unsigned char* to =
-        is_key ? &of_these_keys[part % kRoundGroups][to_keys] : &of_values[part % kRoundGroups][to_values];
-    const int stride = is_key ? 8 * kKeyStride : 8 * kValueStride;
+  /// Codes of a group.
+  template <bool is_key>
+  __device__ __forceinline__ void copy_codes(Stages& stages, int group) const {
+    constexpr int kStep = kPageTiles * kTileBytes, kTo = 8 * (is_key ? kKeyStride : kValueStride);
 #pragma unroll
-    for (int head = 0; head < kRotatedHeads; ++head) {
-      copy_async(to + head * stride, from + head * kPageTiles * kTileBytes);
+    for (int i = 0; i < kGroupPages; ++i) {
+      const int id = __shfl_sync(0xffffffffu, is_key ? ids : value_ids, group * kGroupPages + i);
+      const uint8_t* from = pages + id * page_bytes + (is_key ? keys : values);
+      unsigned char* to = &stages[group][is_key ? to_keys : to_values] + i * kTo / 2;
+      copy_async<0, 0>(to, from);
+      copy_async<kTo, kStep>(to, from);
+      copy_async<2 * kTo, 2 * kStep>(to, from);
+      copy_async<3 * kTo, 3 * kStep>(to, from);
     }
   }
 };
