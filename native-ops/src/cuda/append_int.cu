@@ -196,7 +196,7 @@ __device__ __forceinline__ void append_keys(const CacheView& cache, const NewRow
       block.places[warp][channel] = static_cast<uint8_t>(place);
     }
   }
-  page_angles(cache, run.begin / kPageTokens, block.angles);
+  page_angles(cache, run.begin / kPageTokens, threadIdx.x, block.angles);
   __syncthreads();
   if (!mine) return;
   KeyChannel channels[kOwn];

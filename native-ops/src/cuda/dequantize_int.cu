@@ -115,7 +115,7 @@ __device__ __forceinline__ void dequantize_keys(const CacheView& cache, const Ro
       block.places[warp][channel_at<kDim>(cache.keys, kv_head, place)] = static_cast<uint8_t>(place);
     }
   }
-  page_angles(cache, page, block.angles);
+  page_angles(cache, page, threadIdx.x, block.angles);
   wait_copies<0>();
   __syncthreads();
   if (!mine) return;
@@ -181,29 +181,43 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int kv_head = block / blocks.tiles;
   const int tile = rows.begin / kTileTokens + block % blocks.tiles * kWarps + threadIdx.x / kWarp;
   if (tile * kTileTokens < rows.end) dequantize_values(cache, rows, tile, kv_head, blocks.level_step);
+  wait_for_previous_kernel();  // which reads keys back, if not this one; what comes next may rely on both
+}
+
+void launch_blocks(const CacheView& cache, const Rows& rows, bool keys, cudaStream_t stream) {
+  IntBlocks blocks;
+  blocks.pages = (rows.end - 1) / kPageTokens - rows.begin / kPageTokens + 1;
+  blocks.keys = keys ? blocks.pages * ((cache.kv_heads + kWarps - 1) / kWarps) : 0;
+  const int tiles = (rows.end - 1) / kTileTokens - rows.begin / kTileTokens + 1;
+  blocks.tiles = (tiles + kWarps - 1) / kWarps;
+  blocks.level_step = (cache.values.four_levels[3] - cache.values.four_levels[0]) / 3.0f;
+  const size_t bytes = keys ? sizeof(KeyBlock) + static_cast<size_t>(kWarps * kPageTiles * cache.keys.tile_bytes) : 0;
+  const auto all = static_cast<unsigned>(blocks.keys + blocks.tiles * cache.kv_heads);
+  const bool early = !keys && can_start_early("dequantize");
+  launch("dequantize", dequantize_int_kernel, {dim3(all), kThreads, bytes, stream, early}, cache, rows, blocks);
 }
 
 }  // namespace
 
-bool dequantize_int_supports(const CacheView& cache) {
+bool dequantize_values_supports(const CacheView& cache) {
   const float* levels = cache.values.four_levels;
   const bool even = levels[0] == -levels[3] && levels[1] == -levels[2] &&
                     std::fabs(levels[3] - 3.0f * levels[2]) <= 1e-5f * levels[3];
-  return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
-         cache.keys_pre_rope == 0 && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
+  return cache.head_dim == kDim && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
          cache.values.rotated && even;
 }
 
+void dequantize_values(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
+  launch_blocks(cache, rows, false, stream);
+}
+
+bool dequantize_int_supports(const CacheView& cache) {
+  return cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 && cache.keys_pre_rope == 0 &&
+         dequantize_values_supports(cache);
+}
+
 void dequantize_int(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
-  IntBlocks blocks;
-  blocks.pages = (rows.end - 1) / kPageTokens - rows.begin / kPageTokens + 1;
-  blocks.keys = blocks.pages * ((cache.kv_heads + kWarps - 1) / kWarps);
-  const int tiles = (rows.end - 1) / kTileTokens - rows.begin / kTileTokens + 1;
-  blocks.tiles = (tiles + kWarps - 1) / kWarps;
-  blocks.level_step = (cache.values.four_levels[3] - cache.values.four_levels[0]) / 3.0f;
-  const size_t bytes = sizeof(KeyBlock) + static_cast<size_t>(kWarps * kPageTiles * cache.keys.tile_bytes);
-  const auto all = static_cast<unsigned>(blocks.keys + blocks.tiles * cache.kv_heads);
-  launch("dequantize", dequantize_int_kernel, {dim3(all), kThreads, bytes, stream}, cache, rows, blocks);
+  launch_blocks(cache, rows, true, stream);
 }
 
 }  // namespace kvquant::cuda

@@ -213,6 +213,14 @@ void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 bool dequantize_int_supports(const CacheView& cache);
 void dequantize_int(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 
+/// Its part for values, behind that for keys.
+bool dequantize_values_supports(const CacheView& cache);
+void dequantize_values(const CacheView& cache, const Rows& rows, cudaStream_t stream);
+
+/// The same for latent2 in a basis of each head.
+bool dequantize_latent_supports(const CacheView& cache);
+void dequantize_latent(const CacheView& cache, const Rows& rows, cudaStream_t stream);
+
 /// The same for rotatekv2 in natural order.
 bool dequantize_rotated_supports(const CacheView& cache);
 void dequantize_rotated(const CacheView& cache, const Rows& rows, cudaStream_t stream);

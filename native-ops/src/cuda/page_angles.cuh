@@ -14,13 +14,13 @@ struct PageAngles {
   __device__ __forceinline__ const float4& of(int token, int lane) const { return at[token][lane ^ (token / 4)]; }
 };
 
-/// To the bit of rope_angle; a block of 128 threads.
-__device__ __forceinline__ void page_angles(const CacheView& cache, int page, PageAngles& angles) {
+/// To the bit of rope_angle; the work of 128 threads.
+__device__ __forceinline__ void page_angles(const CacheView& cache, int page, int thread, PageAngles& angles) {
   constexpr int kPairs = 64, kQuads = kPageTokens / 4;
   const float* base = cache.rope + (static_cast<int64_t>(kPageTokens) + page) * (2 * kPairs);
-  const int quad = threadIdx.x % kQuads;
+  const int quad = thread % kQuads;
 #pragma unroll 4
-  for (int pair = threadIdx.x / kQuads; pair < kPairs; pair += 128 / kQuads) {
+  for (int pair = thread / kQuads; pair < kPairs; pair += 128 / kQuads) {
     const float c0 = base[pair], s0 = base[kPairs + pair];
     const auto* steps = reinterpret_cast<const float4*>(cache.rope);
     const float4 c = steps[pair * kQuads + quad], s = steps[(kPairs + pair) * kQuads + quad];
