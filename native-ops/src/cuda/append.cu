@@ -311,10 +311,10 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
 
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   if (tokens.count == 0) return;
-  if (tokens.count <= cache.batch && append_one_supports(cache)) return append_one(cache, tokens, stream);
+  if (tokens.count <= cache.batch && append_one_supports(cache, tokens)) return append_one(cache, tokens, stream);
   if (cache.sink_policy == SinkPolicy::kMassive) update_massive_sinks(cache, tokens, stream);
   if (tokens.count <= cache.batch) {
-    if (append_latent_supports(cache)) return append_latent(cache, tokens, stream);
+    if (append_latent_supports(cache, tokens)) return append_latent(cache, tokens, stream);
     if (append_layer_supports(cache, tokens)) return append_layer(cache, tokens, stream);
     if (append_codebook_one_supports(cache, tokens)) return append_codebook_one(cache, tokens, stream);
   }

@@ -12,10 +12,10 @@ namespace kvquant::cuda {
 namespace {
 
 constexpr int kDim = kOneDim, kPairs = 2, kKeyWarps = kDim / kWarp, kWarps = kKeyWarps + 2 * kPairs;
-constexpr int kThreads = kWarps * kWarp, kRowStride = kDim + 4, kRunPlaces = kDim / kWidthRuns;
+constexpr int kThreads = kWarps * kWarp, kBasisStride = kDim + 4, kRunPlaces = kDim / kWidthRuns;
 
 struct Shared {
-  float rows[kDim][kRowStride];  // of the basis
+  float rows[kDim][kBasisStride];  // of the basis
   float keys[kPairs][kDim], squares[kPairs][kDim], products[kPairs][kDim];
 };
 
@@ -96,19 +96,6 @@ __device__ __forceinline__ void put_keys(const CacheView& cache, const Sequence 
   }
 }
 
-/// Exact copies of a sequence's new tokens, and its sinks' header; a warp's work.
-__device__ __forceinline__ void keep_tokens(const CacheView& cache, const NewRows& rows, const Sequence& at,
-                                            int kv_head) {
-  const int lane = threadIdx.x % kWarp;
-  for (int i = 0; i < at.count; ++i) {
-#pragma unroll
-    for (int j = 0; j < kOneOwn; ++j) store_exact(cache, rows, at.b, i, kv_head, j * kWarp + lane);
-  }
-  if (at.count > 0 && kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
-    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, at.b, at.count, page, lane);
-  }
-}
-
 __global__ void __launch_bounds__(kThreads)
     append_latent_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows, int sequences) {
   KVQUANT_DYNAMIC_SHARED(memory);
@@ -129,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
     const Sequence own = pair[warp % kPairs];
     // One new token never takes the place of the one that leaves the window; several may.
     const bool late = pair[0].count > 1 || pair[1].count > 1;
-    if (warp >= kKeyWarps + kPairs && !late) keep_tokens(cache, rows, own, kv_head);
+    if (warp >= kKeyWarps + kPairs && !late) keep_tokens(cache, rows, own.b, own.count, kv_head, lane);
     for (int step = 0; step < steps; ++step) {
       const bool there = own.begin + step < own.end;
       if (warp < kPairs && there) {
@@ -147,17 +134,17 @@ __global__ void __launch_bounds__(kThreads)
       }
       __syncthreads();
     }
-    if (warp >= kKeyWarps + kPairs && late) keep_tokens(cache, rows, own, kv_head);
+    if (warp >= kKeyWarps + kPairs && late) keep_tokens(cache, rows, own.b, own.count, kv_head, lane);
   }
   wait_copies<0>();
 }
 
 }  // namespace
 
-bool append_latent_supports(const CacheView& cache) {
+bool append_latent_supports(const CacheView& cache, const NewTokens& tokens) {
   return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 1 &&
          cache.keys_pre_rope != 0 && cache.keys.order == nullptr && cache.values.format == Format::kNorm &&
-         cache.values.bits == 2 && reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0;
+         cache.values.bits == 2 && aligned_rows(tokens) && reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0;
 }
 
 void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {

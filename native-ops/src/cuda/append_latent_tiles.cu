@@ -21,6 +21,7 @@ constexpr int kProductStride = kDim + 4;
 /// A warp's shared memory; codes of stored places, [places][32 tokens], follow.
 struct LatentWarp {
   union {
+    __half rows[kTileTokens * kRowStride];
     float products[kAgain][kProductStride];
     uint8_t tile[kDim * kTileTokens];  // as it is stored
   };
@@ -31,28 +32,26 @@ struct LatentBlocks {
   int units, groups, runs;  // units of a head, blocks of a head, stored runs
 };
 
-/// Eight channels of a token of a head as halves.
-__device__ __forceinline__ uint4 load_eight(const CacheView& cache, const NewRows& rows, int b, int token, int kv_head,
-                                            int channel) {
+/// Rows of a tile of a head, none where a token is not appended; few instructions matter more than a call.
+__device__ __noinline__ void stage_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run, int kv_head,
+                                        int first, __half* to, int lane) {
+  const TokenRun part{run.b, max(run.begin, first), min(run.end, first + kTileTokens)};
+  if (part.begin < part.end) stage_rows(cache, rows, part, kv_head, true, first, to, lane);
+  commit_copies();
+  wait_copies<0>();
+  __syncwarp();
+}
+
+/// Four channels of a token of a head as halves.
+__device__ __noinline__ uint2 load_four(const CacheView& cache, const NewRows& rows, int b, int token, int kv_head,
+                                        int channel) {
   const int fresh = token - cache.length(b);
-  if (fresh >= 0) {
-    const int64_t index = rows.key(cache, b, fresh, kv_head) + channel;
-    if (rows.tokens.type == ElementType::kFloat16) {
-      return *reinterpret_cast<const uint4*>(static_cast<const __half*>(rows.tokens.qkv) + index);
-    }
-    const uint2 low = four_halves(rows.tokens.type, rows.tokens.qkv, index);
-    const uint2 high = four_halves(rows.tokens.type, rows.tokens.qkv, index + 4);
-    return make_uint4(low.x, low.y, high.x, high.y);
-  }
+  if (fresh >= 0) return four_halves(rows.tokens.type, rows.tokens.qkv, rows.key(cache, b, fresh, kv_head) + channel);
   const auto* from =
       reinterpret_cast<const uint16_t*>(cache.window_page(b, token) + cache.exact_key(kv_head, channel)) +
       token % kExactTokens;
-  uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    words[i] = from[2 * i * kExactTokens] | static_cast<uint32_t>(from[(2 * i + 1) * kExactTokens]) << 16;
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
+  return make_uint2(from[0] | static_cast<uint32_t>(from[kExactTokens]) << 16,
+                    from[2 * kExactTokens] | static_cast<uint32_t>(from[3 * kExactTokens]) << 16);
 }
 
 __device__ __forceinline__ float square_of(uint32_t word, float sum) {
@@ -116,35 +115,39 @@ __device__ __forceinline__ void store_tile(const CacheView& cache, const uint8_t
 }
 
 /// Does the last of the codes in doubt again.
-__device__ __forceinline__ void code_again(const CacheView& cache, const NewRows& rows, int b, int first, int kv_head,
-                                           const uint8_t* run_of, int before, int after, LatentWarp& own,
+__device__ __forceinline__ void code_again(const CacheView& cache, const NewRows& rows, const TokenRun& run,
+                                           int kv_head, const uint8_t* run_of, int before, int after, LatentWarp& own,
                                            uint8_t* codes, int lane) {
   const auto place_of = [&](int stored) { return run_of[stored / kRunPlaces] * kRunPlaces + stored % kRunPlaces; };
+  const int first = run.begin / kUnit * kUnit, fresh = first - cache.length(run.b);
   const float* basis = cache.keys.basis + static_cast<int64_t>(kv_head) * kDim * kDim + lane * 4;
-  const float* mean = cache.keys.mean + kv_head * kDim + lane * 4;
-#pragma unroll 4
-  for (int i = after; i < before; ++i) {
-    const int stored = own.doubts[i] / kUnit, token = first + own.doubts[i] % kUnit;
-    const float4 row = *reinterpret_cast<const float4*>(basis + place_of(stored) * kDim);
-    const int fresh = token - cache.length(b);
-    float x[4];
-    if (fresh >= 0) {
-      const uint2 four = four_halves(rows.tokens.type, rows.tokens.qkv, rows.key(cache, b, fresh, kv_head) + lane * 4);
-      const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x));
-      const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
-      x[0] = low.x, x[1] = low.y, x[2] = high.x, x[3] = high.y;
-    } else {
-      const auto* from =
-          reinterpret_cast<const __half*>(cache.window_page(b, token) + cache.exact_key(kv_head, lane * 4));
+  const float* mean = cache.keys.mean;
+  float means[4] = {};
+  if (mean != nullptr) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) x[j] = __half2float(from[j * kExactTokens + token % kExactTokens]);
-    }
-    if (cache.keys.mean != nullptr) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) x[j] = __fsub_rn(x[j], mean[j]);
-    }
+    for (int j = 0; j < 4; ++j) means[j] = mean[kv_head * kDim + lane * 4 + j];
+  }
+  const auto multiply = [&](int i, uint2 four) {
+    const float4 row = *reinterpret_cast<const float4*>(basis + place_of(own.doubts[i] / kUnit) * kDim);
+    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x));
+    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
+    // Less a mean of zero it is what it was.
     *reinterpret_cast<float4*>(own.products[i - after] + lane * 4) =
-        make_float4(__fmul_rn(row.x, x[0]), __fmul_rn(row.y, x[1]), __fmul_rn(row.z, x[2]), __fmul_rn(row.w, x[3]));
+        make_float4(__fmul_rn(row.x, __fsub_rn(low.x, means[0])), __fmul_rn(row.y, __fsub_rn(low.y, means[1])),
+                    __fmul_rn(row.z, __fsub_rn(high.x, means[2])), __fmul_rn(row.w, __fsub_rn(high.y, means[3])));
+  };
+  if (rows.tokens.type == ElementType::kFloat16 && fresh >= 0) {
+    const auto* from = static_cast<const __half*>(rows.tokens.qkv) + rows.key(cache, run.b, fresh, kv_head) + lane * 4;
+    const int64_t stride = static_cast<int64_t>(cache.heads + 2 * cache.kv_heads) * kDim;
+#pragma unroll 4
+    for (int i = after; i < before; ++i) {
+      multiply(i, *reinterpret_cast<const uint2*>(from + own.doubts[i] % kUnit * stride));
+    }
+  } else {
+#pragma unroll 1
+    for (int i = after; i < before; ++i) {
+      multiply(i, load_four(cache, rows, run.b, first + own.doubts[i] % kUnit, kv_head, lane * 4));
+    }
   }
   __syncwarp();
   if (after + lane < before) {
@@ -176,14 +179,17 @@ __device__ __forceinline__ void append_unit(const CacheView& cache, const NewRow
     const int token = first + 8 * i + g;
     there[i] = token >= run.begin && token < run.end;
     norms[i] = 0.0f;
+    if (i % 2 == 0) {
+      __syncwarp();
+      stage_tile(cache, rows, run, kv_head, first + 8 * i, own.rows, lane);
+    }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const uint4 eight =
-          there[i] ? load_eight(cache, rows, run.b, token, kv_head, 32 * j + 8 * c) : make_uint4(0, 0, 0, 0);
-      x[i][4 * j] = eight.x;
-      x[i][4 * j + 1] = eight.y;
-      x[i][4 * j + 2] = eight.z;
-      x[i][4 * j + 3] = eight.w;
+      const uint4 eight = *reinterpret_cast<const uint4*>(own.rows + (i % 2 * 8 + g) * kRowStride + 32 * j + 8 * c);
+      x[i][4 * j] = there[i] ? eight.x : 0u;
+      x[i][4 * j + 1] = there[i] ? eight.y : 0u;
+      x[i][4 * j + 2] = there[i] ? eight.z : 0u;
+      x[i][4 * j + 3] = there[i] ? eight.w : 0u;
     }
   }
 #pragma unroll
@@ -194,6 +200,7 @@ __device__ __forceinline__ void append_unit(const CacheView& cache, const NewRow
     norms[i] += __shfl_xor_sync(0xffffffffu, norms[i], 2);
     norms[i] = sqrtf(norms[i]);
   }
+  __syncwarp();
   int doubts = 0;
 #pragma unroll 1
   for (int i = 0; i < runs; ++i) {
@@ -242,7 +249,7 @@ __device__ __forceinline__ void append_unit(const CacheView& cache, const NewRow
     __syncwarp();
     while (doubts >= kAgain || (doubts > 0 && i == runs - 1)) {
       const int after = max(doubts - kAgain, 0);
-      code_again(cache, rows, run.b, first, kv_head, run_of, doubts, after, own, codes, lane);
+      code_again(cache, rows, run, kv_head, run_of, doubts, after, own, codes, lane);
       doubts = after;
     }
   }
@@ -300,7 +307,7 @@ const uint8_t* latent_rows(const CacheView& cache) {
 }  // namespace
 
 bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens) {
-  return append_latent_supports(cache) && cache.keys.latent != nullptr && stored_runs(cache.keys) > 0 &&
+  return append_latent_supports(cache, tokens) && cache.keys.latent != nullptr && stored_runs(cache.keys) > 0 &&
          append_values_supports(cache, tokens);
 }
 

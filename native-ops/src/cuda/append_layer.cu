@@ -156,12 +156,8 @@ __global__ void __launch_bounds__(kThreads)
       put_value<4>(cache, rows, at, shared.squares[warp], shared.products[warp]);
     }
     __syncwarp();
-#pragma unroll
-    for (int j = 0; j < kOneOwn; ++j) store_exact(cache, rows, b, i, kv_head, j * kWarp + lane);
   }
-  if (count > 0 && kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
-    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, lane);
-  }
+  keep_tokens(cache, rows, b, count, kv_head, lane);
 }
 
 }  // namespace

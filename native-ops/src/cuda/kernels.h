@@ -29,11 +29,11 @@ void append_basis(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 void store_landmarks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// Append of about one token per sequence to int2: static codes of keys, 2-bit values with norms.
-bool append_one_supports(const CacheView& cache);
+bool append_one_supports(const CacheView& cache, const NewTokens& tokens);
 void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// The same to latent2 in a basis of each head, but for massive sinks.
-bool append_latent_supports(const CacheView& cache);
+bool append_latent_supports(const CacheView& cache, const NewTokens& tokens);
 void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// The same to svdq in a basis over all heads, without a window.
