@@ -200,6 +200,24 @@ def run_latent():
     return 5 + 8 + 3 + 4
 
 
+def run_steps():
+    """Appends of about one token per sequence have kernels of their own: also where a sequence gets several."""
+    counts = [[40, 3, 20], [2, 1, 0], [0, 3, 0], [1, 0, 2], [3, 0, 0], [1, 1, 1]]
+    options = {
+        "int2": {"window": 16}, "int2, no window": {"window": 0}, "latent2": {"keys": Latent(), "window": 16},
+        "latent2, no window": {"keys": Latent(), "window": 0, "sinks": 0},
+        "svdq2.25": {"keys": SVDQ["svdq2.25"], "values": 4, "window": 0},
+        "svdq1.25/int2, 20 sinks": {"keys": SVDQ["svdq1.25"], "window": 0, "sinks": 20},
+        "svdq2.25, massive sinks": {"keys": SVDQ["svdq2.25"], "values": 4, "window": 0, "sinks": 40, "massive": True},
+        "rotatekv2, massive sinks": {"keys": Rotated(2, 2, 128), "values": Rotated(2, 1, 128), "window": 0, "sinks": 24,
+                                     "massive": True},
+    }
+    for (name, other), dtype in itertools.product(options.items(), TOLERANCE):
+        layer = Layer(heads=6, kv_heads=6, **other)
+        run_case(f"{name} {dtype}, several tokens of a sequence", layer, dtype, counts, 0, check_values=False)
+    return len(options) * len(TOLERANCE)
+
+
 def kvquant(bits, share=0.01):
     return {"keys": Codebook(bits, share), "values": Codebook(bits, share, keys=False)}
 
@@ -360,7 +378,7 @@ def run_all(small, sparse=False):
             check_invariants(layer)
             check_truncation(layer)
             passed += 5
-        passed += run_rotated() + run_latent() + run_codebook() + run_sparse(False)
+        passed += run_rotated() + run_latent() + run_steps() + run_codebook() + run_sparse(False)
         check_invariants(Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128, order="group"), values=Rotated(2, 1, 128),
                                window=32))
         passed += 1

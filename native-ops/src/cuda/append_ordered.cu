@@ -47,7 +47,7 @@ __device__ __forceinline__ void transform(const CacheView& cache, const NewRows&
   load_row(staged + threadIdx.x * kRowStride, x);
   __syncthreads();  // rows are read: elements take their place
   const int head = threadIdx.x / tokens;
-  if (cache.keys.rotation_heads != 0) walsh_hadamard(x);
+  if (cache.keys.rotation_heads != 0) transform_row(x);
   if (head < cache.kv_heads) {
     float* own = to.at(head * kDim) + threadIdx.x % tokens;
 #pragma unroll

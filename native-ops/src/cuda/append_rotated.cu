@@ -139,7 +139,7 @@ __device__ __forceinline__ void append_item(const CacheView& cache, const NewRow
   const SideView& side = keys ? cache.keys : cache.values;
   const TokenRun& run = item.run;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, kv_head = item.first_head + warp;
-  if (side.rotation_heads != 0) walsh_hadamard(x, lane);
+  if (side.rotation_heads != 0) transform_half(x, lane);
   if (ordered || side.rotation_heads > 1) {
     exchange_elements(side, cache.kv_heads * kDim, item.first_head, ordered, x, shared);
   }
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 5)
   wait_copies<0>();
   __syncwarp();
   float x[kHalf];
-  load_half(shared.rows[warp] + lane % kTileTokens * kRowStride + lane / kTileTokens * kHalf, x);
+  load_row(shared.rows[warp] + lane % kTileTokens * kRowStride + lane / kTileTokens * kHalf, x);
   append_item(cache, rows, item, x, shared);
 }
 

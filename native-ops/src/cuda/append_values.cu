@@ -54,8 +54,8 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
   wait_copies<0>();
   __syncwarp();
   float x[kHalf];
-  load_half(staged + lane % kTileTokens * kRowStride + lane / kTileTokens * kHalf, x);
-  walsh_hadamard(x, lane);
+  load_row(staged + lane % kTileTokens * kRowStride + lane / kTileTokens * kHalf, x);
+  transform_half(x, lane);
   const float square =
       sum_in_order(lane, [&](int i) { return __fmul_rn(x[i], x[i]); }, [&](int i) { return fmaf(x[i], x[i], 0.0f); });
   const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim)));

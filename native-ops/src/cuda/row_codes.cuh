@@ -6,10 +6,13 @@
 
 namespace kvquant::cuda {
 
-/// Reads a row of halves in shared memory.
-__device__ __forceinline__ void load_row(const __half* row, float (&x)[kRowDim]) {
+constexpr int kRowHalf = kRowDim / 2;
+
+/// Reads a row of halves in shared memory, or a part of it.
+template <int n>
+__device__ __forceinline__ void load_row(const __half* row, float (&x)[n]) {
 #pragma unroll
-  for (int i = 0; i < kRowDim; i += 8) {
+  for (int i = 0; i < n; i += 8) {
     const uint4 eight = *reinterpret_cast<const uint4*>(row + i);
     const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
@@ -21,64 +24,40 @@ __device__ __forceinline__ void load_row(const __half* row, float (&x)[kRowDim])
   }
 }
 
-/// core/rotation.h's transform of an array in registers.
-__device__ __forceinline__ void walsh_hadamard(float (&x)[kRowDim]) {
+/// The steps of core/rotation.h's transform between elements of an array in registers.
+template <int n>
+__device__ __forceinline__ void butterflies(float (&x)[n]) {
 #pragma unroll
-  for (int half = 1; half < kRowDim; half *= 2) {
+  for (int half = 1; half < n; half *= 2) {
 #pragma unroll
-    for (int i = 0; i < kRowDim; ++i) {
+    for (int i = 0; i < n; ++i) {
       if (i & half) continue;
       const float a = x[i], b = x[i + half];
       x[i] = __fadd_rn(a, b);
       x[i + half] = __fsub_rn(a, b);
     }
   }
+}
+
+/// core/rotation.h's transform of a head in registers.
+__device__ __forceinline__ void transform_row(float (&x)[kRowDim]) {
+  butterflies(x);
   const float scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kRowDim)));
 #pragma unroll
   for (int i = 0; i < kRowDim; ++i) x[i] = __fmul_rn(x[i], scale);
 }
 
-constexpr int kRowHalf = kRowDim / 2;
-
-/// Half of a row of halves in shared memory.
-__device__ __forceinline__ void load_half(const __half* row, float (&x)[kRowHalf]) {
-#pragma unroll
-  for (int i = 0; i < kRowHalf; i += 8) {
-    const uint4 eight = *reinterpret_cast<const uint4*>(row + i);
-    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
-      x[i + 2 * j] = two.x;
-      x[i + 2 * j + 1] = two.y;
-    }
-  }
-}
-
-/// core/rotation.h's transform of a head that two lanes hold, 16 lanes apart.
-__device__ __forceinline__ void walsh_hadamard(float (&x)[kRowHalf], int lane) {
-#pragma unroll
-  for (int half = 1; half < kRowHalf; half *= 2) {
-#pragma unroll
-    for (int i = 0; i < kRowHalf; ++i) {
-      if (i & half) continue;
-      const float a = x[i], b = x[i + half];
-      x[i] = __fadd_rn(a, b);
-      x[i + half] = __fsub_rn(a, b);
-    }
-  }
-  const float sign = lane < kTileTokens ? 1.0f : -1.0f,
-              scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kRowDim)));
+/// The same of a head that two lanes hold, 16 lanes apart.
+__device__ __forceinline__ void transform_half(float (&x)[kRowHalf], int lane) {
+  butterflies(x);
+  const float sign = lane < kTileTokens ? 1.0f : -1.0f;
+  const float scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kRowDim)));
 #pragma unroll
   for (int i = 0; i < kRowHalf; ++i) {
     // A product with one or minus one is exact.
     x[i] = __fmul_rn(fmaf(sign, x[i], __shfl_xor_sync(0xffffffffu, x[i], kTileTokens)), scale);
   }
 }
-
-/// Where the code of a channel is in the eight words of a token: four words are neighbours when they are transposed.
-__device__ constexpr int code_word(int channel) { return channel % 4 + channel / 64 * 4; }
-__device__ constexpr int code_bit(int channel) { return channel % 64 / 4 * 2; }
 
 /// Transposes 16 x 16 codes of 2 bits within each half of a warp: a lane gives the codes of a token and gets those of a
 /// channel.
@@ -109,16 +88,6 @@ __device__ __forceinline__ void store_words(uint4 words, int first, int last, ui
     words.w = (words.w & ones) | (old.w & ~ones);
   }
   *at = words;
-}
-
-/// Stores the codes of a tile, each lane of a half warp those of a token; tokens outside [first, last) stay.
-__device__ __forceinline__ void store_codes(uint32_t (&words)[8], int first, int last, uint8_t* tile, int lane) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) words[i] = transpose_codes(words[i], lane);
-  if (first >= last) return;
-  uint8_t* to = tile + lane % kTileTokens * 16;
-  store_words(make_uint4(words[0], words[1], words[2], words[3]), first, last, to);
-  store_words(make_uint4(words[4], words[5], words[6], words[7]), first, last, to + 256);
 }
 
 /// Exact pages: a block of four warps takes k and v of two heads.
