@@ -5,6 +5,9 @@
 // a warp takes its head's channels or, in an order, those of its group. A scale is a half and a zero a whole number, so
 // that the borders between codes are numbers too: codes come of comparisons, without a division.
 //
+// An H100, 8192 tokens of 8 kv heads: 26 us instead of 339, 60 % of the speed of a copy, in an order 28.5 us, 55 %;
+// 32768 tokens: 74 % and 70 %. With a lane for a token's head, 12 warps on a multiprocessor instead of 20 and twice the
+// code, 49 % and 48 %. Blocks that fetch the rows of their next tokens while they work were slower.
 #include <algorithm>
 
 #include "code_limits.cuh"
