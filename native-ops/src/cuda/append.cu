@@ -9,9 +9,9 @@
 //
 // Formats whose codes depend on more than one head are coded by append_tokens.cu.
 //
-// One token per sequence (decoding): one launch, a block per sequence and kv head; int2 has a kernel of its own,
-// append_one.cu. Prompts: first all tiles in parallel, then the exact copies, since the window may hold tokens that
-// have yet to be coded; int2 has append_int.cu.
+// One token per sequence (decoding): one launch, a block per sequence and kv head; append_one.cu, append_latent.cu and
+// append_layer.cu are for int2, latent2 and svdq. Prompts: first all tiles in parallel, then the exact copies, since the
+// window may hold tokens that have yet to be coded; int2 has append_int.cu, and so on.
 #include "append.cuh"
 #include "codes.cuh"
 #include "kernels.h"
@@ -311,10 +311,10 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
 
 void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   if (tokens.count == 0) return;
-  if (tokens.count <= cache.batch && append_one_supports(cache, tokens)) return append_one(cache, tokens, stream);
+  if (tokens.count <= cache.batch && append_one_supports(cache)) return append_one(cache, tokens, stream);
   if (cache.sink_policy == SinkPolicy::kMassive) update_massive_sinks(cache, tokens, stream);
   if (tokens.count <= cache.batch) {
-    if (append_latent_supports(cache, tokens)) return append_latent(cache, tokens, stream);
+    if (append_latent_supports(cache)) return append_latent(cache, tokens, stream);
     if (append_layer_supports(cache, tokens)) return append_layer(cache, tokens, stream);
     if (append_codebook_one_supports(cache, tokens)) return append_codebook_one(cache, tokens, stream);
   }

@@ -7,11 +7,16 @@
 // that sixteen bits of any width fall out on the way. Quotients near a rounding border are found by one comparison and
 // done again. Angles are shared by the heads of a block.
 //
-// Values and exact copies: append_values.cu; slots of the window that are coded from are filled by the warp that coded.
+// Values: a thread takes a token's head, in registers: the transform needs no exchange and sums are in the order of the
+// portable operator. Instead of dividing each element by the norm, limits are found once such that comparing with them
+// is the same to the bit. Codes meet by a transpose of 16 x 16 codes across lanes.
+//
+// Exact copies are blocks of the same launch; slots of the window that are coded from are filled by the warp that
+// coded.
 //
 // An H100, 8192 tokens of 8 kv heads: 31 us, 51 % of the speed of a copy (append.cu: 9 %); 32768 tokens: 66 %. A third
 // of the time of a first version went to instructions that were not in the cache, hence the short loops.
-#include "codes.cuh"
+#include "code_limits.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 #include "page_angles.cuh"
@@ -21,16 +26,18 @@ namespace kvquant::cuda {
 namespace {
 
 constexpr int kDim = kRowDim, kWarps = 4, kThreads = kWarps * kWarp;
-constexpr int kUnit = kPageTokens;             // tokens of a block
-constexpr int kOwn = kDim / kWarp;             // channels of a lane
-constexpr int kRunPlaces = kDim / kWidthRuns;  // that have codes of one width
+constexpr int kUnit = kPageTokens;                   // tokens of a block
+constexpr int kValueHeads = kWarps * kWarp / kUnit;  // of a block
+constexpr int kOwn = kDim / kWarp;                   // channels of a lane
+constexpr int kRunPlaces = kDim / kWidthRuns;        // that have codes of one width
 
-/// Shared memory; the codes of a tile of each warp follow.
+/// Shared memory of blocks for keys; the codes of a tile of each warp follow. Values have rows only.
 struct KeyBlock {
   __half rows[2][kWarps][kTileTokens * kRowStride];
   PageAngles angles;
   uint8_t places[kWarps][kDim];
 };
+static_assert(sizeof(KeyBlock::rows) == sizeof(__half) * kWarps * kWarp * kRowStride, "rows of values fit");
 
 /// How a lane codes one of its channels.
 struct KeyChannel {
@@ -218,29 +225,127 @@ __device__ __forceinline__ void append_keys(const CacheView& cache, const NewRow
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 3)
-    append_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows, int units) {
-  KVQUANT_DYNAMIC_SHARED(shared);
-  release_next_kernel();
-  const int block = blockIdx.x;
-  const TokenRun run = unit_run<kUnit>(cache, rows, block % units);
+/// The values of 32 tokens of a head, a token a lane.
+__device__ __forceinline__ void append_values(const CacheView& cache, const NewRows& rows, const TokenRun& unit,
+                                              int kv_head, int first, __half* staged) {
+  const SideView& side = cache.values;
+  const int lane = threadIdx.x % kWarp;
+  const TokenRun run{unit.b, max(unit.begin, first), min(unit.end, first + kWarp)};
   if (run.begin >= run.end) return;
-  append_keys(cache, rows, run, block / units * kWarps, *reinterpret_cast<KeyBlock*>(shared));
+  stage_rows(cache, rows, run, kv_head, false, first, staged, lane);
+  commit_copies();
+  wait_copies<0>();
+  __syncwarp();
+  float x[kDim];
+  load_row(staged + lane * kRowStride, x);
+  transform_row(x);
+  float square = 0.0f, product = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kDim; ++i) square = __fadd_rn(square, __fmul_rn(x[i], x[i]));
+  const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim)));
+  const float small = side.four_levels[2], large = side.four_levels[3];
+  const Limits limits = find_limits(rms, __fmul_rn(0.5f, __fadd_rn(small, large)));
+  const int own_tile = first / kTileTokens + lane / kTileTokens, tile = own_tile % kPageTiles;
+  const int begin = max(run.begin - own_tile * kTileTokens, 0),
+            end = min(run.end - own_tile * kTileTokens, kTileTokens);
+  uint8_t* page = cache.page(run.b, first / kPageTokens);
+  uint8_t* codes = page + side.tile(kv_head, tile);
+  // Half of the channels at a time goes where the row was, so that this is a loop: its instructions, for channels one
+  // by one, would not fit into the cache.
+  auto* own = reinterpret_cast<float4*>(staged + lane * kRowStride);
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half) {
+    if (half == 0) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) own[i] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) own[i] = make_float4(x[4 * i + 64], x[4 * i + 65], x[4 * i + 66], x[4 * i + 67]);
+    }
+    uint32_t words[4] = {};  // of channels 4 k + i, so that they are neighbours when they are transposed
+#pragma unroll 1
+    for (int four = 0; four < 4; ++four) {
+      uint32_t parts[4] = {};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float4 y = own[4 * four + i];
+        const float at[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const bool above = at[j] > limits.zero, outer = at[j] <= limits.low || at[j] > limits.high;
+          if (above) parts[j] += 2u << (2 * i);
+          if (outer) parts[j] += 1u << (2 * i);
+          product = __fadd_rn(product, __fmul_rn(fabsf(at[j]), outer ? large : small));
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) words[j] += parts[j] << (8 * four);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      words[j] ^= ~(words[j] >> 1) & 0x55555555u;  // outer below, inner below and so on
+      words[j] = transpose_codes(words[j], lane);
+    }
+    if (begin < end) {
+      store_words(make_uint4(words[0], words[1], words[2], words[3]), begin, end,
+                  codes + half * 256 + lane % kTileTokens * 16);
+    }
+  }
+  const int in_tile = lane % kTileTokens;
+  if (in_tile >= begin && in_tile < end) {
+    uint8_t* norms = page + side.norms + tile * side.norm_tile_bytes + kv_head * kTileTokens * 2;
+    reinterpret_cast<__half*>(norms)[in_tile] = __float2half_rn(norm_of(square, product));
+  }
+  const int in_window = min(run.end, cache.length(run.b));
+  for (int t = run.begin / kTileTokens; t * kTileTokens < in_window; ++t) {
+    refill(cache, rows, run, t, kv_head, false, lane);
+  }
+}
+
+/// Blocks: of keys, values, then of exact pages.
+struct IntBlocks {
+  int units, keys, values;
+};
+
+__global__ void __launch_bounds__(kThreads, 3)
+    append_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
+                      const __grid_constant__ IntBlocks blocks) {
+  KVQUANT_DYNAMIC_SHARED(shared);
+  const int block = blockIdx.x;
+  if (block >= blocks.values + blocks.keys) return append_exact(cache, rows, block - blocks.values - blocks.keys);
+  const TokenRun run = unit_run<kUnit>(cache, rows, block % blocks.units);
+  if (run.begin >= run.end) return;
+  const int warp = threadIdx.x / kWarp;
+  if (block >= blocks.keys) {
+    const int kv_head = (block - blocks.keys) / blocks.units * kValueHeads + warp / (kUnit / kWarp);
+    const int first = run.begin / kUnit * kUnit + warp % (kUnit / kWarp) * kWarp;
+    if (kv_head >= cache.kv_heads) return;
+    append_values(cache, rows, run, kv_head, first, reinterpret_cast<__half*>(shared) + warp * kWarp * kRowStride);
+  } else {
+    append_keys(cache, rows, run, block / blocks.units * kWarps, *reinterpret_cast<KeyBlock*>(shared));
+  }
 }
 
 }  // namespace
 
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens) {
-  return cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 && cache.keys_pre_rope == 0 &&
-         append_values_supports(cache, tokens);
+  const float* levels = cache.values.four_levels;
+  return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
+         cache.keys_pre_rope == 0 && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
+         cache.values.rotated && levels[0] == -levels[3] && levels[1] == -levels[2] && levels[2] > 0.0f &&
+         aligned_rows(tokens);
 }
 
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  const int units = tokens.count / kUnit + 2 * cache.batch;
-  const auto all = static_cast<unsigned>(units * ((cache.kv_heads + kWarps - 1) / kWarps));
+  const auto groups = [&](int heads) { return (cache.kv_heads + heads - 1) / heads; };
+  IntBlocks blocks;
+  blocks.units = tokens.count / kUnit + 2 * cache.batch;
+  blocks.values = blocks.units * groups(kValueHeads);
+  blocks.keys = blocks.units * groups(kWarps);
+  const int exact = cache.batch * exact_columns(cache) * groups(2);
+  const auto all = static_cast<unsigned>(blocks.values + blocks.keys + exact);
   const size_t bytes = sizeof(KeyBlock) + static_cast<size_t>(kWarps * cache.keys.tile_bytes);
-  launch("append", append_int_kernel, {dim3(all), kThreads, bytes, stream}, cache, NewRows{tokens}, units);
-  append_values(cache, tokens, stream);
+  launch("append", append_int_kernel, {dim3(all), kThreads, bytes, stream}, cache, NewRows{tokens}, blocks);
 }
 
 }  // namespace kvquant::cuda

@@ -3,7 +3,7 @@
 //
 // There the time goes to instructions that are fetched once and to loads that wait for each other, so this is short
 // code: of a block per sequence and kv head the first warp codes the key that leaves the window, the second the value,
-// the third copies the new token. A lane holds 4 channels; nothing meets but at the end. An H100, batch 32 and 8 kv
+// the others copy the new token. A lane holds 4 channels; nothing meets but at the end. An H100, batch 32 and 8 kv
 // heads: 6.0 us instead of 10.8.
 #include "kernels.h"
 #include "launch.cuh"
@@ -12,7 +12,7 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kOneDim, kOwn = kOneOwn, kThreads = 3 * kWarp;
+constexpr int kDim = kOneDim, kOwn = kOneOwn, kThreads = 4 * kWarp;
 
 __device__ __forceinline__ void put_key(const CacheView& cache, const NewRows& rows, const Place16& at,
                                         float (&shared)[kDim]) {
@@ -67,15 +67,22 @@ __global__ void __launch_bounds__(kThreads)
   }
   // One new token never takes the place of the one that leaves the window; several may.
   if (count > 1) __syncthreads();
-  if (warp == 2) keep_tokens(cache, rows, b, count, kv_head, lane);
+  if (warp < 2) return;
+  const int thread = threadIdx.x - 2 * kWarp;
+  for (int i = 0; i < count; ++i) {
+    store_exact(cache, rows, b, i, kv_head, thread);
+    store_exact(cache, rows, b, i, kv_head, thread + 2 * kWarp);
+  }
+  if (count > 0 && kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
+    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, thread);
+  }
 }
 
 }  // namespace
 
-bool append_one_supports(const CacheView& cache, const NewTokens& tokens) {
+bool append_one_supports(const CacheView& cache) {
   return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
-         cache.values.format == Format::kNorm && cache.values.bits == 2 && cache.sink_policy != SinkPolicy::kMassive &&
-         aligned_rows(tokens);
+         cache.values.format == Format::kNorm && cache.values.bits == 2 && cache.sink_policy != SinkPolicy::kMassive;
 }
 
 void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {

@@ -1,11 +1,11 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Append of a prompt's chunk, head_dim 128: values of int2 and latent2 (2 bits and a norm), and exact copies of both
-// sides; the same bytes as append.cu leaves. Two lanes take a token's head, half of it in registers each, a warp a
-// tile, a block a page of a head; sums go through one half, then through the other, in the order of the portable
-// operator. Instead of dividing each element by the norm, limits are found once such that comparing with them is the
-// same to the bit. Codes meet by a transpose of 16 x 16 codes across lanes. Starts while the kernel for keys ends,
-// which it has nothing to do with.
-#include "codes.cuh"
+// Append of a prompt's chunk to latent2, head_dim 128, but for keys (append_latent_tiles.cu): values of 2 bits with a
+// norm, and exact copies of both sides; the same bytes as append.cu leaves. Two lanes take a token's head, half of it
+// in registers each, a warp a tile, a block a page of a head; sums go through one half, then through the other, in the
+// order of the portable operator. Codes come of limits (code_limits.cuh), and meet by a transpose of 16 x 16 codes
+// across lanes. Starts while the kernel for keys ends, which it has nothing to do with. int2's in two such kernels took
+// 37 us for 8192 tokens instead of 30 in one.
+#include "code_limits.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 #include "row_codes.cuh"
@@ -14,22 +14,6 @@ namespace kvquant::cuda {
 namespace {
 
 constexpr int kDim = kRowDim, kHalf = kRowHalf, kWarps = kPageTiles, kThreads = kWarps * kWarp;
-
-/// Codes of values x of a norm: 0 up to low, else 1 up to zero, else 2 up to high, else 3; what dividing by the norm
-/// and comparing with the middles between levels (-middle, 0, middle) gives.
-struct Limits {
-  float low, zero, high;
-};
-
-__device__ __forceinline__ Limits find_limits(float rms, float middle) {
-  if (!(rms > 0.0f)) return {NAN, NAN, NAN};                     // 1
-  if (!(rms < INFINITY)) return {INFINITY, INFINITY, INFINITY};  // 0
-  int at = __float_as_int(middle * rms) - 4;
-  while (__fdiv_rn(__int_as_float(at), rms) < middle) ++at;
-  const float low = -__int_as_float(at);
-  while (__fdiv_rn(__int_as_float(at), rms) <= middle) ++at;
-  return {low, 0.0f, __int_as_float(at - 1)};
-}
 
 /// The sum of terms of a token, which two lanes hold, in order. again: the same term in other instructions, lest the
 /// compiler keep all of them.

@@ -29,11 +29,11 @@ void append_basis(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 void store_landmarks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// Append of about one token per sequence to int2: static codes of keys, 2-bit values with norms.
-bool append_one_supports(const CacheView& cache, const NewTokens& tokens);
+bool append_one_supports(const CacheView& cache);
 void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// The same to latent2 in a basis of each head, but for massive sinks.
-bool append_latent_supports(const CacheView& cache, const NewTokens& tokens);
+bool append_latent_supports(const CacheView& cache);
 void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// The same to svdq in a basis over all heads, without a window.
@@ -44,13 +44,13 @@ void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// The part of it, and of latent2, for values and exact copies; behind that for keys.
-bool append_values_supports(const CacheView& cache, const NewTokens& tokens);
-void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
-
 /// Append of a prompt's chunk to latent2 in a basis of each head.
 bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens);
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The part of append_latent_tiles for values and exact copies, behind that for keys.
+bool append_values_supports(const CacheView& cache, const NewTokens& tokens);
+void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
 /// The same for rotatekv2.
 bool append_rotated_supports(const CacheView& cache, const NewTokens& tokens);

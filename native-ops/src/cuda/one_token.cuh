@@ -5,7 +5,6 @@
 #pragma once
 #include "append.cuh"
 #include "codes.cuh"
-#include "tile_rows.cuh"
 #include "token_reader.cuh"
 
 namespace kvquant::cuda {
@@ -25,55 +24,18 @@ __device__ __forceinline__ void load_token(const CacheView& cache, const NewRows
                                            float (&x)[kOneOwn]) {
   const SideView& side = keys ? cache.keys : cache.values;
   const int fresh = at.token - cache.length(at.b), first = at.lane * kOneOwn;
-  if (fresh >= 0) {
-    const int64_t index = rows.key(cache, at.b, fresh, at.kv_head) + (keys ? 0 : cache.kv_heads * kOneDim) + first;
-    const uint2 four = four_halves(rows.tokens.type, rows.tokens.qkv, index);
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x));
-    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
-    x[0] = low.x;
-    x[1] = low.y;
-    x[2] = high.x;
-    x[3] = high.y;
-  } else {
-    const auto* window = reinterpret_cast<const __half*>(
-                             cache.window_page(at.b, at.token) +
-                             (keys ? cache.exact_key(at.kv_head, first) : cache.exact_value(at.kv_head, first))) +
-                         at.in_tile();
+  const int64_t index =
+      fresh >= 0 ? rows.key(cache, at.b, fresh, at.kv_head) + (keys ? 0 : cache.kv_heads * kOneDim) + first : 0;
+  const uint8_t* window = fresh >= 0
+                              ? nullptr
+                              : cache.window_page(at.b, at.token) + at.in_tile() * 2 +
+                                    (keys ? cache.exact_key(at.kv_head, first) : cache.exact_value(at.kv_head, first));
 #pragma unroll
-    for (int i = 0; i < kOneOwn; ++i) x[i] = __half2float(window[i * kExactTokens]);
-  }
-  if (side.mean == nullptr) return;
-#pragma unroll
-  for (int i = 0; i < kOneOwn; ++i) x[i] = __fsub_rn(x[i], side.mean[at.kv_head * kOneDim + first + i]);
-}
-
-/// Exact copies of a sequence's new tokens, and its sinks' header; a warp's work: see store_exact.
-__device__ __forceinline__ void keep_tokens(const CacheView& cache, const NewRows& rows, int b, int count, int kv_head,
-                                            int lane) {
-  const int before = cache.length(b), channel = lane * kOneOwn;
-#pragma unroll 1
-  for (int i = 0; i < count; ++i) {
-    const int token = before + i, slot = token % kExactTokens;
-    const bool recent = cache.window > 0 && token >= before + count - cache.ring * kExactTokens;
-    const bool sink = cache.sink_policy == SinkPolicy::kFirst && token < cache.max_sinks;
-    if (!recent && !sink) continue;
-    const int64_t index = rows.key(cache, b, i, kv_head) + channel;
-    const uint2 k = four_halves(rows.tokens.type, rows.tokens.qkv, index);
-    const uint2 v = four_halves(rows.tokens.type, rows.tokens.qkv, index + cache.kv_heads * kOneDim);
-#pragma unroll 1
-    for (int to_sink = recent ? 0 : 1; to_sink < (sink ? 2 : 1); ++to_sink) {
-      uint8_t* page = to_sink != 0 ? cache.sink_page(b, token / kExactTokens) : cache.window_page(b, token);
-      auto* keys = reinterpret_cast<uint16_t*>(page + cache.exact_key(kv_head, channel)) + slot;
-      auto* values = reinterpret_cast<uint16_t*>(page + cache.exact_value(kv_head, channel)) + slot;
-#pragma unroll
-      for (int c = 0; c < kOneOwn; ++c) {
-        keys[c * kExactTokens] = static_cast<uint16_t>((c < 2 ? k.x : k.y) >> (c % 2 * 16));
-        values[c * kExactTokens] = static_cast<uint16_t>((c < 2 ? v.x : v.y) >> (c % 2 * 16));
-      }
-    }
-  }
-  if (count > 0 && kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
-    for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, lane);
+  for (int i = 0; i < kOneOwn; ++i) {
+    x[i] = fresh >= 0 ? rows.load(index + i)
+                      : __half2float(*reinterpret_cast<const __half*>(window + i * (kExactTokens * 2)));
+    if (side.rounded) x[i] = round_to_half(x[i]);
+    if (side.mean != nullptr) x[i] = __fsub_rn(x[i], side.mean[at.kv_head * kOneDim + first + i]);
   }
 }
 
