@@ -10,8 +10,8 @@
 // Formats whose codes depend on more than one head are coded by append_tokens.cu.
 //
 // One token per sequence (decoding): one launch, a block per sequence and kv head; append_one.cu, append_latent.cu and
-// append_layer.cu are for int2, latent2 and svdq. Prompts: first all tiles in parallel, then the exact copies, since the
-// window may hold tokens that have yet to be coded; int2 has append_int.cu, and so on.
+// append_layer.cu are for int2, latent2 and svdq. Prompts: first all tiles in parallel, then the exact copies, since
+// the window may hold tokens that have yet to be coded; int2 has append_int.cu, and so on.
 #include "append.cuh"
 #include "codes.cuh"
 #include "kernels.h"
