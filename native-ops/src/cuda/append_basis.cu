@@ -1,9 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Append: keys in static codes of a basis over one head or all, the same bytes as append_tokens.cu leaves, where none of
-// append_latent.cu, append_layer.cu and append_latent_tiles.cu does it. A block
-// takes a tile and kv head: its threads have a place and some tokens each, sum over channels in order, and read the
-// rows of the basis, of stored places only, and channels of tokens 32 at a time through shared memory.
-// An H100, svdq2.25 with 8 kv heads, a token for each of 32 sequences: append takes 155 us instead of 580.
+// Append: keys in static codes of a basis over one head or all, the same bytes as append_tokens.cu leaves, where none
+// of append_latent.cu, append_layer.cu and append_latent_tiles.cu does it. A block takes a tile and kv head: its
+// threads have a place and some tokens each, sum over channels in order, and read the rows of the basis, of stored
+// places only, and channels of tokens 32 at a time through shared memory. An H100, svdq2.25 with 8 kv heads, a token
+// for each of 32 sequences: append takes 155 us instead of 580.
 #include "append.cuh"
 #include "codes.cuh"
 #include "kernels.h"

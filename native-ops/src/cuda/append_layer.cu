@@ -2,8 +2,8 @@
 // Append while decoding, svdq in a basis over all heads, head_dim 128, without a window, for about one token per
 // sequence: the same bytes as append_basis.cu and append.cu leave. For keys a block takes four places, a warp one,
 // whose rows of the basis nobody else reads, and 32 tokens at a time, a lane one: channels of a head after another pass
-// through shared memory. Other blocks code values and copy sinks, a warp a head of a sequence (one_token.cuh). An H100, svdq2.25 with 8 kv heads, a token for each of 32 sequences: 14.5 us
-// instead of 154.
+// through shared memory. Other blocks code values and copy sinks, a warp a head of a sequence (one_token.cuh). An H100,
+// svdq2.25 with 8 kv heads, a token for each of 32 sequences: 14.5 us instead of 154.
 #include "kernels.h"
 #include "launch.cuh"
 #include "one_token.cuh"

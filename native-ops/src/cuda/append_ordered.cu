@@ -1,8 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Append of a prompt's chunk to rotatekv2, head_dim 128, keys in an order of channels across the layer: the
-// same bytes as append_tokens.cu leaves. A group may have channels of any head, so that a block holds some tokens of all heads in
-// shared memory: first a thread transforms a token's head, in registers, then heads are mixed, a warp finds the range
-// of a group, and a thread codes a channel. Borders between codes, values and exact copies: append_rotated.cu.
+// same bytes as append_tokens.cu leaves. A group may have channels of any head, so that a block holds some tokens of
+// all heads in shared memory: first a thread transforms a token's head, in registers, then heads are mixed, a warp
+// finds the range of a group, and a thread codes a channel. Borders between codes, values and exact copies:
+// append_rotated.cu.
 #include "code_limits.cuh"
 #include "kernels.h"
 #include "launch.cuh"

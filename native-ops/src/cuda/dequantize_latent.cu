@@ -1,8 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Dequantize of latent2 in a basis of each head, head_dim 128: a block takes two pages of a head, a warp a tile, whose
 // codes tensor cores multiply with the basis (latent_basis.h); keys are turned where they are added up. Values:
-// dequantize_int.cu, which starts while this one ends. An H100, 8192 tokens of 8 kv heads: 40 us instead of 4200, 39 % of
-// the speed of a copy.
+// dequantize_int.cu, which starts while this one ends. An H100, 8192 tokens of 8 kv heads: 40 us instead of 4200, 39 %
+// of the speed of a copy.
 #include "latent_basis.h"
 #include "launch.cuh"
 #include "page_angles.cuh"
