@@ -77,6 +77,7 @@ __device__ __forceinline__ void score_pages(const LatentPart& part, const LaneTu
     RebuiltKeys keys;
     start_keys(keys, part.stream.codes(page), basis, steps, f, lane);
     if (page > part.begin) weigh(buffer ^ 1);
+    wait_copied(shared, page - part.begin);
     const auto* norms = reinterpret_cast<const __half*>(part.stream.norms(page)) + row;
     const int token = page * kPageTokens + row;
     bool valid0 = true, valid1 = true;
@@ -121,6 +122,7 @@ __device__ __forceinline__ void unpack_pages(const LatentPart& part, int place) 
 #pragma unroll 1
   for (int page = part.begin - 1; page <= part.end; ++page) {
     if (page + 1 < part.end) {
+      wait_copied(part.shared, page + 1 - part.begin);
       const TileReader reader{part.stream.keys(page + 1) + tile * static_cast<int>(part.cache.keys.tile_bytes), 0};
       unsigned char* to = part.stream.codes(page + 1) + g * 16 + c * 4;
       unpacker.unpack_page(reader, c, g / kPageTiles, to);
@@ -140,20 +142,24 @@ __device__ __forceinline__ void add_pages(const LatentPart& part, const PairQuer
   float2 next = load_angle(part, part.begin, queries.pair);
 #pragma unroll 1
   for (int page = part.begin - 1; page <= part.end; ++page) {
-    const int buffer = (page - part.begin) & 1, turn = page - part.begin + kLead;
-    if (adder == 0) copies.start(turn);
+    const int buffer = (page - part.begin) & 1;
+    if (adder == 0) copies.start(page - part.begin + kLead);
     if (page + 1 < part.end) queries.store(next, shared.queries[buffer ^ 1], queries.count);
     next = load_angle(part, page + 2, queries.pair);
-    if (page - 2 >= part.begin) sums.add(part.stream.values(page - 2), shared.weights[buffer], adder, lane);
+    if (page - 2 >= part.begin) {
+      wait_copied(shared, page - 2 - part.begin + kLead);
+      sums.add(part.stream.values(page - 2), shared.weights[buffer], adder, lane);
+    }
     if (page > part.begin && must_raise(shared.raise[buffer ^ 1])) {
       meet<kLatentThreads>();
       const float4 keep = scale.raise(shared, lane % 4);
       sums.multiply(keep.z, keep.w);
     }
-    if (adder == 0) copies.wait_before(turn);
+    if (adder == 0) copies.wait_before_newest();
     meet<kLatentThreads>();
   }
   if (part.begin < part.end) {
+    wait_copied(shared, part.end - 1 - part.begin + kLead);
     sums.add(part.stream.values(part.end - 1), shared.weights[(part.end - 1 - part.begin) & 1], adder, lane);
   }
 }
@@ -169,6 +175,7 @@ __device__ __forceinline__ void prepare(const CacheView& cache, const LatentLaye
     const uint8_t* stored = cache.keys.latent + static_cast<int64_t>(kv_head) * layer.basis_bytes;
     unsigned char* basis = bytes + kBasisAt;
     for (int i = thread * 16; i < layer.basis_bytes; i += kUnpackers * kWarp * 16) copy_async(basis + i, stored + i);
+    commit_copies();
     for (int i = unpacker; i < 2 * layer.keys.order.steps(); i += kUnpackers) {
       if (layer.keys.order.width[i] != 0) continue;
       const uint32_t first = i == 0 ? 0x00010001u * kConstantCode : 0;
@@ -235,7 +242,7 @@ __device__ __forceinline__ MergedHead<kDim / kWarp> attend_codes(const LatentPar
     }
     queries.store(angle, shared.queries[0], kHeads);  // zeros too, which stay
     queries.store(angle, shared.queries[1], kHeads);
-    if (adder == 0) copies.wait_before(1);
+    if (adder == 0) copies.wait_before_newest();
     meet<kLatentThreads>();
     LatentSums sums;
     add_pages(part, queries, copies, sums, adder);

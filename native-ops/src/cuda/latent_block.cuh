@@ -236,6 +236,13 @@ struct LatentStream {
   }
 };
 
+/// Waits for what a turn copied; all who read it do.
+__device__ __forceinline__ void wait_copied(LatentShared& shared, int turn) {
+#ifdef KVQUANT_BULK_COPIES
+  wait_arrivals(shared.copied + (turn & (kRing - 1)), static_cast<int>(static_cast<unsigned>(turn) / kRing & 1u));
+#endif
+}
+
 /// What an adder copies: in turn t, counted from 0, keys and norms of page begin + t and values of the page kLead
 /// before. Lane 0 has keys, lane 1 values, lanes 2 to 5 norms of a tile each.
 struct LatentCopies {
@@ -307,11 +314,9 @@ struct LatentCopies {
     load_id(turn + 1);
   }
 
-  /// Waits for all copies but those of the given turn, which is the newest.
-  __device__ __forceinline__ void wait_before(int turn) const {
-#ifdef KVQUANT_BULK_COPIES
-    wait_arrivals(shared.copied + ((turn - 1) & (kRing - 1)), static_cast<unsigned>(turn - 1) / kRing & 1u);
-#else
+  /// Waits for all copies but those of the newest turn, where a turn has no barrier to wait for.
+  __device__ __forceinline__ void wait_before_newest() const {
+#ifndef KVQUANT_BULK_COPIES
     wait_copies<1>();
 #endif
   }
