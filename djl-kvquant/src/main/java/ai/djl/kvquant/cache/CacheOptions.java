@@ -308,7 +308,9 @@ public final class CacheOptions {
      * @return the options
      */
     public CacheOptions forSizes(CacheGeometry geometry) {
-        return needsCalibration() ? withCalibration(NominalCalibration.of(geometry, dtype)) : this;
+        return needsCalibration()
+                ? withCalibration(NominalCalibration.of(geometry, dtype, basis.isLayerWide()))
+                : this;
     }
 
     /** What was measured on the model; null if nothing was and nothing must be. */

@@ -16,16 +16,27 @@ final class NominalCalibration {
 
     private NominalCalibration() {}
 
-    static Calibration of(CacheGeometry geometry, CacheDtype dtype) {
+    /**
+     * Makes one.
+     *
+     * @param layerWide whether a basis of keys, if the method has one, covers all kv heads
+     */
+    static Calibration of(CacheGeometry geometry, CacheDtype dtype, boolean layerWide) {
         Calibration.Builder builder = new Calibration.Builder(Map.of());
         float[] order = new float[geometry.channels()];
         float[] steps = new float[2 * geometry.channels()];
         Arrays.fill(steps, 1f);
         IntStream.range(0, order.length).forEach(i -> order[i] = i);
+        float[] basis = basis(geometry, dtype, layerWide);
         for (int layer = 0; layer < geometry.numLayers(); ++layer) {
             builder.put(layer, "keys.mean", new float[geometry.channels()]);
             builder.put(layer, "keys.noise", new float[geometry.channels()]);
-            builder.put(layer, "keys.order", order);
+            if (basis == null) {
+                builder.put(layer, "keys.order", order);
+            } else {
+                builder.put(layer, "keys.basis", basis);
+                builder.put(layer, "keys.inverse", basis);
+            }
             builder.put(layer, "keys.steps", steps);
             builder.put(layer, "keys.widths", widths(dtype.keyBits()));
             if (dtype.keyMethod() == CacheMethod.KVQUANT) {
@@ -36,6 +47,17 @@ final class NominalCalibration {
             }
         }
         return builder.build();
+    }
+
+    /** Identities, [kv heads / heads, n, n] with n = heads * headDim; null without a basis. */
+    private static float[] basis(CacheGeometry geometry, CacheDtype dtype, boolean layerWide) {
+        if (dtype.keyMethod() != CacheMethod.LATENT && dtype.keyMethod() != CacheMethod.SVDQ) {
+            return null;
+        }
+        int size = layerWide ? geometry.channels() : geometry.headDim();
+        float[] basis = new float[geometry.channels() * size];
+        IntStream.range(0, geometry.channels()).forEach(i -> basis[i * size + i % size] = 1f);
+        return basis;
     }
 
     /** Equally spaced levels from -1 to 1. */
