@@ -211,9 +211,12 @@ def run_steps():
         "svdq2.25, massive sinks": {"keys": SVDQ["svdq2.25"], "values": 4, "window": 0, "sinks": 40, "massive": True},
         "rotatekv2, massive sinks": {"keys": Rotated(2, 2, 128), "values": Rotated(2, 1, 128), "window": 0, "sinks": 24,
                                      "massive": True},
+        "rotatekv2, 40 heads": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128), "kv_heads": 40, "heads": 40},
+        "rotatekv2, 12 heads in an order": {"keys": Rotated(2, 2, 128, order="group"), "values": Rotated(2, 1, 128),
+                                            "window": 0, "kv_heads": 12, "heads": 12},
     }
     for (name, other), dtype in itertools.product(options.items(), TOLERANCE):
-        layer = Layer(heads=6, kv_heads=6, **other)
+        layer = Layer(**{"heads": 6, "kv_heads": 6, **other})
         run_case(f"{name} {dtype}, several tokens of a sequence", layer, dtype, counts, 0, check_values=False)
     return len(options) * len(TOLERANCE)
 
