@@ -11,9 +11,9 @@ import torch
 
 PAGE, RUN = 64, 16
 MASSIVE = 20
-LEVELS = {2: [0.4979, 1.4937], 3: [0.2451, 0.7560, 1.3439, 2.1520],
-          4: [0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326],
-          8: [5 * (2 * i + 1) / 255 for i in range(128)]}
+# Upper halves, equally spaced as Java has them.
+LEVELS = {bits: [step * (i + 0.5) for i in range(1 << bits >> 1)]
+          for bits, step in ((2, 0.9958), (3, 0.586), (4, 0.3352), (8, 10 / 255))}
 # Widths of runs of channels; the first two are typical of int2.
 SCHEDULES = {"wide": [8, 4, 4, 4, 4, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0], "flat": [4] * 3 + [2] * 7 + [1] * 6,
              "odd": [2, 3, 8, 1, 0, 4, 3, 3, 1, 2, 2, 8, 0, 1, 1, 3], "eight": [8] * 16,

@@ -136,7 +136,10 @@ def check_truncation(layer):
 FORMATS = {
     "int2": {}, "int2 flat": {"schedule": "flat"}, "int2 odd widths": {"schedule": "odd"},
     "int8": {"schedule": "eight", "values": 8}, "int3/4": {"schedule": "odd", "values": 4},
-    "int2, uneven levels": {"levels": [0.4528, 1.5104]}, "int2, no window": {"window": 0, "sinks": 0},
+    "int4": {"schedule": "four", "values": 4},
+    "int2, uneven levels": {"levels": [0.4528, 1.5104]},
+    "int3/4, uneven levels": {"schedule": "odd", "values": 4, "levels": [0.13, 0.39, 0.66, 0.94, 1.26, 1.62, 2.07, 2.73]},
+    "int2, no window": {"window": 0, "sinks": 0},
     "int2, natural order": {"order": False, "noise": False, "schedule": "two"},
     "int2, 20 sinks": {"sinks": 20, "window": 32}, "int2/3": {"values": 3},
     "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0},
@@ -348,8 +351,8 @@ def run_all(small, sparse=False):
     if sparse:
         passed = run_sparse(small)
     elif small:
-        for name in ("int2", "int2 odd widths", "int3/4", "fp16", "fp16 with window", "rotatekv2, massive sinks",
-                     "kvquant2", "latent2"):
+        for name in ("int2", "int2 odd widths", "int3/4", "int3/4, uneven levels", "int8", "int2/3", "fp16",
+                     "fp16 with window", "rotatekv2, massive sinks", "kvquant2", "latent2"):
             layer = Layer(heads=4, kv_heads=1, **FORMATS[name])
             run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
             passed += 1
@@ -373,7 +376,7 @@ def run_all(small, sparse=False):
             run_case(f"{name} {dtype}", layer, dtype, [LENGTHS], 2, check_values=False)
             run_case(f"{name} {dtype} steps", layer, dtype, [[1, 2, 3]], 150, check_values=False)
             passed += 2
-        for name in ("int2", "int2, uneven levels"):
+        for name in ("int2", "int2/3", "int4", "int8", "int2, uneven levels"):
             layer = Layer(**FORMATS[name])
             run_case(f"{name} large scores", layer, torch.float16, [[900, 2000]], 2, scale=6.0)
             run_case(f"{name} flat scores", layer, torch.float16, [[900, 2000]], 2, scale=0.0)

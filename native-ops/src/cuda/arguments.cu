@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "arguments.h"
 #include "core/basis.h"
@@ -31,6 +32,17 @@ bool is_local(const LayerParams& params, const SideParams& side) {
   return others == 0;
 }
 
+/// SideView::level_step.
+float level_step(const float* levels, int bits) {
+  const int last = (1 << bits) - 1;
+  const float step = (levels[last] - levels[0]) / static_cast<float>(last);
+  for (int i = 0; i <= last; ++i) {
+    const float even = step * (static_cast<float>(i) - 0.5f * static_cast<float>(last));
+    if (!(std::fabs(levels[i] - even) < 1e-3f * step)) return 0.0f;
+  }
+  return step;
+}
+
 SideView side_view(const LayerParams& params, const SideParams& side, const SideLayout& layout) {
   SideView view = {};
   view.format = side.format;
@@ -49,8 +61,10 @@ SideView side_view(const LayerParams& params, const SideParams& side, const Side
   view.norms = layout.norms(0, 0);
   view.norm_tile_bytes = layout.norms(1, 0) - layout.norms(0, 0);
   view.outliers_begin = layout.outlier_values(0, 0);
-  if (side.format == Format::kNorm && side.bits == 2) {
-    std::copy_n(packed_array<float>(params, side.levels_offset), 4, view.four_levels);
+  if (side.format == Format::kNorm) {
+    const float* levels = packed_array<float>(params, side.levels_offset);
+    view.level_step = level_step(levels, side.bits);
+    if (side.bits == 2) std::copy_n(levels, 4, view.four_levels);
   }
   for (int run = 0; run < kWidthRuns && side.format == Format::kStatic; ++run) {
     const int place = run * (params.head_dim / kWidthRuns);

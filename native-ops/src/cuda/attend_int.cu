@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Decode attention over keys in static codes and values in 2-bit codes with norms (int2), head_dim 128, on tensor
-// cores; the plain kernel takes a token at a time.
+// Decode attention over keys in static codes and values in codes with norms (int2, int3, int4, int8), head_dim 128, on
+// tensor cores; the plain kernel takes a token at a time.
 //
 // The history of a sequence and kv head is cut into parts, a block each. The warps of a part go through its tokens in
 // codes on their own and meet only at the end. A warp takes a batch of up to 4 groups of 128 tokens: first the products
@@ -48,7 +48,7 @@ namespace kvquant::cuda {
 namespace {
 
 /// Scores in base 2 become weights, times norms, as operands. norms: of the lane's tile.
-template <bool kMasked>
+template <int value_bits, bool kMasked>
 __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (&scores)[kProducts][4], uint4 n0,
                                       uint4 n1, uint32_t valid, WeightOperands& operands) {
   uint32_t words[8] = {n0.x, n0.y, n0.z, n0.w, n1.x, n1.y, n1.z, n1.w};  // of tokens 2 i and 2 i + 1 of the lane's tile
@@ -86,7 +86,7 @@ __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (
 #pragma unroll
   for (int f = 0; f < kProducts; ++f) {
     const __half2 low = as_half2(words[f / 2]), high = as_half2(words[f / 2 + 4]);
-    const float unit = sums.norm_scale * static_cast<float>(1 << (6 - field_position(f)));
+    const float unit = sums.norm_scale * static_cast<float>(1 << (6 - ValueCodes<value_bits>::position(f)));
     const float a = (f % 2 == 0 ? __low2float(low) : __high2float(low)) * unit;
     const float b = (f % 2 == 0 ? __low2float(high) : __high2float(high)) * -unit;
     float w[4];
@@ -165,7 +165,7 @@ __device__ __forceinline__ void fetch_queries(const CacheView& cache, const Atte
 
 /// A part's tokens in codes. Leaves the warps' sums at the beginning of shared memory, Layout::kSums apart, and the
 /// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
-template <int warps>
+template <int warps, int value_bits>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
                                              const BlockHeads& heads, ExactUnits<kDim>& exact, bool exact_follow,
                                              FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink,
@@ -195,8 +195,8 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   const int owner = g >> layer.column_bits, words_at = (place + (g & (columns - 1))) * 4 + c;
   const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
-  GroupStream stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
-                     last,  stages, norms, exact,         exact_follow, first, first};
+  GroupStream<value_bits> stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
+                                 last,  stages, norms, exact,         exact_follow, first, first};
   stream.now = ids.x;
   stream.next = ids.y;
   const int all_columns = layer.together * columns;
@@ -257,17 +257,17 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
     }
     WeightOperands operands;
     if (count << layer.column_bits == kHeads && (first + count) * kGroupTokens <= tokens && (first > 0 || sinks == 0)) {
-      weigh<false>(softmax, sums, scores, n0, n1, 0xffffu, operands);
+      weigh<value_bits, false>(softmax, sums, scores, n0, n1, 0xffffu, operands);
     } else {
       const uint32_t valid = valid_tokens((first + mine) * kGroupTokens + g * kTileTokens, tokens, sinks);
-      weigh<true>(softmax, sums, scores, n0, n1, mine < count ? valid : 0, operands);
+      weigh<value_bits, true>(softmax, sums, scores, n0, n1, mine < count ? valid : 0, operands);
     }
-    add_ones(sums, operands);
+    add_ones<value_bits>(sums, operands);
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
       wait_copies<1>();
       __syncwarp();
-      add_codes(sums, stages + stage * layer.stage_bytes, operands, owner == i ? 0xffffffffu : 0, lane);
+      add_codes<value_bits>(sums, stages + stage * layer.stage_bytes, operands, owner == i ? 0xffffffffu : 0, lane);
       __syncwarp();
       stream.start(stage);
       stage ^= 1;
@@ -282,7 +282,7 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   for (int m = 0; m < 8; ++m) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float sum = fmaf(-1.5f, sums.ones[j % 2], sums.sums[m][j]) * factor;
+      const float sum = fmaf(-ValueCodes<value_bits>::kCentre, sums.ones[j % 2], sums.sums[m][j]) * factor;
       out[j % 2 * kMergeStride<kDim> + m / 2 * 32 + m % 2 * 2 + j / 2] = sum;
     }
   }
@@ -292,7 +292,7 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
 
 /// A block per part, kv head (and group of 8 query heads), or some of these, and sequence. The last part is what is
 /// kept exactly, unless there is only one, which then has all tokens. direct: there is only one.
-template <int warps, bool direct>
+template <int warps, int value_bits, bool direct>
 __device__ __forceinline__ void attend_int_block(const CacheView& cache, const Attention& p, const IntLayer& layer) {
   using Layout = IntBlock<warps>;
   constexpr int kWarpHeads = kHeads / warps;  // that a warp merges
@@ -358,8 +358,8 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   };
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
-    if (!attend_codes<warps>(cache, p, layer, heads, exact, direct && exact_too, inputs, own, ids, sink, shared, warp,
-                             lane)) {
+    if (!attend_codes<warps, value_bits>(cache, p, layer, heads, exact, direct && exact_too, inputs, own, ids, sink,
+                                         shared, warp, lane)) {
       return write_empty(cache, p, block);
     }
     __syncthreads();
@@ -387,11 +387,11 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
 }
 
 /// Kernels of their own for one part and for several: each keeps more in registers than one for both.
-template <int warps, int blocks, bool direct>
+template <int warps, int blocks, int value_bits, bool direct>
 __global__ void __launch_bounds__(warps* kWarp, blocks)
     attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
                       const __grid_constant__ IntLayer layer) {
-  attend_int_block<warps, direct>(cache, p, layer);
+  attend_int_block<warps, value_bits, direct>(cache, p, layer);
 }
 
 IntLayer describe(const CacheView& cache) {
@@ -412,47 +412,46 @@ IntLayer describe(const CacheView& cache) {
     next += (runs + 1) / 2;
   }
   layer.key_stride = (keys.tile_bytes + 127) / 128 * 128;
-  layer.stage_bytes = kGroupTiles * std::max(layer.key_stride, kValueTileBytes);
+  layer.stage_bytes = kGroupTiles * std::max(layer.key_stride, cache.values.tile_bytes);
   layer.warp_bytes = kStages * layer.stage_bytes + kNormsBytes;
   const int heads = cache.heads / cache.kv_heads;
   layer.column_bits = heads <= 2 ? 1 : heads <= 4 ? 2 : 3;
   layer.queries = heads;
   layer.head_groups = head_groups(cache);
-  layer.level_step = (cache.values.four_levels[3] - cache.values.four_levels[0]) / 3.0f;
+  layer.level_step = cache.values.level_step;
   return layer;
 }
 
-template <int warps, int blocks>
+template <int warps, int blocks, int value_bits>
 void launch_int(const CacheView& cache, const Attention& p, const IntLayer& layer, bool early, cudaStream_t stream) {
   const auto bytes = static_cast<size_t>(IntBlock<warps>::kWarpBuffers + warps * layer.warp_bytes);
   dim3 grid = attention_blocks(cache, p);
   grid.x /= static_cast<unsigned>(layer.together);
   const LaunchShape shape{grid, warps * kWarp, bytes, stream, early};
   if (p.parts == 1) {
-    launch("attend", attend_int_kernel<warps, blocks, true>, shape, cache, p, layer);
+    launch("attend", attend_int_kernel<warps, blocks, value_bits, true>, shape, cache, p, layer);
   } else {
-    launch("attend", attend_int_kernel<warps, blocks, false>, shape, cache, p, layer);
+    launch("attend", attend_int_kernel<warps, blocks, value_bits, false>, shape, cache, p, layer);
   }
 }
 
 }  // namespace
 
 bool attend_int_supports(const CacheView& cache) {
-  const float* levels = cache.values.four_levels;
-  const bool even =
-      levels[0] == -levels[3] && levels[1] == -levels[2] && std::fabs(levels[3] - 3.0f * levels[2]) < 1e-3f;
+  const SideView& values = cache.values;
+  const bool coded = values.format == Format::kNorm && values.rotated && values.level_step > 0.0f;
   const bool waves = cache.rope_rows >= kPageTokens + 2;  // 128 positions, which the mean term turns by
   const bool first = cache.sink_policy != SinkPolicy::kMassive && cache.keys_pre_rope == 0;
   const auto aligned = [](const float* table) { return reinterpret_cast<uintptr_t>(table) % sizeof(float4) == 0; };
   return first && aligned(cache.keys.steps) && aligned(cache.keys.mean) && aligned(cache.keys.noise) &&
-         cache.keys.format == Format::kStatic && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
-         cache.values.rotated && even && cache.head_dim == kDim && cache.max_sinks <= kSinkBits && waves;
+         cache.keys.format == Format::kStatic && coded && cache.head_dim == kDim && cache.max_sinks <= kSinkBits &&
+         waves;
 }
 
 AttentionShape attend_int_shape(const CacheView& cache, int shared_bytes) {
   const IntLayer layer = describe(cache);
-  const int warps =
-      IntBlock<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes <= shared_bytes ? kManyWarps : kFewWarps;
+  const int many = IntBlock<kManyWarps>::kWarpBuffers + kManyWarps * layer.warp_bytes;
+  const int warps = cache.values.bits == 2 && many <= shared_bytes ? kManyWarps : kFewWarps;
   const int fixed = warps == kManyWarps ? IntBlock<kManyWarps>::kWarpBuffers : IntBlock<kFewWarps>::kWarpBuffers;
   return {warps, fixed + warps * layer.warp_bytes, 2, kGroupTokens, 1};
 }
@@ -467,10 +466,16 @@ void attend_int(const CacheView& cache, const Attention& p, const AttentionShape
   IntLayer layer = describe(cache);
   layer.together = shape.together;
   for (layer.team_bits = 0; shape.together << (layer.team_bits + 1) <= shape.warps;) ++layer.team_bits;
-  if (shape.warps == kManyWarps) {
-    launch_int<kManyWarps, 2>(cache, p, layer, early, stream);
-  } else {
-    launch_int<kFewWarps, 2>(cache, p, layer, early, stream);
+  if (shape.warps == kManyWarps) return launch_int<kManyWarps, 2, 2>(cache, p, layer, early, stream);
+  switch (cache.values.bits) {
+    case 2:
+      return launch_int<kFewWarps, 2, 2>(cache, p, layer, early, stream);
+    case 3:
+      return launch_int<kFewWarps, 2, 3>(cache, p, layer, early, stream);
+    case 4:
+      return launch_int<kFewWarps, 2, 4>(cache, p, layer, early, stream);
+    default:
+      return launch_int<kFewWarps, 2, 8>(cache, p, layer, early, stream);
   }
 }
 

@@ -44,6 +44,7 @@ struct IntBlock {
 
 /// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones; at
 /// last the first exact unit, if exact tokens follow.
+template <int value_bits>
 struct GroupStream {
   const CacheView& cache;
   const IntLayer& layer;
@@ -70,10 +71,12 @@ struct GroupStream {
       const uint8_t* page1 = cache.pages + __shfl_sync(0xffffffffu, now, 2 * at + 1) * cache.page_bytes;
       unsigned char* to = stages + stage * layer.stage_bytes;
       const int64_t begin = (values ? cache.values.tile(kv_head, 0) : cache.keys.tile(kv_head, 0)) + lane * 16;
-      if (values || cache.keys.tile_bytes == kValueTileBytes) {  // int2's usual width
+      if (values && value_bits != 2) {
+        copy_wide(to, page0 + begin, page1 + begin, Values::kTileBytes, Values::kTileBytes, Values::swizzle);
+      } else if (values || cache.keys.tile_bytes == kValueTileBytes) {  // int2's usual width
         copy_tiles(to, page0 + begin, page1 + begin);
       } else {
-        copy_keys(to, page0 + begin, page1 + begin);
+        copy_wide(to, page0 + begin, page1 + begin, cache.keys.tile_bytes, layer.key_stride, key_swizzle);
       }
       if (!values) copy_norms(norms + (group - first) * (kGroupTiles * kNormBytes), page0, page1);
       if (++group == min(first + batch, end)) {
@@ -93,14 +96,18 @@ struct GroupStream {
   }
 
  private:
+  using Values = ValueCodes<value_bits>;
+
   /// Tile i of 8 is tile i % 4 of page i / 4 of the two.
-  __device__ __forceinline__ void copy_keys(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+  template <class Swizzle>
+  __device__ __forceinline__ void copy_wide(unsigned char* to, const uint8_t* page0, const uint8_t* page1, int bytes,
+                                            int stride, Swizzle swizzle) const {
 #pragma unroll 1
-    for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
+    for (int at = lane * 16; at < bytes; at += kWarp * 16) {
 #pragma unroll
       for (int i = 0; i < kGroupTiles; ++i) {
-        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * cache.keys.tile_bytes;
-        copy_async(to + i * layer.key_stride + (at ^ key_swizzle(i)), from + (at - lane * 16));
+        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * bytes;
+        copy_async(to + i * stride + (at ^ swizzle(i)), from + (at - lane * 16));
       }
     }
   }
@@ -113,7 +120,7 @@ struct GroupStream {
     copy_async(to + lane * 16, from);
   }
 
-  /// Keys or values, 512 bytes a tile.
+  /// Keys or values of 512 bytes a tile.
   __device__ __forceinline__ void copy_tiles(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
 #pragma unroll
     for (int i = 0; i < kGroupTiles; ++i) {

@@ -1,15 +1,16 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Sums of weighted values in 2-bit codes with a norm per token, 128 tokens at a time, head_dim 128.
+// Sums of weighted values in codes of 2, 3, 4 or 8 bits with a norm per token, 128 tokens at a time, head_dim 128.
 //
-// A word holds a channel's codes of 16 tokens, token f in field f of the low half and token f + 8 in that of the high
-// half: a mask makes of it the operand of tokens f and f + 8, in subnormal fp16 as in static_keys.cuh. A product takes
-// its 16 tokens (columns of the first operand) from 8 tiles: pair c is tokens f, f + 8 of tile 2 c, pair c + 4 those of
-// tile 2 c + 1. Channels are dealt so that a lane reads 16 bytes: row g of products 2 m and 2 m + 1 is channels 32 m +
+// A channel's codes of the 16 tokens of a tile lie behind each other. A mask makes of them the operand of tokens f and
+// f + 8, in subnormal fp16 as in static_keys.cuh: with 2 bits token f is field f of the low half of a word and token
+// f + 8 that of the high half; bytes of more bits are brought together so first (ChannelCodes). A product takes its 16
+// tokens (columns of the first operand) from 8 tiles: pair c is tokens f, f + 8 of tile 2 c, pair c + 4 those of tile
+// 2 c + 1. Channels are dealt so that a lane reads four at a time: row g of products 2 m and 2 m + 1 is channels 32 m +
 // 4 g and + 2, row g + 8 those after them.
 //
-// Norms go into the weights. Levels are equally spaced around 0: a step times (code - 1.5); the sum of weights, which
-// 1.5 takes, is one more product, with ones. Tokens of the high halves are taken as 3 - code with negative weights:
-// sums stay near zero, which the truncating accumulator needs.
+// Norms go into the weights. Levels are equally spaced around 0: a step times (code - centre); the sum of weights,
+// which the centre takes, is one more product, with ones. Tokens of the high halves are taken as (largest code - code)
+// with negative weights: sums stay near zero, which the truncating accumulator needs.
 #pragma once
 #include "static_keys.cuh"
 
@@ -19,6 +20,77 @@ constexpr int kValueTileBytes = 128 * 4;
 /// From one tile to the next in shared memory; lanes of a quarter warp then read different banks.
 constexpr int kValueStride = kValueTileBytes + 16;
 constexpr int kNormBytes = kTileTokens * 2;  // of a tile
+
+/// Where codes of values of a number of bits lie.
+template <int bits>
+struct ValueCodes {
+  static constexpr int kTileBytes = 128 * bits * 2, kFourBytes = 4 * bits * 2;  // of a tile, of four channels
+  static constexpr float kCentre = 0.5f * ((1 << bits) - 1);
+
+  /// Of the codes of a product's tokens in the halves of an operand.
+  static __host__ __device__ constexpr int position(int product) {
+    const int field = product % 4;
+    return bits == 2 ? 2 * field : bits == 3 ? 3 * (field < 2 ? field : 2) : bits == 4 ? field % 2 * 4 : 0;
+  }
+  /// The exchange of a tile's blocks of 16 bytes: lanes read four channels of two tiles each.
+  static __device__ __forceinline__ int swizzle(int tile) {
+    if (bits == 4) return (tile & 2) << 3 | (tile & 4) << 4;
+    return bits == 8 ? (tile & 6) << 3 : value_swizzle(tile);
+  }
+};
+
+/// A channel's codes of a tile; `now`: those of tokens f and f + 8 at ValueCodes::position, others around them.
+template <int bits>
+struct ChannelCodes {
+  uint32_t words[(bits + 1) / 2], now;
+  bool odd;  // bits == 3: begins in the middle of a word
+
+  /// Goes on to a product; they come in order.
+  __device__ __forceinline__ void go_to(int f) {
+    if constexpr (bits == 2) {
+      now = f == 0 ? words[0] : f == 4 ? now >> 8 : now;
+    } else if constexpr (bits == 3) {
+      if (f == 0) now = __byte_perm(words[0], words[1], odd ? 0x6532 : 0x4310);
+      if (f == 4) now = __byte_perm(words[0], words[1], odd ? 0x7643 : 0x5421) >> 4;
+      if (f % 4 == 3) now >>= 3;
+    } else if constexpr (bits == 4) {
+      if (f % 4 == 0) now = __byte_perm(words[0], words[1], f == 0 ? 0x5410 : 0x7632);
+      if (f % 4 == 2) now >>= 8;
+    } else {
+      now = f % 2 == 0 ? __byte_perm(words[f / 4], words[2 + f / 4], f % 4 == 0 ? 0x5410 : 0x7632) : now >> 8;
+    }
+  }
+};
+
+/// Reads four channels; tile: its place in shared memory, swizzle: its exchange.
+template <int bits>
+__device__ __forceinline__ void read_four(ChannelCodes<bits>* channels, const unsigned char* tile, int from,
+                                          int swizzle) {
+  if constexpr (bits == 3) {
+    uint32_t words[6];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const uint2 two = *reinterpret_cast<const uint2*>(tile + ((from + 8 * i) ^ swizzle));
+      words[2 * i] = two.x;
+      words[2 * i + 1] = two.y;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      channels[i].odd = i % 2 != 0;
+      channels[i].words[0] = words[3 * i / 2];
+      channels[i].words[1] = words[3 * i / 2 + 1];
+    }
+  } else {
+    constexpr int kWords = bits / 2;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const uint4 x = *reinterpret_cast<const uint4*>(tile + ((from + 16 * i) ^ swizzle));
+      const uint32_t four[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) channels[(4 * i + j) / kWords].words[(4 * i + j) % kWords] = four[j];
+    }
+  }
+}
 
 /// 1 / x of a power of 2.
 __device__ __forceinline__ float inverse_power(float x) { return __int_as_float((254 << 23) - __float_as_int(x)); }
@@ -69,45 +141,46 @@ __device__ __forceinline__ void weight_operand(uint32_t (&b)[2], float w0, float
 }
 
 /// Adds the values of 8 tiles, weights of the columns that `columns` is all ones for.
+template <int bits>
 __device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* values, const WeightOperands& weights,
                                           uint32_t columns, int lane) {
+  using Codes = ValueCodes<bits>;
   constexpr uint32_t kFlip = 0xffff0000u;
-  const int c = lane % 4;
-  const unsigned char* first = values + c * 2 * kValueTileBytes + ((lane / 4 * 16) ^ value_swizzle(2 * c));
+  constexpr int kTogether = bits == 8 ? 1 : 2;  // pairs of sums: products of one sum would wait for each other
+  const int c = lane % 4, from = lane / 4 * Codes::kFourBytes, swizzle = Codes::swizzle(2 * c);
+  const unsigned char* tile = values + c * 2 * Codes::kTileBytes;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {  // four sums at a time: products of one would wait for each other
-    uint32_t a[2][8];
+  for (int first = 0; first < 4; first += kTogether) {
+    ChannelCodes<bits> a[kTogether][8];
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      const uint4 x = *reinterpret_cast<const uint4*>(first + 256 * half + 128 * m);
-      const uint4 y = *reinterpret_cast<const uint4*>(first + 256 * half + 128 * m + kValueTileBytes);
-      const uint32_t all[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) a[m][i] = all[i];
+    for (int m = 0; m < kTogether; ++m) {
+      const int at = from + (first + m) * 8 * Codes::kFourBytes;
+      read_four(a[m], tile, at, swizzle);
+      read_four(a[m] + 4, tile + Codes::kTileBytes, at, swizzle);
     }
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
-      if (f == 4) {
-#pragma unroll
-        for (int i = 0; i < 16; ++i) a[i / 8][i % 8] >>= 8;
-      }
-      const uint32_t mask = 0x00030003u << field_position(f);
+      constexpr uint32_t kField = ((1u << bits) - 1u) * 0x00010001u;
+      const uint32_t mask = kField << Codes::position(f);
       const uint32_t b0 = weights.b[f][0] & columns, b1 = weights.b[f][1] & columns;
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const auto field = [&](int i) { return flip_and_mask(a[m][i], kFlip, mask); };
-        mma(sums.sums[4 * half + 2 * m], field(0), field(1), field(4), field(5), b0, b1);
-        mma(sums.sums[4 * half + 2 * m + 1], field(2), field(3), field(6), field(7), b0, b1);
+      for (int m = 0; m < kTogether; ++m) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) a[m][i].go_to(f);
+        const auto field = [&](int i) { return flip_and_mask(a[m][i].now, kFlip, mask); };
+        mma(sums.sums[2 * (first + m)], field(0), field(1), field(4), field(5), b0, b1);
+        mma(sums.sums[2 * (first + m) + 1], field(2), field(3), field(6), field(7), b0, b1);
       }
     }
   }
 }
 
 /// Adds weights to their sums.
+template <int bits>
 __device__ __forceinline__ void add_ones(ValueSums& sums, const WeightOperands& weights) {
 #pragma unroll
   for (int f = 0; f < kProducts; ++f) {
-    const uint32_t one = 0x00010001u << field_position(f);
+    const uint32_t one = 0x00010001u << ValueCodes<bits>::position(f);
     mma(sums.ones, one, one, one, one, weights.b[f][0], weights.b[f][1]);
   }
 }
