@@ -207,7 +207,8 @@ def run_steps():
     """Appends of about one token per sequence have kernels of their own: also where a sequence gets several."""
     counts = [[40, 3, 20], [2, 1, 0], [0, 3, 0], [1, 0, 2], [3, 0, 0], [1, 1, 1]]
     options = {
-        "int2": {"window": 16}, "int2, no window": {"window": 0}, "latent2": {"keys": Latent(), "window": 16},
+        "int2": {"window": 16}, "int2, no window": {"window": 0}, "int4": {"window": 16, **FORMATS["int4"]},
+        "latent2": {"keys": Latent(), "window": 16},
         "latent2, no window": {"keys": Latent(), "window": 0, "sinks": 0},
         "svdq2.25": {"keys": SVDQ["svdq2.25"], "values": 4, "window": 0},
         "svdq1.25/int2, 20 sinks": {"keys": SVDQ["svdq1.25"], "window": 0, "sinks": 20},

@@ -1,5 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Append while decoding, int2 with head_dim 128: the same bytes as append.cu leaves, for one token per sequence.
+// Append while decoding, int2 and int4 with head_dim 128: the same bytes as append.cu leaves, for one token per
+// sequence.
 //
 // There the time goes to instructions that are fetched once and to loads that wait for each other, so this is short
 // code: of a block per sequence and kv head the first warp codes the key that leaves the window, the second the value,
@@ -48,6 +49,7 @@ __device__ __forceinline__ void put_key(const CacheView& cache, const NewRows& r
   }
 }
 
+template <int value_bits>
 __global__ void __launch_bounds__(kThreads)
     append_one_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
   __align__(16) __shared__ float shared[3][kDim];
@@ -60,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
       if (warp == 0) {
         put_key(cache, rows, at, shared[0]);
       } else {
-        put_value(cache, rows, at, shared[1], shared[2]);
+        put_value<value_bits>(cache, rows, at, shared[1], shared[2]);
       }
       __syncwarp();
     }
@@ -82,12 +84,14 @@ __global__ void __launch_bounds__(kThreads)
 
 bool append_one_supports(const CacheView& cache) {
   return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
-         cache.values.format == Format::kNorm && cache.values.bits == 2 && cache.sink_policy != SinkPolicy::kMassive;
+         cache.values.format == Format::kNorm && (cache.values.bits == 2 || cache.values.bits == 4) &&
+         cache.sink_policy != SinkPolicy::kMassive;
 }
 
 void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   const dim3 blocks(static_cast<unsigned>(cache.kv_heads), static_cast<unsigned>(cache.batch));
-  launch("append", append_one_kernel, {blocks, kThreads, 0, stream}, cache, NewRows{tokens});
+  const auto kernel = cache.values.bits == 2 ? append_one_kernel<2> : append_one_kernel<4>;
+  launch("append", kernel, {blocks, kThreads, 0, stream}, cache, NewRows{tokens});
 }
 
 }  // namespace kvquant::cuda
