@@ -190,6 +190,10 @@ def run_latent():
     for name, schedule in widths.items():
         layer = Layer(heads=4, kv_heads=2, keys=Latent(schedule), window=20)
         run_case(f"latent2 {name}", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2, check_values=False)
+    for heads, bits in itertools.product((1, 4, 12), (3, 4)):
+        layer = Layer(heads=2 * heads, kv_heads=2, keys=Latent(SCHEDULES["four"]), values=bits, window=20)
+        run_case(f"latent4/int{bits}, {heads} heads", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2,
+                 check_values=False)
     for heads, options in itertools.product((1, 3, 8, 12), ({"window": 0, "sinks": 0}, {"sinks": 20, "window": 40})):
         layer = Layer(heads=heads, kv_heads=1, keys=Latent(), **options)
         run_case(f"latent2 {heads}/1", layer, torch.float16, [[300, 20, 129], [17, 2, 200]], 2, check_values=False)
@@ -200,7 +204,7 @@ def run_latent():
     run_case("latent2 flat scores", layer, torch.float16, [[900, 2000]], 2, scale=0.0)
     run_case("latent2 long", layer, torch.float16, [[33000]], 1, check_values=False)
     check_invariants(layer)
-    return 5 + 8 + 3 + 4
+    return 5 + 6 + 8 + 3 + 4
 
 
 def run_steps():

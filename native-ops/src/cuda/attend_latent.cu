@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Decode attention over keys in static codes of a basis over their head, before RoPE, and values in 2-bit codes with
-// norms (latent2), head_dim 128, on tensor cores; the plain kernel takes a token at a time.
+// Decode attention over keys in static codes of a basis over their head, before RoPE, and values in codes of 2 to 4
+// bits with norms (latent2, latent3, latent4), head_dim 128, on tensor cores; the plain kernel takes a token at a time.
 //
 // A block takes a part of a sequence for a kv head, a page at a time; its warps do different things, each on another
 // page, and meet once per page. In turn i a warp copies the codes of page i + 3 (values: of page i), two unpack the
@@ -53,12 +53,13 @@ __device__ __forceinline__ float2 load_angle(const LatentPart& part, int page, i
 
 /// Warps that rebuild keys and score them, 16 tokens of a page each. In turn `page`: weights of the page before,
 /// while keys of this one are rebuilt.
+template <int value_bits>
 __device__ __forceinline__ void score_pages(const LatentPart& part, const LaneTurns& turns, float constant0,
                                             float constant1, int f) {
   LatentShared& shared = part.shared;
   const int lane = part.lane, g = lane / 4, c = lane % 4, steps = part.layer.keys.order.steps();
   const int row = g % kPageTiles * kTileTokens + g / kPageTiles * 4 + f;
-  const unsigned char* basis = part.stream.shared + kBasisAt;
+  const unsigned char* basis = part.stream.shared + part.layer.basis_at;
   const float unit = reinterpret_cast<const float*>(
       part.cache.keys.latent + static_cast<int64_t>(part.cache.kv_heads) * part.layer.basis_bytes)[part.heads.kv_head];
   LatentSoftmax softmax;
@@ -69,7 +70,7 @@ __device__ __forceinline__ void score_pages(const LatentPart& part, const LaneTu
       meet<kLatentThreads>();
       softmax.raise(shared, c);
     }
-    shared.weights[buffer][f][lane] = softmax.weigh(scores, norm0, norm1, f);
+    shared.weights[buffer][f][lane] = softmax.weigh<value_bits>(scores, norm0, norm1, f);
   };
 #pragma unroll 1
   for (int page = part.begin; page < part.end; ++page) {
@@ -134,6 +135,7 @@ __device__ __forceinline__ void unpack_pages(const LatentPart& part, int place) 
 }
 
 /// Warps that turn queries for the next page and add values of the one before the last; one copies pages that come.
+template <int value_bits>
 __device__ __forceinline__ void add_pages(const LatentPart& part, const PairQueries& queries, LatentCopies& copies,
                                           LatentSums& sums, int adder) {
   LatentShared& shared = part.shared;
@@ -148,7 +150,7 @@ __device__ __forceinline__ void add_pages(const LatentPart& part, const PairQuer
     next = load_angle(part, page + 2, queries.pair);
     if (page - 2 >= part.begin) {
       wait_copied(shared, page - 2 - part.begin + kLead);
-      sums.add(part.stream.values(page - 2), shared.weights[buffer], adder, lane);
+      sums.add<value_bits>(part.stream.values(page - 2), shared.weights[buffer], adder, lane);
     }
     if (page > part.begin && must_raise(shared.raise[buffer ^ 1])) {
       meet<kLatentThreads>();
@@ -160,7 +162,8 @@ __device__ __forceinline__ void add_pages(const LatentPart& part, const PairQuer
   }
   if (part.begin < part.end) {
     wait_copied(shared, part.end - 1 - part.begin + kLead);
-    sums.add(part.stream.values(part.end - 1), shared.weights[(part.end - 1 - part.begin) & 1], adder, lane);
+    sums.add<value_bits>(part.stream.values(part.end - 1), shared.weights[(part.end - 1 - part.begin) & 1], adder,
+                         lane);
   }
 }
 
@@ -173,7 +176,7 @@ __device__ __forceinline__ void prepare(const CacheView& cache, const LatentLaye
   } else if (warp < kScorers + kUnpackers) {
     const int unpacker = warp - kScorers, thread = unpacker * kWarp + lane;
     const uint8_t* stored = cache.keys.latent + static_cast<int64_t>(kv_head) * layer.basis_bytes;
-    unsigned char* basis = bytes + kBasisAt;
+    unsigned char* basis = bytes + layer.basis_at;
     for (int i = thread * 16; i < layer.basis_bytes; i += kUnpackers * kWarp * 16) copy_async(basis + i, stored + i);
     commit_copies();
     for (int i = unpacker; i < 2 * layer.keys.order.steps(); i += kUnpackers) {
@@ -188,6 +191,7 @@ __device__ __forceinline__ void prepare(const CacheView& cache, const LatentLaye
 }
 
 /// A part's tokens in codes: leaves sums of values at the beginning of shared memory and returns the warp's head.
+template <int value_bits>
 __device__ __forceinline__ MergedHead<kDim / kWarp> attend_codes(const LatentPart& part, int warp) {
   const CacheView& cache = part.cache;
   const LatentLayer& layer = part.layer;
@@ -204,7 +208,7 @@ __device__ __forceinline__ MergedHead<kDim / kWarp> attend_codes(const LatentPar
       return (shared.bias[0][column] + shared.bias[1][column]) * (0.5f / kLog2e);
     };
     const LaneTurns own(reinterpret_cast<const uint4*>(turns + warp * kTurnStride) + lane);
-    score_pages(part, own, constant(2 * c), constant(2 * c + 1), warp);
+    score_pages<value_bits>(part, own, constant(2 * c), constant(2 * c + 1), warp);
     give_registers<kLatentRegisters>();
   } else if (warp < kScorers + kUnpackers) {
     give_registers<kOtherRegisters>();
@@ -245,7 +249,7 @@ __device__ __forceinline__ MergedHead<kDim / kWarp> attend_codes(const LatentPar
     if (adder == 0) copies.wait_before_newest();
     meet<kLatentThreads>();
     LatentSums sums;
-    add_pages(part, queries, copies, sums, adder);
+    add_pages<value_bits>(part, queries, copies, sums, adder);
 #pragma unroll
     for (int i = 0; i < LatentSums::kBlocks; ++i) {
 #pragma unroll
@@ -269,13 +273,16 @@ __device__ __forceinline__ MergedHead<kDim / kWarp> attend_codes(const LatentPar
   const float scale = shared.norm_scale, factor = scale > 0.0f ? layer.level_step * 262144.0f / scale : 0.0f;
 #pragma unroll
   for (int i = 0; i < kDim / kWarp; ++i) {
-    merged.sums[i] = fmaf(-1.5f, ones, out[warp * kMergeStride<kDim> + lane * (kDim / kWarp) + i]) * factor;
+    merged.sums[i] =
+        fmaf(-ValueCodes<value_bits>::kCentre, ones, out[warp * kMergeStride<kDim> + lane * (kDim / kWarp) + i]) *
+        factor;
   }
   walsh_hadamard(merged.sums, lane);
   return merged;
 }
 
 /// A block per part, kv head (and group of 8 query heads) and sequence.
+template <int value_bits>
 __global__ void __launch_bounds__(kLatentThreads, kLatentBlocks)
     attend_latent_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
                          const __grid_constant__ LatentLayer layer) {
@@ -301,7 +308,7 @@ __global__ void __launch_bounds__(kLatentThreads, kLatentBlocks)
     }
     auto& common = *reinterpret_cast<LatentShared*>(shared + kSharedAt);
     const LatentStream stream{layer, shared, begin};
-    merged = attend_codes({cache, p, layer, heads, stream, common, tokens, begin, end, lane, sinks}, warp);
+    merged = attend_codes<value_bits>({cache, p, layer, heads, stream, common, tokens, begin, end, lane, sinks}, warp);
   }
   if (has_exact && (p.parts == 1 || !in_codes)) {
     unsigned char* tiles = shared + kExactAt + warp * kExactStride;
@@ -332,25 +339,25 @@ LatentLayer describe(const CacheView& cache) {
   layer.basis_bytes = layer.keys.order.steps() * 2 * kRunBytes;
   layer.code_bytes = layer.keys.order.steps() * 2 * kCodeBytes;
   layer.key_bytes = kPageTiles * static_cast<int>(keys.tile_bytes);
-  layer.level_step = (cache.values.four_levels[3] - cache.values.four_levels[0]) / 3.0f;
+  layer.value_bytes = kPageTiles * cache.values.tile_bytes;
+  layer.basis_at = (kValuesAt + kRing * layer.value_bytes + 127) / 128 * 128;
+  layer.level_step = cache.values.level_step;
   return layer;
 }
 
 int shared_bytes(const LatentLayer& layer) {
-  return std::max(kBasisAt + layer.basis_bytes + 2 * layer.code_bytes + kRing * layer.key_bytes,
+  return std::max(layer.basis_at + layer.basis_bytes + 2 * layer.code_bytes + kRing * layer.key_bytes,
                   kExactAt + kLatentWarps * kExactStride);
 }
 
 }  // namespace
 
 bool attend_latent_supports(const CacheView& cache) {
-  const float* levels = cache.values.four_levels;
-  const bool even =
-      levels[0] == -levels[3] && levels[1] == -levels[2] && std::fabs(levels[3] - 3.0f * levels[2]) < 1e-3f;
+  const SideView& values = cache.values;
+  const bool coded = values.format == Format::kNorm && values.rotated && values.level_step > 0.0f && values.bits <= 4;
   const bool turns = cache.rope_rows > kPageTokens;  // the positions of a page, which keys are turned by
   return cache.sink_policy != SinkPolicy::kMassive && cache.keys_pre_rope != 0 &&
-         cache.keys.format == Format::kStatic && cache.keys.basis_heads == 1 && cache.values.format == Format::kNorm &&
-         cache.values.bits == 2 && cache.values.rotated && even && cache.head_dim == kDim &&
+         cache.keys.format == Format::kStatic && cache.keys.basis_heads == 1 && coded && cache.head_dim == kDim &&
          cache.max_sinks <= kSinkBits && turns;
 }
 
@@ -363,7 +370,11 @@ void attend_latent(const CacheView& cache, const Attention& p, bool early, cudaS
   const LatentLayer layer = describe(cache);
   const LaunchShape shape{attention_blocks(cache, p), kLatentThreads, static_cast<size_t>(shared_bytes(layer)), stream,
                           early};
-  launch("attend", attend_latent_kernel, shape, cache, p, layer);
+  const int bits = cache.values.bits;
+  const auto kernel = bits == 2   ? attend_latent_kernel<2>
+                      : bits == 3 ? attend_latent_kernel<3>
+                                  : attend_latent_kernel<4>;
+  launch("attend", kernel, shape, cache, p, layer);
 }
 
 }  // namespace kvquant::cuda

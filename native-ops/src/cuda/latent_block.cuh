@@ -19,6 +19,8 @@ constexpr int kRing = 4, kLead = 3;
 struct LatentLayer {
   LatentKeys keys;
   int key_bytes;                // of a page and kv head
+  int value_bytes;              // the same
+  int basis_at;                 // in shared memory
   int basis_bytes, code_bytes;  // of the codes of a page, once they are unpacked
   float level_step;
 };
@@ -32,12 +34,11 @@ struct LatentShared {
   float weight_sums[kScorers][kHeads], one_sums[kScorers][kHeads], references[kHeads], norm_scale;
 };
 
-constexpr int kNormPageBytes = kPageTiles * kNormBytes, kValuePageBytes = kPageTiles * kValueTileBytes;
+constexpr int kNormPageBytes = kPageTiles * kNormBytes;
 constexpr int kOutBytes = kHeads * kMergeStride<kDim> * 4;  // sums of values, at last, from the beginning on
 constexpr int kSharedAt = (kTurnBytes + 127) / 128 * 128;
 constexpr int kNormsAt = (kSharedAt + static_cast<int>(sizeof(LatentShared)) + 127) / 128 * 128;
 constexpr int kValuesAt = kNormsAt + kRing * kNormPageBytes;
-constexpr int kBasisAt = (kValuesAt + kRing * kValuePageBytes + 127) / 128 * 128;
 /// What attend_exact has, and what it may not touch before all warps are there.
 constexpr int kScratchAt = 29696, kExactAt = kScratchAt + static_cast<int>(sizeof(MergeScratch<kLatentWarps>));
 constexpr int kExactStride = 2 * Fp16Tile<kDim>::kBytes;  // a warp's tiles of exact tokens
@@ -145,10 +146,12 @@ struct LatentSoftmax {
     ones[1] *= keep.w;
   }
 
-  /// Weights of product f times norms, as operands. Tokens of rows g + 8 are negative, their codes 3 - code.
+  /// Weights of product f times norms, as operands. Tokens of rows g + 8 are negative, as norm_values.cuh has them.
+  template <int value_bits>
   __device__ __forceinline__ uint2 weigh(const float (&scores)[4], float norm0, float norm1, int f) {
-    const float unit = scale.norm_scale * static_cast<float>(1 << (6 - field_position(f)));
-    const float one = 1.0f / static_cast<float>(1 << (24 - field_position(f)));
+    const int position = ValueCodes<value_bits>::position(f);
+    const float unit = scale.norm_scale * static_cast<float>(1 << (6 - position));
+    const float one = 1.0f / static_cast<float>(1 << (24 - position));
     const float a = norm0 * unit, b = -norm1 * unit;
     float w[4];
 #pragma unroll
@@ -181,33 +184,33 @@ struct LatentSums {
 
   /// Adds the values of a page. Lanes c and c + 2 have tiles 2 (c % 2) and the next one, tokens 0 to 3 and 8 to 11 or
   /// those 4 on, as rows of weights are dealt.
+  template <int value_bits>
   __device__ __forceinline__ void add(const unsigned char* values, const uint2 (&operands)[kScorers][kWarp], int adder,
                                       int lane) {
-    const int tile = lane % 2 * 2, shift = lane % 4 / 2 * 8;
-    const unsigned char* from = values + tile * kValueTileBytes + lane / 4 * 16 + adder * (kDim / kAdders * 4);
-    uint32_t words[kBlocks][4];
+    using Codes = ValueCodes<value_bits>;
+    constexpr int kFours = kBlocks / 2;
+    const int tile = lane % 2 * 2, first = lane / 4 * Codes::kFourBytes + adder * (Codes::kTileBytes / kAdders);
+    const unsigned char* from = values + tile * Codes::kTileBytes;
+    ChannelCodes<value_bits> codes[kFours][8];
 #pragma unroll
-    for (int i = 0; i < kBlocks; i += 2) {
-      const uint4 x = *reinterpret_cast<const uint4*>(from + i * 64);
-      const uint4 y = *reinterpret_cast<const uint4*>(from + i * 64 + kValueTileBytes);
-      words[i][0] = x.x >> shift;
-      words[i][1] = x.y >> shift;
-      words[i][2] = y.x >> shift;
-      words[i][3] = y.y >> shift;
-      words[i + 1][0] = x.z >> shift;
-      words[i + 1][1] = x.w >> shift;
-      words[i + 1][2] = y.z >> shift;
-      words[i + 1][3] = y.w >> shift;
+    for (int i = 0; i < kFours; ++i) {
+      read_four(codes[i], from, first + i * 8 * Codes::kFourBytes, 0);
+      read_four(codes[i] + 4, from + Codes::kTileBytes, first + i * 8 * Codes::kFourBytes, 0);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) codes[i][j].start(lane % 4 / 2 != 0);
     }
     float added[kBlocks][4] = {};  // apart: the accumulator is truncated
 #pragma unroll
     for (int f = 0; f < kScorers; ++f) {
-      const uint32_t mask = 0x00030003u << field_position(f);
+      const uint32_t mask = ((1u << value_bits) - 1u) * 0x00010001u << Codes::position(f);
       const uint2 b = operands[f][lane];
-      const auto field = [&](uint32_t word) { return flip_and_mask(word, 0xffff0000u, mask); };
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        mma(added[i], field(words[i][0]), field(words[i][1]), field(words[i][2]), field(words[i][3]), b.x, b.y);
+      for (int i = 0; i < kFours; ++i) {
+#pragma unroll
+        for (int j = 0; f > 0 && j < 8; ++j) codes[i][j].go_on(f);
+        const auto field = [&](int j) { return flip_and_mask(codes[i][j].now, 0xffff0000u, mask); };
+        mma(added[2 * i], field(0), field(1), field(4), field(5), b.x, b.y);
+        mma(added[2 * i + 1], field(2), field(3), field(6), field(7), b.x, b.y);
       }
     }
 #pragma unroll
@@ -223,13 +226,13 @@ struct LatentStream {
 
   __device__ __forceinline__ int slot(int page) const { return (page - begin) & (kRing - 1); }
   __device__ __forceinline__ unsigned char* codes(int page) const {
-    return shared + kBasisAt + layer.basis_bytes + ((page - begin) & 1) * layer.code_bytes;
+    return shared + layer.basis_at + layer.basis_bytes + ((page - begin) & 1) * layer.code_bytes;
   }
   __device__ __forceinline__ unsigned char* keys(int page) const {
-    return shared + kBasisAt + layer.basis_bytes + 2 * layer.code_bytes + slot(page) * layer.key_bytes;
+    return shared + layer.basis_at + layer.basis_bytes + 2 * layer.code_bytes + slot(page) * layer.key_bytes;
   }
   __device__ __forceinline__ unsigned char* values(int page) const {
-    return shared + kValuesAt + slot(page) * kValuePageBytes;
+    return shared + kValuesAt + slot(page) * layer.value_bytes;
   }
   __device__ __forceinline__ unsigned char* norms(int page) const {
     return shared + kNormsAt + slot(page) * kNormPageBytes;
@@ -251,7 +254,7 @@ struct LatentCopies {
   const int32_t* table;
   const uint8_t* from;  // in the page at 0
   unsigned char* to;    // of page 0 of the ring
-  int bytes, stride, begin, end, last, lag, lane;
+  int bytes, stride, value_bytes, begin, end, last, lag, lane;
   int id = 0;  // of the next turn's page
 
   __device__ __forceinline__ LatentCopies(const CacheView& cache, const LatentStream& stream, LatentShared& shared,
@@ -259,6 +262,7 @@ struct LatentCopies {
       : cache(cache),
         shared(shared),
         table(cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns),
+        value_bytes(stream.layer.value_bytes),
         begin(stream.begin),
         end(end),
         last(max(1, pages) - 1),
@@ -270,7 +274,7 @@ struct LatentCopies {
                               ? cache.values.tile(heads.kv_head, 0)
                               : cache.values.norms + tile * cache.values.norm_tile_bytes + heads.kv_head * kNormBytes);
     to = lane == 0 ? stream.keys(begin) : lane == 1 ? stream.values(begin) : stream.norms(begin) + tile * kNormBytes;
-    stride = lane == 0 ? stream.layer.key_bytes : lane == 1 ? kValuePageBytes : kNormPageBytes;
+    stride = lane == 0 ? stream.layer.key_bytes : lane == 1 ? stream.layer.value_bytes : kNormPageBytes;
     bytes = lane < 2 ? stride : lane < 2 + kPageTiles ? kNormBytes : 0;
     load_id(0);
   }
@@ -296,7 +300,7 @@ struct LatentCopies {
 #ifdef KVQUANT_BULK_COPIES
     uint64_t* barrier = shared.copied + (turn & (kRing - 1));
     const int all = (begin + turn < end ? stride + kNormPageBytes : 0) +  // lane 0's stride: of keys
-                    (turn >= kLead && begin + turn - kLead < end ? kValuePageBytes : 0);
+                    (turn >= kLead && begin + turn - kLead < end ? value_bytes : 0);
     if (lane == 0) expect_bytes(barrier, all);
     __syncwarp();
     if (wanted) copy_bulk(shared_address(target), source, bytes, barrier);

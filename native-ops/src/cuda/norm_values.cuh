@@ -45,19 +45,33 @@ struct ChannelCodes {
   uint32_t words[(bits + 1) / 2], now;
   bool odd;  // bits == 3: begins in the middle of a word
 
-  /// Goes on to a product; they come in order.
-  __device__ __forceinline__ void go_to(int f) {
+  /// Begins with tokens 0 to 3 and 8 to 11, or those 4 behind them.
+  __device__ __forceinline__ void start(bool later) {
     if constexpr (bits == 2) {
-      now = f == 0 ? words[0] : f == 4 ? now >> 8 : now;
+      now = words[0] >> (later ? 8 : 0);
     } else if constexpr (bits == 3) {
-      if (f == 0) now = __byte_perm(words[0], words[1], odd ? 0x6532 : 0x4310);
-      if (f == 4) now = __byte_perm(words[0], words[1], odd ? 0x7643 : 0x5421) >> 4;
-      if (f % 4 == 3) now >>= 3;
+      const uint32_t bytes = odd ? (later ? 0x7643 : 0x6532) : (later ? 0x5421 : 0x4310);
+      now = __byte_perm(words[0], words[1], bytes) >> (later ? 4 : 0);
     } else if constexpr (bits == 4) {
-      if (f % 4 == 0) now = __byte_perm(words[0], words[1], f == 0 ? 0x5410 : 0x7632);
-      if (f % 4 == 2) now >>= 8;
+      now = __byte_perm(words[0], words[1], later ? 0x7632 : 0x5410);
     } else {
-      now = f % 2 == 0 ? __byte_perm(words[f / 4], words[2 + f / 4], f % 4 == 0 ? 0x5410 : 0x7632) : now >> 8;
+      words[0] = later ? words[1] : words[0];
+      words[2] = later ? words[3] : words[2];
+      now = __byte_perm(words[0], words[2], 0x5410);
+    }
+  }
+  /// Goes on to the next of four; token: 1 to 3, one after the other.
+  __device__ __forceinline__ void go_on(int token) {
+    if (bits == 3 && token == 3) now >>= 3;
+    if (bits == 4 && token == 2) now >>= 8;
+    if (bits == 8) now = token == 2 ? __byte_perm(words[0], words[2 % ((bits + 1) / 2)], 0x7632) : now >> 8;
+  }
+  /// Goes on to a product of 8; they come in order.
+  __device__ __forceinline__ void go_to(int f) {
+    if (f % 4 == 0) {
+      start(f == 4);
+    } else {
+      go_on(f % 4);
     }
   }
 };
