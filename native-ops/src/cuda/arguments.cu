@@ -38,7 +38,7 @@ float level_step(const float* levels, int bits) {
   const float step = (levels[last] - levels[0]) / static_cast<float>(last);
   for (int i = 0; i <= last; ++i) {
     const float even = step * (static_cast<float>(i) - 0.5f * static_cast<float>(last));
-    if (!(std::fabs(levels[i] - even) < 1e-3f * step)) return 0.0f;
+    if (!(std::fabs(levels[i] - even) <= 1e-5f * levels[last])) return 0.0f;
   }
   return step;
 }

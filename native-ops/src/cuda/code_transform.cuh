@@ -1,7 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// The Walsh-Hadamard transform of 2-bit codes of a tile, head_dim 128, by a warp: one of 16, over channels 8 apart,
-// which the tensor cores do, and one of 8, of numbers that a lane has then. Codes are whole numbers, so all this is
-// exact in halves; what is subtracted from all codes of a token only concerns the first channel.
+// The Walsh-Hadamard transform of codes of a tile, head_dim 128, by a warp: one of 16, over channels 8 apart, which the
+// tensor cores do, and one of 8, of numbers that a lane has then. Codes are whole numbers, so all this is exact, in
+// halves up to 4 bits; what is subtracted from all codes of a token only concerns the first channel.
 #pragma once
 #include "ptx.cuh"
 #include "read_rows.cuh"
@@ -18,21 +18,71 @@ __device__ __forceinline__ uint32_t sign_half(int i, int j) {
   return 0x6400u | static_cast<uint32_t>(__popc(i & j) & 1) << 15;
 }
 
-__device__ __forceinline__ void transform_codes(const uint8_t* tile, CodeSums& sums, int lane) {
-  const int g = lane / 4, c = lane % 4;
-  const auto* from = reinterpret_cast<const uint4*>(tile);
-  uint32_t words[4][8], signs[2][2];
+/// A channel's codes of a tile.
+template <int bits>
+struct TileCodes {
+  uint32_t words[(bits + 1) / 2];
+};
+
+/// Codes of tokens g (later: g + 8) of two channels in the halves of a word; odd: of 3 bits, channels begin in the
+/// middle of a word.
+template <int bits>
+__device__ __forceinline__ uint32_t two_codes(const TileCodes<bits>& a, const TileCodes<bits>& b, int g, bool later,
+                                              bool odd) {
+  constexpr uint32_t kMask = ((1u << bits) - 1u) * 0x00010001u;
+  if constexpr (bits == 2) {
+    return __byte_perm(a.words[0], b.words[0], later ? 0x7632 : 0x5410) >> (2 * g) & kMask;
+  } else if constexpr (bits == 4) {
+    const int word = later ? 1 : 0;
+    return __byte_perm(a.words[word], b.words[word], g < 4 ? 0x5410 : 0x7632) >> (4 * (g % 4)) & kMask;
+  } else {
+    const int at = 3 * g + (later ? 24 : 0) + (odd ? 16 : 0);
+    const auto code = [&](const TileCodes<bits>& x) {
+      return at < 32 ? __funnelshift_r(x.words[0], x.words[1], at) : x.words[1] >> (at - 32);
+    };
+    return __byte_perm(code(a), code(b), 0x5410) & kMask;
+  }
+}
+
+/// Codes of channels 8 u + 4 half to 8 u + 4 half + 3.
+template <int bits>
+__device__ __forceinline__ void load_four(const uint8_t* tile, int u, int half, TileCodes<bits> (&codes)[4]) {
+  const uint8_t* from = tile + (2 * u + half) * (8 * bits);
+  uint32_t words[2 * bits];
+  if constexpr (bits == 3) {  // aligned to 8 bytes
+#pragma unroll
+    for (int i = 0; i < 2 * bits; i += 2) {
+      const uint2 two = *reinterpret_cast<const uint2*>(from + 4 * i);
+      words[i] = two.x;
+      words[i + 1] = two.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2 * bits; i += 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(from + 4 * i);
+      words[i] = four.x;
+      words[i + 1] = four.y;
+      words[i + 2] = four.z;
+      words[i + 3] = four.w;
+    }
+  }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint4 four = from[(4 * i + c) * 2 + half];
-      words[i][4 * half] = four.x;
-      words[i][4 * half + 1] = four.y;
-      words[i][4 * half + 2] = four.z;
-      words[i][4 * half + 3] = four.w;
-    }
+    for (int j = 0; j < (bits + 1) / 2; ++j) codes[i].words[j] = words[i * bits / 2 + j];
   }
+}
+
+template <int bits = 2>
+__device__ __forceinline__ void transform_codes(const uint8_t* tile, CodeSums& sums, int lane) {
+  const int g = lane / 4, c = lane % 4;
+  TileCodes<bits> own[4][2][4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    load_four(tile, 4 * i + c, 0, own[i][0]);
+    load_four(tile, 4 * i + c, 1, own[i][1]);
+  }
+  uint32_t signs[2][2];
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int to = 4 * (2 * j + g % 2) + g / 2;  // columns 2 c and 2 c + 1 of the product become u = c and c + 4
@@ -41,10 +91,10 @@ __device__ __forceinline__ void transform_codes(const uint8_t* tile, CodeSums& s
   }
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
-    const auto codes = [&](int i, uint32_t half) {
-      return __byte_perm(words[i][r], words[i + 1][r], half) >> (2 * g) & 0x00030003u;
+    const auto codes = [&](int i, bool later) {
+      return two_codes(own[i][r / 4][r % 4], own[i + 1][r / 4][r % 4], g, later, r % 2 != 0);
     };
-    const uint32_t a0 = codes(0, 0x5410), a1 = codes(0, 0x7632), a2 = codes(2, 0x5410), a3 = codes(2, 0x7632);
+    const uint32_t a0 = codes(0, false), a1 = codes(0, true), a2 = codes(2, false), a3 = codes(2, true);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       uint32_t x[2];
@@ -105,19 +155,25 @@ __device__ __forceinline__ void transform_elements(int lane, Elements elements, 
   }
 }
 
-/// Eight neighbouring channels, 8 u to 8 u + 7 with u = c + 4 i, of the transform of factor (code - zero).
-__device__ __forceinline__ uint4 transformed(const CodeSums& sums, int row, int i, float factor, float zero, int c) {
+/// Eight neighbouring channels of the transform of factor (code - zero), of sums of codes times 2^-14; first: channels
+/// 0 to 7.
+__device__ __forceinline__ uint4 scaled(float (&x)[8], float factor, float zero, bool first) {
   const float unit = factor * 0.08838834764831845f * 16384.0f;  // sqrt(1 / 128)
+  if (first) x[0] -= zero * (kReadDim / 16384.0f);
+#pragma unroll
+  for (int r = 0; r < 8; ++r) x[r] *= unit;
+  return make_uint4(two_halves(x[0], x[1]), two_halves(x[2], x[3]), two_halves(x[4], x[5]), two_halves(x[6], x[7]));
+}
+
+/// The same of channels 8 u to 8 u + 7 with u = c + 4 i.
+__device__ __forceinline__ uint4 transformed(const CodeSums& sums, int row, int i, float factor, float zero, int c) {
   float x[8];
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
     const __half2 two = sums.at[row][i / 2][r];
     x[r] = i % 2 == 0 ? __low2float(two) : __high2float(two);
   }
-  if (i == 0 && c == 0) x[0] -= zero * (kReadDim / 16384.0f);
-#pragma unroll
-  for (int r = 0; r < 8; ++r) x[r] *= unit;
-  return make_uint4(two_halves(x[0], x[1]), two_halves(x[2], x[3]), two_halves(x[4], x[5]), two_halves(x[6], x[7]));
+  return scaled(x, factor, zero, i == 0 && c == 0);
 }
 
 }  // namespace kvquant::cuda

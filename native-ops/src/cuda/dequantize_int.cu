@@ -1,5 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Dequantize of int2 with head_dim 128.
+// Dequantize of int2, int3, int4 and int8 with head_dim 128.
 //
 // Keys: a warp takes a head of a page, a lane four channels, two pairs of RoPE. A code is put at the top of a mantissa,
 // so that a product and a sum make a key of it; the mean, turned, is two more.
@@ -8,8 +8,6 @@
 //
 // An H100, 8 kv heads: 8192 tokens 46 us, 34 % of the speed of a copy (dequantize.cu: 76 us), 32768 tokens 74 %, with
 // exact tokens that took 30 us since they were turned by angles read one after the other; that was mended since.
-#include <cmath>
-
 #include "code_transform.cuh"
 #include "launch.cuh"
 #include "page_angles.cuh"
@@ -138,8 +136,9 @@ __device__ __forceinline__ void dequantize_keys(const CacheView& cache, const Ro
 }
 
 /// The values of a tile of a head.
-__device__ __forceinline__ void dequantize_values(const CacheView& cache, const Rows& rows, int tile, int kv_head,
-                                                  float level_step) {
+template <int bits>
+__device__ __forceinline__ void dequantize_values(const CacheView& cache, const Rows& rows, int tile, int kv_head) {
+  constexpr float kCentre = 0.5f * ((1 << bits) - 1);
   const SideView& side = cache.values;
   const int lane = threadIdx.x % kWarp, g = lane / 4, c = lane % 4;
   const TileTokens tokens = tile_tokens(cache, rows, tile, lane);
@@ -147,15 +146,28 @@ __device__ __forceinline__ void dequantize_values(const CacheView& cache, const 
     const uint8_t* page = cache.page(rows.sequence, tile / kPageTiles);
     const auto* norms = reinterpret_cast<const __half*>(page + side.norms + tile % kPageTiles * side.norm_tile_bytes) +
                         kv_head * kTileTokens;
-    const float factors[2] = {__half2float(norms[g]) * level_step, __half2float(norms[g + 8]) * level_step};
-    CodeSums sums;
-    transform_codes(page + side.tile(kv_head, tile % kPageTiles), sums, lane);
+    const float factors[2] = {__half2float(norms[g]) * side.level_step, __half2float(norms[g + 8]) * side.level_step};
+    const uint8_t* codes = page + side.tile(kv_head, tile % kPageTiles);
+    const auto put = [&](int row, int i, uint4 eight) {
+      if ((tokens.stored >> (g + 8 * row) & 1u) == 0) return;
+      reinterpret_cast<uint4*>(row_of(rows.v, rows, kv_head, tile * kTileTokens + g + 8 * row))[4 * i + c] = eight;
+    };
+    if constexpr (bits == 8) {
+      const auto two_bytes = [&](int i, int r, int row) {
+        const uint8_t* from = codes + (8 * (c + 4 * i) + r) * kTileTokens + g + 8 * row;
+        return static_cast<uint32_t>(from[0]) | static_cast<uint32_t>(from[32 * kTileTokens]) << 16;
+      };
+      transform_elements(lane, two_bytes, [&](int row, int i, float(&x)[8]) {
+        put(row, i, scaled(x, factors[row], kCentre, i == 0 && c == 0));
+      });
+    } else {
+      CodeSums sums;
+      transform_codes<bits>(codes, sums, lane);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      if ((tokens.stored >> (g + 8 * row) & 1u) == 0) continue;
-      auto* to = reinterpret_cast<uint4*>(row_of(rows.v, rows, kv_head, tile * kTileTokens + g + 8 * row));
+      for (int row = 0; row < 2; ++row) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) to[4 * i + c] = transformed(sums, row, i, factors[row], 1.5f, c);
+        for (int i = 0; i < 4; ++i) put(row, i, transformed(sums, row, i, factors[row], kCentre, c));
+      }
     }
   }
   copy_exact_values(cache, rows, kv_head, tile, tokens, lane);
@@ -164,9 +176,9 @@ __device__ __forceinline__ void dequantize_values(const CacheView& cache, const 
 /// Blocks: of keys, values.
 struct IntBlocks {
   int pages, keys, tiles;
-  float level_step;
 };
 
+template <int value_bits>
 __global__ void __launch_bounds__(kThreads, 4)
     dequantize_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Rows rows,
                           const __grid_constant__ IntBlocks blocks) {
@@ -180,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   block -= blocks.keys;
   const int kv_head = block / blocks.tiles;
   const int tile = rows.begin / kTileTokens + block % blocks.tiles * kWarps + threadIdx.x / kWarp;
-  if (tile * kTileTokens < rows.end) dequantize_values(cache, rows, tile, kv_head, blocks.level_step);
+  if (tile * kTileTokens < rows.end) dequantize_values<value_bits>(cache, rows, tile, kv_head);
   wait_for_previous_kernel();  // which reads keys back, if not this one; what comes next may rely on both
 }
 
@@ -190,21 +202,29 @@ void launch_blocks(const CacheView& cache, const Rows& rows, bool keys, cudaStre
   blocks.keys = keys ? blocks.pages * ((cache.kv_heads + kWarps - 1) / kWarps) : 0;
   const int tiles = (rows.end - 1) / kTileTokens - rows.begin / kTileTokens + 1;
   blocks.tiles = (tiles + kWarps - 1) / kWarps;
-  blocks.level_step = (cache.values.four_levels[3] - cache.values.four_levels[0]) / 3.0f;
   const size_t bytes = keys ? sizeof(KeyBlock) + static_cast<size_t>(kWarps * kPageTiles * cache.keys.tile_bytes) : 0;
   const auto all = static_cast<unsigned>(blocks.keys + blocks.tiles * cache.kv_heads);
   const bool early = !keys && can_start_early("dequantize");
-  launch("dequantize", dequantize_int_kernel, {dim3(all), kThreads, bytes, stream, early}, cache, rows, blocks);
+  const auto start = [&](void (*kernel)(CacheView, Rows, IntBlocks)) {
+    launch("dequantize", kernel, {dim3(all), kThreads, bytes, stream, early}, cache, rows, blocks);
+  };
+  switch (cache.values.bits) {
+    case 2:
+      return start(dequantize_int_kernel<2>);
+    case 3:
+      return start(dequantize_int_kernel<3>);
+    case 4:
+      return start(dequantize_int_kernel<4>);
+    default:
+      return start(dequantize_int_kernel<8>);
+  }
 }
 
 }  // namespace
 
 bool dequantize_values_supports(const CacheView& cache) {
-  const float* levels = cache.values.four_levels;
-  const bool even = levels[0] == -levels[3] && levels[1] == -levels[2] &&
-                    std::fabs(levels[3] - 3.0f * levels[2]) <= 1e-5f * levels[3];
-  return cache.head_dim == kDim && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
-         cache.values.rotated && even;
+  return cache.head_dim == kDim && cache.values.format == Format::kNorm && cache.values.rotated &&
+         cache.values.level_step > 0.0f;
 }
 
 void dequantize_values(const CacheView& cache, const Rows& rows, cudaStream_t stream) {

@@ -209,7 +209,7 @@ struct Rows {
 };
 void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 
-/// The same for int2 whose values have equally spaced levels; rows as FLOAT16.
+/// The same for int2, int3, int4 and int8 whose values have equally spaced levels; rows as FLOAT16.
 bool dequantize_int_supports(const CacheView& cache);
 void dequantize_int(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 

@@ -189,13 +189,13 @@ struct LatentSums {
                                       int lane) {
     using Codes = ValueCodes<value_bits>;
     constexpr int kFours = kBlocks / 2;
-    const int tile = lane % 2 * 2, first = lane / 4 * Codes::kFourBytes + adder * (Codes::kTileBytes / kAdders);
-    const unsigned char* from = values + tile * Codes::kTileBytes;
+    const int tile = lane % 2 * 2, first = lane / 4 * Codes::kFourBytes;
+    const unsigned char* from = values + tile * Codes::kTileBytes + adder * (Codes::kTileBytes / kAdders);
     ChannelCodes<value_bits> codes[kFours][8];
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
-      read_four(codes[i], from, first + i * 8 * Codes::kFourBytes, 0);
-      read_four(codes[i] + 4, from + Codes::kTileBytes, first + i * 8 * Codes::kFourBytes, 0);
+      read_four(codes[i], from, first, i * 8 * Codes::kFourBytes, 0);
+      read_four(codes[i] + 4, from + Codes::kTileBytes, first, i * 8 * Codes::kFourBytes, 0);
 #pragma unroll
       for (int j = 0; j < 8; ++j) codes[i][j].start(lane % 4 / 2 != 0);
     }

@@ -76,15 +76,16 @@ struct ChannelCodes {
   }
 };
 
-/// Reads four channels; tile: its place in shared memory, swizzle: its exchange.
+/// Reads four channels of a tile in shared memory: from, which is the same for all reads of a lane, plus offset, a
+/// multiple of what 8 lanes read at a time.
 template <int bits>
-__device__ __forceinline__ void read_four(ChannelCodes<bits>* channels, const unsigned char* tile, int from,
+__device__ __forceinline__ void read_four(ChannelCodes<bits>* channels, const unsigned char* tile, int from, int offset,
                                           int swizzle) {
   if constexpr (bits == 3) {
     uint32_t words[6];
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
-      const uint2 two = *reinterpret_cast<const uint2*>(tile + ((from + 8 * i) ^ swizzle));
+      const uint2 two = *reinterpret_cast<const uint2*>(tile + ((from + offset + 8 * i) ^ swizzle));
       words[2 * i] = two.x;
       words[2 * i + 1] = two.y;
     }
@@ -96,9 +97,11 @@ __device__ __forceinline__ void read_four(ChannelCodes<bits>* channels, const un
     }
   } else {
     constexpr int kWords = bits / 2;
+    // No bits of i are set in from, none of the swizzle in offset: a lane has few addresses.
+    const int first = from ^ swizzle;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      const uint4 x = *reinterpret_cast<const uint4*>(tile + ((from + 16 * i) ^ swizzle));
+      const uint4 x = *reinterpret_cast<const uint4*>(tile + (first ^ (16 * i)) + offset);
       const uint32_t four[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) channels[(4 * i + j) / kWords].words[(4 * i + j) % kWords] = four[j];
@@ -168,9 +171,9 @@ __device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* 
     ChannelCodes<bits> a[kTogether][8];
 #pragma unroll
     for (int m = 0; m < kTogether; ++m) {
-      const int at = from + (first + m) * 8 * Codes::kFourBytes;
-      read_four(a[m], tile, at, swizzle);
-      read_four(a[m] + 4, tile + Codes::kTileBytes, at, swizzle);
+      const int offset = (first + m) * 8 * Codes::kFourBytes;
+      read_four(a[m], tile, from, offset, swizzle);
+      read_four(a[m] + 4, tile + Codes::kTileBytes, from, offset, swizzle);
     }
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
