@@ -170,6 +170,7 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
             attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9, parts == 1};
   }
   const bool plain = plan.kernel == AttentionPlan::kPlain;
+  const bool shares_exact = plan.kernel == AttentionPlan::kRotated && attend_rotated_writes(cache);
   constexpr int kReservedBytes = 1024;  // of each block, by CUDA
   const int resident =
       std::max(1, std::min(plan.shape.blocks, shared_total / (plan.shape.shared_bytes + kReservedBytes)));
@@ -181,7 +182,7 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
   const int64_t slots = static_cast<int64_t>(multiprocessors) * resident;
   const Cut cut =
       best_parts(cache, plan.shape, pairs, plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : plan.shape.together,
-                 slots, exact && !plain && plan.kernel != AttentionPlan::kCodebook);
+                 slots, exact && !plain && plan.kernel != AttentionPlan::kCodebook && !shares_exact);
   plan.parts = cut.parts;
   double least = cut.time;
   for (int together = 2; plan.kernel == AttentionPlan::kInt && together <= 4; together *= 2) {
@@ -199,7 +200,7 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     plan.parts = 1;
     plan.direct = true;
   }
-  if (plan.kernel == AttentionPlan::kRotated && plan.parts == 1 && attend_rotated_writes(cache)) plan.direct = true;
+  if (shares_exact && plan.parts == 1) plan.direct = true;
   plan.early = !plain && attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
   return plan;
 }

@@ -34,8 +34,8 @@
 // sooner (10 % slower); zeros of an order by a product of their own (3 % faster, twice the error). Of 16 tokens of a
 // head a scheduler issues some 380 instructions, one in two clocks; moves of bits, halves and products hardly overlap.
 #include "block_merge.cuh"
-#include "exact_heads.cuh"
 #include "launch.cuh"
+#include "rotated_exact.cuh"
 #include "rotated_keys.cuh"
 
 namespace kvquant::cuda {
@@ -103,15 +103,11 @@ struct ValueWarp {
   }
 };
 
-/// What a block works on.
-struct Work {
-  int b, part, first_head, length, tokens, begin, end;  // rounds [begin, end)
-};
-
 template <int products, bool kOrdered>
 __device__ __forceinline__ void find_scores(const CacheView& cache, const Attention& p, const Work& work,
                                             SharedState<products>& state, KeyWarp<products, kOrdered>& keys) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, own_group = warp / 4, field = warp % 4 * 2;
+  const int rounds = work.end - work.begin;
   int sink = -1;  // a lane a slot
   if (lane < cache.sink_pages * kExactTokens) {
     const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(work.b, lane / kExactTokens));
@@ -142,31 +138,31 @@ __device__ __forceinline__ void find_scores(const CacheView& cache, const Attent
   }
   // The warps' sums: references are those that keys' warps had last.
   keys.publish_sums(state, warp, lane);
+  const RotatedExact<products> exact(cache, work, sink);
+  if (exact.any()) exact.attend(state, kOrdered, rounds);
   meet<kThreads>();
-  const auto* out = reinterpret_cast<const float*>(state.stages[(work.end - work.begin) % 2]);
+  const auto* out = reinterpret_cast<const float*>(state.stages[rounds % 2]);
   const int per_head = cache.heads / cache.kv_heads;
 #pragma unroll 1
   for (int i = warp; i < kRotatedHeads * per_head; i += kKeyWarps) {
     const int own = i / per_head, at = Columns<products>::of(own, i % per_head);
-    const float reference = state.value_references[own][at % 8];
-    float weights = 0.0f, zeros = 0.0f, x[kDim / kWarp];
-    for (int w = 0; w < kKeyWarps; ++w) {
-      const float factor = exp2_fast(state.last_references[w][at] - reference);
-      weights = fmaf(state.sums[w][at], factor, weights);
-      zeros = fmaf(state.zeros[w][at], factor, zeros);
-    }
-#pragma unroll
-    for (int j = 0; j < kDim / kWarp; ++j) {
-      x[j] = out[(own * 8 + at % 8) * kMergeStride<kDim> + lane * (kDim / kWarp) + j] - zeros;
-    }
-    if (cache.values.rotated) walsh_hadamard(x, lane);
-    const BlockHeads heads{work.b, work.part, 0, work.first_head * per_head, 0};
     MergedHead<kDim / kWarp> merged;
-    merged.maximum = reference;
-    merged.weights = weights;
+    if (rounds > 0) {
+      float zeros = 0.0f;
+      merged.maximum = state.value_references[own][at % 8];
+      for (int w = 0; w < kKeyWarps; ++w) {
+        const float factor = exp2_fast(state.last_references[w][at] - merged.maximum);
+        merged.weights = fmaf(state.sums[w][at], factor, merged.weights);
+        zeros = fmaf(state.zeros[w][at], factor, zeros);
+      }
 #pragma unroll
-    for (int j = 0; j < kDim / kWarp; ++j) merged.sums[j] = x[j];
-    write_head(cache, p, heads, i, merged);
+      for (int j = 0; j < kDim / kWarp; ++j) {
+        merged.sums[j] = out[(own * 8 + at % 8) * kMergeStride<kDim> + lane * (kDim / kWarp) + j] - zeros;
+      }
+      if (cache.values.rotated) walsh_hadamard(merged.sums, lane);
+    }
+    if (exact.any()) exact.add(exact.sums(state, rounds), own, i % per_head, lane, merged);
+    write_head(cache, p, {work.b, work.part, 0, work.first_head * per_head, 0}, i, merged);
   }
 }
 
@@ -255,11 +251,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   work.first_head = blockIdx.x * kRotatedHeads;
   work.b = blockIdx.y;
   work.part = blockIdx.z;
+  work.parts = p.parts;
   const int per_head = cache.heads / cache.kv_heads;
   release_next_kernel();
-  const int parts = p.parts - (cache.window > 0 || cache.sink_pages > 0 ? 1 : 0);
   auto& place_angles = *reinterpret_cast<uint32_t(*)[4][32][kWarp]>(&state.stages[1]);
-  if (work.part < parts && warp < kKeyWarps) {  // constants of the layer
+  if (warp < kKeyWarps) {  // constants of the layer
     fill_angles(cache, place_angles);
     fill_mixing(cache, state);
     if constexpr (kOrdered) fill_selectors(cache, work.first_head, state);
@@ -270,17 +266,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     set_arrivals(&state.done[threadIdx.x], kKeyThreads);
   }
   wait_for_previous_kernel();
-  if (work.part == parts) return attend_exact_heads(cache, p, work.b, work.first_head, work.part);
   work.length = cache.length(work.b) + 1;
-  const int all_tokens = cache.quantized(work.b, work.length);
-  const int rounds = (all_tokens + kRoundTokens - 1) / kRoundTokens;
-  work.begin = static_cast<int>(static_cast<int64_t>(rounds) * work.part / parts);
-  work.end = static_cast<int>(static_cast<int64_t>(rounds) * (work.part + 1) / parts);
-  if (work.begin == work.end) {
+  work.coded = cache.quantized(work.b, work.length);
+  const int rounds = (work.coded + kRoundTokens - 1) / kRoundTokens;
+  work.begin = static_cast<int>(static_cast<int64_t>(rounds) * work.part / work.parts);
+  work.end = static_cast<int>(static_cast<int64_t>(rounds) * (work.part + 1) / work.parts);
+  if (work.begin == work.end && cache.window == 0 && work.part >= cache.sink_pages) {
     return write_empty(cache, p,
                        {work.b, work.part, work.first_head, work.first_head * per_head, kRotatedHeads * per_head});
   }
-  work.tokens = min(all_tokens, work.end * kRoundTokens);
+  work.tokens = min(work.coded, work.end * kRoundTokens);
   if (warp < kKeyWarps) {
     take_registers<kKeyRegisters>();
     meet<kThreads>();
@@ -289,9 +284,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     give_registers<kHelperRegisters>();
     const int thread = threadIdx.x - kKeyThreads;
+    const Queries<products> queries(thread);
+    if (work.begin == work.end) {  // all that there may be is kept exactly
+      queries.load(cache, p, work.b, work.first_head, kOrdered, state);
+      for (int i = 0; i < 3; ++i) meet<kThreads>();
+      return;
+    }
     Copier copier(cache, work.b, work.first_head, (work.tokens - 1) / kPageTokens, thread);
     copier.find(work.begin);
-    const Queries<products> queries(thread);
     queries.load(cache, p, work.b, work.first_head, kOrdered, state);
     auto& stages = state.stages[0];
     copier.copy_scales(stages);

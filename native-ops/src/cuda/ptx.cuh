@@ -219,11 +219,11 @@ __device__ __forceinline__ uint32_t flip_and_mask(uint32_t x, uint32_t flip, uin
   return y;
 }
 
-/// A barrier of all `threads` of a block that warps may reach at different places of the program, which __syncthreads
-/// does not allow.
-template <int threads>
+/// A barrier of `threads` of a block that warps may reach at different places of the program, which __syncthreads does
+/// not allow.
+template <int threads, int which = 1>
 __device__ __forceinline__ void meet() {
-  asm volatile("barrier.sync 1, %0;" ::"n"(threads) : "memory");
+  asm volatile("barrier.sync %0, %1;" ::"n"(which), "n"(threads) : "memory");
 }
 
 /// x & mask, neither before what stands before it nor behind what stands behind it.
