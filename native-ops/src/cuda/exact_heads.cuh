@@ -1,5 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// The part of rotatekv2's attention that is kept exactly, by plain code: head_dim 128.
+// The part of rotatekv2's attention that is kept exactly, by plain code: head_dim 128, an order across the layer.
 #pragma once
 #include "elements.cuh"
 #include "query_state.cuh"
