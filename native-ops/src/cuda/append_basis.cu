@@ -137,6 +137,9 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void append_basis(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  if (tokens.count > cache.batch && append_layer_tiles_supports(cache, tokens)) {
+    return append_layer_tiles(cache, tokens, stream);
+  }
   const dim3 blocks(static_cast<unsigned>(tokens.count / kTileTokens + 2 * cache.batch),
                     static_cast<unsigned>(cache.kv_heads));
   launch("append", append_basis_kernel, {blocks, kThreads, 0, stream}, cache, NewRows{tokens});

@@ -8,7 +8,7 @@
 #include "arguments.h"
 #include "core/basis.h"
 #include "device_params.h"
-#include "latent_basis.h"
+#include "layer_basis.h"
 #include "launch.cuh"
 
 namespace kvquant::cuda {
@@ -165,7 +165,7 @@ void CacheArguments::find_params(const char* op) {
   if (has_group_table(*params_)) {
     view_.keys.groups = reinterpret_cast<const uint16_t*>(device + group_table_offset(*params_));
   }
-  if (has_latent_basis(*params_)) view_.keys.latent = device + latent_offset(*params_);
+  if (has_latent_basis(*params_) || has_layer_basis(*params_)) view_.keys.latent = device + latent_offset(*params_);
 }
 
 }  // namespace kvquant::cuda

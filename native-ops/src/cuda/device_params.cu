@@ -13,6 +13,7 @@
 #include "core/codec.h"
 #include "device_params.h"
 #include "latent_rows.h"
+#include "layer_basis.h"
 #include "launch.cuh"
 
 namespace kvquant::cuda {
@@ -53,6 +54,10 @@ std::vector<uint8_t> with_tables(const LayerParams& params) {
     write_latent_basis(params, all.data() + latent_offset(params));
     all.resize(latent_rows_offset(params) + latent_rows_bytes(params));
     write_latent_rows(params, all.data() + latent_rows_offset(params));
+  }
+  if (has_layer_basis(params)) {
+    all.resize(latent_offset(params) + layer_basis_bytes(params));
+    write_layer_basis(params, all.data() + latent_offset(params));
   }
   return all;
 }

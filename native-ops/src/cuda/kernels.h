@@ -40,6 +40,10 @@ void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t
 bool append_layer_supports(const CacheView& cache, const NewTokens& tokens);
 void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// The part of append that codes keys of a prompt's chunk of svdq in a basis over all heads, without a window.
+bool append_layer_tiles_supports(const CacheView& cache, const NewTokens& tokens);
+void append_layer_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// Append of a prompt's chunk to int2.
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);

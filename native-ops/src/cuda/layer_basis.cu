@@ -1,0 +1,80 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+#include "layer_basis.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/basis.h"
+#include "core/half.h"
+
+namespace kvquant::cuda {
+namespace {
+
+/// How far a sum of n products may be from that of the portable operator, of the largest partial sum. The portable one
+/// rounds n times by up to 2^-24 of what it has: independent roundings come together to more than 8 sqrt(n) 2^-24 once
+/// in 10^14 sums. Tensor cores cut off up to 2^-23 each 16 products, and some of each product.
+double apart(int n) { return 8.0 * std::sqrt(n) * 0x1p-24 + 1.5 * (n / 16) * 0x1p-23; }
+
+uint8_t* element(uint8_t* slab, int row, int channel) {
+  const int chunk = channel % kSlab / 8;
+  return slab + row * kSlabBytes + ((chunk ^ row % 8) * 8 + channel % 8) * 2;
+}
+
+/// The row of a place of a tile.
+void write_row(const LayerParams& params, int head, int place, int in_tile, uint8_t* tile, PlaceScale* scale) {
+  const SideParams& keys = params.keys;
+  const int n = params.channels(), width = keys.widths[place / kRunPlaces];
+  const float* row = packed_array<float>(params, keys.basis_offset) + (static_cast<int64_t>(head) * kLatentDim + place) * n;
+  const float* range = packed_array<float>(params, keys.steps_offset) + 2 * (head * kLatentDim + place);
+  const float* mean = side_mean(params, keys);
+  float largest = 0.0f;
+  double of_mean = 0.0, largest_of_mean = 0.0;
+  for (int c = 0; c < n; ++c) {
+    largest = std::max(largest, std::fabs(row[c]));
+    if (mean != nullptr) of_mean += static_cast<double>(row[c]) * mean[c];
+    largest_of_mean = std::max(largest_of_mean, std::fabs(of_mean));
+  }
+  int exponent = 0;
+  if (largest > 0.0f) std::frexp(largest, &exponent);
+  exponent = std::clamp(14 - exponent, -60, 60);  // the largest becomes 2^13 .. 2^14
+  const float unit = std::ldexp(1.0f, exponent);
+  for (int c = 0; c < n; ++c) {
+    uint8_t* slab = tile + static_cast<size_t>(c / kSlab) * (2 * kTilePlaces * kSlabBytes);
+    const float x = row[c] * unit;
+    const uint16_t high = float_to_half(x), low = float_to_half(x - half_to_float(high));
+    std::memcpy(element(slab, in_tile, c), &high, 2);
+    std::memcpy(element(slab + kTilePlaces * kSlabBytes, in_tile, c), &low, 2);
+  }
+  const double step = range[1], offset = -(of_mean + range[0]) / step;
+  scale->factor = static_cast<float>(std::ldexp(1.0, -exponent) / step);
+  scale->offset = static_cast<float>(offset);
+  scale->of_sum = static_cast<float>(apart(n) * std::fabs(std::ldexp(1.0, -exponent) / step));
+  scale->always =
+      static_cast<float>(apart(n) * largest_of_mean / std::fabs(step) + 0x1p-21 * ((1 << width) + std::fabs(offset)));
+}
+
+}  // namespace
+
+bool has_layer_basis(const LayerParams& params) {
+  return params.keys.format == Format::kStatic && params.keys.basis_heads > 1 && params.head_dim == kLatentDim &&
+         params.keys.basis_heads == params.num_kv_heads;
+}
+
+size_t layer_basis_bytes(const LayerParams& params) {
+  return layer_rows_bytes(params.num_kv_heads, stored_runs_of(params.keys.widths));
+}
+
+void write_layer_basis(const LayerParams& params, uint8_t* to) {
+  const StoredRuns runs = stored_runs_of(params.keys.widths);
+  std::memset(to, 0, layer_basis_bytes(params));
+  const int tiles = runs.tiles(params.num_kv_heads);
+  const size_t tile_bytes = static_cast<size_t>(params.channels() / kSlab) * 2 * kTilePlaces * kSlabBytes;
+  auto* scales = reinterpret_cast<PlaceScale*>(to + tiles * tile_bytes);
+  for (int i = 0; i < params.num_kv_heads * runs.count * kRunPlaces; ++i) {
+    const int run = i / kRunPlaces, place = runs.run[run % runs.count] * kRunPlaces + i % kRunPlaces;
+    write_row(params, run / runs.count, place, i % kTilePlaces, to + i / kTilePlaces * tile_bytes, scales + i);
+  }
+}
+
+}  // namespace kvquant::cuda
