@@ -152,6 +152,7 @@ void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
   if (rows.type == ElementType::kFloat16) {
     if (dequantize_int_supports(cache)) return dequantize_int(cache, rows, stream);
     if (dequantize_latent_supports(cache)) return dequantize_latent(cache, rows, stream);
+    if (dequantize_layer_supports(cache)) return dequantize_layer(cache, rows, stream);
     if (dequantize_rotated_supports(cache)) return dequantize_rotated(cache, rows, stream);
     if (dequantize_halves_supports(cache)) return dequantize_halves(cache, rows, stream);
   }

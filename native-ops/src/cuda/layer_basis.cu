@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "core/basis.h"
 #include "core/half.h"
@@ -54,6 +55,49 @@ void write_row(const LayerParams& params, int head, int place, int in_tile, uint
       static_cast<float>(apart(n) * largest_of_mean / std::fabs(step) + 0x1p-21 * ((1 << width) + std::fabs(offset)));
 }
 
+/// What keys are rebuilt with.
+void write_columns(const LayerParams& params, const StoredRuns& runs, uint8_t* to) {
+  const SideParams& keys = params.keys;
+  const int n = params.channels(), tiles = runs.tiles(params.num_kv_heads);
+  const int places = params.num_kv_heads * runs.count * kRunPlaces;
+  const auto* inverse = packed_array<float>(params, keys.inverse_offset);
+  const auto* ranges = packed_array<float>(params, keys.steps_offset);
+  const float* mean = side_mean(params, keys);
+  std::vector<int> place_of(static_cast<size_t>(places));
+  for (int i = 0; i < places; ++i) {
+    const int run = i / kRunPlaces;
+    place_of[i] = run / runs.count * kLatentDim + runs.run[run % runs.count] * kRunPlaces + i % kRunPlaces;
+  }
+  float largest = 0.0f;
+  for (int c = 0; c < n; ++c) {
+    for (const int place : place_of) {
+      largest = std::max(largest, std::fabs(inverse[static_cast<int64_t>(c) * n + place] * ranges[2 * place + 1]));
+    }
+  }
+  int exponent = 0;
+  if (largest > 0.0f) std::frexp(largest, &exponent);
+  exponent = std::clamp(14 - exponent, -60, 60);  // the largest becomes 2^13 .. 2^14
+  const float unit = std::ldexp(1.0f, exponent);
+  auto* same = reinterpret_cast<float*>(to + layer_columns_bytes(params.num_kv_heads, runs));
+  for (int head = 0; head < params.num_kv_heads; ++head) {
+    for (int row = 0; row < kLatentDim; ++row) {
+      const int c = head * kLatentDim + rebuilt_channel(row);
+      const float* column = inverse + static_cast<int64_t>(c) * n;
+      double constant = mean == nullptr ? 0.0 : mean[c];
+      for (int i = 0; i < places; ++i) {
+        const float* range = ranges + 2 * place_of[i];
+        const float middle = static_cast<float>(1 << keys.widths[place_of[i] % kLatentDim / kRunPlaces]) / 2;
+        constant += static_cast<double>(column[place_of[i]]) * (range[0] + static_cast<double>(range[1]) * middle);
+        const uint16_t half = float_to_half(column[place_of[i]] * range[1] * unit);
+        uint8_t* slab = to + (static_cast<size_t>(head) * tiles + i / kSlab) * (kLatentDim * kSlabBytes);
+        std::memcpy(element(slab, row, i), &half, 2);
+      }
+      same[c] = static_cast<float>(constant);
+    }
+  }
+  same[n] = 1.0f / unit;
+}
+
 }  // namespace
 
 bool has_layer_basis(const LayerParams& params) {
@@ -62,7 +106,9 @@ bool has_layer_basis(const LayerParams& params) {
 }
 
 size_t layer_basis_bytes(const LayerParams& params) {
-  return layer_rows_bytes(params.num_kv_heads, stored_runs_of(params.keys.widths));
+  const StoredRuns runs = stored_runs_of(params.keys.widths);
+  return layer_rows_bytes(params.num_kv_heads, runs) + layer_columns_bytes(params.num_kv_heads, runs) +
+         (static_cast<size_t>(params.channels()) + 1) * sizeof(float);
 }
 
 void write_layer_basis(const LayerParams& params, uint8_t* to) {
@@ -75,6 +121,7 @@ void write_layer_basis(const LayerParams& params, uint8_t* to) {
     const int run = i / kRunPlaces, place = runs.run[run % runs.count] * kRunPlaces + i % kRunPlaces;
     write_row(params, run / runs.count, place, i % kTilePlaces, to + i / kTilePlaces * tile_bytes, scales + i);
   }
+  write_columns(params, runs, to + layer_rows_bytes(params.num_kv_heads, runs));
 }
 
 }  // namespace kvquant::cuda

@@ -45,6 +45,19 @@ inline size_t layer_rows_bytes(int kv_heads, const StoredRuns& runs) {
   const auto tiles = static_cast<size_t>(runs.tiles(kv_heads)), slabs = static_cast<size_t>(kv_heads) * kLatentDim / kSlab;
   return tiles * (slabs * 2 * kTilePlaces * kSlabBytes + kTilePlaces * sizeof(PlaceScale));
 }
+
+/// The n-th row of a warp's 64, of the two that share a head, as products that rebuild keys have it: a lane then gets
+/// eight neighbours of columns 2 c and 2 c + 1 of four products.
+__host__ __device__ constexpr int rebuilt_channel(int row) {
+  return row % 64 / 32 * 64 + row / 64 * 32 + row % 8 / 2 * 8 + row % 32 / 8 * 2 + row % 2;
+}
+/// Behind them, what keys are rebuilt with: columns of stored places times their steps, [kv heads][tiles][channels in
+/// the order of rebuilt_channel][kTilePlaces]; FP32 [channels]: what is the same for all tokens; and FP32: what sums of
+/// products with codes less 2^(bits - 1) are to be multiplied by.
+inline size_t layer_columns_bytes(int kv_heads, const StoredRuns& runs) {
+  return static_cast<size_t>(kv_heads) * runs.tiles(kv_heads) * kLatentDim * kSlabBytes;
+}
+
 size_t layer_basis_bytes(const LayerParams& params);
 void write_layer_basis(const LayerParams& params, uint8_t* to);
 
