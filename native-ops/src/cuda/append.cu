@@ -323,6 +323,16 @@ void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream
     if (append_halves_supports(cache, tokens)) return append_halves(cache, tokens, stream);
     if (append_rotated_supports(cache, tokens)) return append_rotated(cache, tokens, stream);
     if (append_latent_tiles_supports(cache, tokens)) return append_latent_tiles(cache, tokens, stream);
+    if (append_layer_tiles_supports(cache, tokens)) {
+      if (append_values_supports(cache, tokens)) {
+        append_layer_tiles(cache, tokens, stream);
+        return append_values(cache, tokens, stream);
+      }
+      if (append_levels_supports(cache, tokens)) {
+        append_layer_tiles(cache, tokens, stream);
+        return append_levels(cache, tokens, stream);
+      }
+    }
   }
   if (cache.head_dim == 64) {
     append_dim<64>(cache, tokens, stream);

@@ -217,6 +217,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                               const __grid_constant__ LayerParts parts) {
   KVQUANT_DYNAMIC_SHARED(memory);
   __shared__ int doubts;
+  release_next_kernel();
   const TokenRun run = unit_run<kUnit>(cache, rows, blockIdx.x / parts.tiles);
   if (run.begin >= run.end) return;
   const Part part{run, run.begin / kUnit * kUnit, static_cast<int>(blockIdx.x % parts.tiles)};

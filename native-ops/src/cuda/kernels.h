@@ -44,6 +44,10 @@ void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 bool append_layer_tiles_supports(const CacheView& cache, const NewTokens& tokens);
 void append_layer_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
+/// The part behind it for values of 4 bits with a norm, and sinks.
+bool append_levels_supports(const CacheView& cache, const NewTokens& tokens);
+void append_levels(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
 /// Append of a prompt's chunk to int2.
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);

@@ -1,0 +1,170 @@
+/* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
+// Append of a prompt's chunk, head_dim 128, without a window: values of 4 bits with a norm, and sinks; the same bytes as append.cu leaves. As append_values.cu for 2 bits: two lanes take
+// a token's head, half of it in registers each, a warp a tile. A code is found by three comparisons with middles
+// between levels, which also tell whether the quotient is too near to one to be trusted as a product with a
+// reciprocal; this wants levels of one sign to be those of the other. Codes of a tile meet in shared memory.
+#include "codes.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+#include "row_codes.cuh"
+
+namespace kvquant::cuda {
+namespace {
+
+constexpr int kDim = kRowDim, kHalf = kRowHalf, kWarps = kPageTiles, kThreads = kWarps * kWarp, kLevels = 16;
+
+struct LevelBlock {
+  float levels[kLevels];
+  __half rows[kWarps][kTileTokens * kRowStride];  // of tokens; then codes
+};
+
+/// Where the codes of a channel begin, a byte each; both halves of a head meet different banks.
+__device__ __forceinline__ int code_row(int channel) { return channel * kTileTokens + channel / kHalf * kTileTokens; }
+
+/// Of a quotient that the portable operator rounds otherwise, perhaps to the other side of a middle.
+__device__ __noinline__ int divided_code(const float* levels, float x, float rms) {
+  const float quotient = rms > 0.0f ? __fdiv_rn(x, rms) : 0.0f;
+  int code = 0;
+  for (int i = 0; i + 1 < kLevels; ++i) {
+    code += quotient > __fmul_rn(0.5f, __fadd_rn(levels[i], levels[i + 1])) ? 1 : 0;
+  }
+  return code;
+}
+
+/// The middles between positive levels.
+struct Middles {
+  float at[7];
+};
+
+/// The code of x, whose quotient with the norm is about x * inverse.
+__device__ __forceinline__ int level_code(const float* levels, const Middles& middles, float x, float rms,
+                                          float inverse) {
+  const float quotient = x * inverse, size = fabsf(quotient);
+  const float first = size - middles.at[3];
+  const bool b2 = first > 0.0f;
+  const float second = size - (b2 ? middles.at[5] : middles.at[1]);
+  const bool b1 = second > 0.0f;
+  const float low = b1 ? middles.at[2] : middles.at[0], high = b1 ? middles.at[6] : middles.at[4];
+  const float third = size - (b2 ? high : low);
+  const int above = (b2 ? 4 : 0) + (b1 ? 2 : 0) + (third > 0.0f ? 1 : 0);
+  const float nearest = fminf(fminf(fabsf(first), fabsf(second)), fabsf(third));
+  int code = quotient > 0.0f ? 8 + above : 7 - above;
+  if (!(nearest > fmaf(kDoubt, size, kDoubt))) code = divided_code(levels, x, rms);
+  return code;
+}
+
+/// The sum of terms of a token, which two lanes hold, in order.
+template <class Term>
+__device__ __forceinline__ float sum_in_order(int lane, Term term) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
+  sum = __shfl_xor_sync(0xffffffffu, sum, kTileTokens);  // the upper lane goes on with the sum of the lower one
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
+  return __shfl_sync(0xffffffffu, sum, lane | kTileTokens);
+}
+
+/// Sixteen codes, a byte each, as 4 bits each.
+__device__ __forceinline__ uint2 packed(uint4 codes) {
+  const auto four = [](uint32_t x) { return (x & 0x000f000fu) | (x >> 4 & 0x00f000f0u); };
+  return make_uint2(__byte_perm(four(codes.x), four(codes.y), 0x6420), __byte_perm(four(codes.z), four(codes.w), 0x6420));
+}
+
+/// The values of a tile of a head.
+__device__ __forceinline__ void append_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run,
+                                            int kv_head, int first, LevelBlock& block) {
+  const SideView& side = cache.values;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, tile = first / kTileTokens % kPageTiles;
+  const int in_tile = lane % kTileTokens, begin = run.begin - first, end = run.end - first;
+  __half* staged = block.rows[warp];
+  stage_rows(cache, rows, run, kv_head, false, first, staged, lane);
+  commit_copies();
+  wait_copies<0>();
+  __syncwarp();
+  float x[kHalf];
+  load_row(staged + in_tile * kRowStride + lane / kTileTokens * kHalf, x);
+  __syncwarp();
+  if (side.rotated) transform_half(x, lane);
+  const float square = sum_in_order(lane, [&](int i) { return __fmul_rn(x[i], x[i]); });
+  const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim)));
+  Middles middles;
+#pragma unroll
+  for (int i = 0; i < 7; ++i) {
+    middles.at[i] = __fmul_rn(0.5f, __fadd_rn(block.levels[8 + i], block.levels[9 + i]));
+  }
+  bool mirrored = true;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) mirrored = mirrored && block.levels[8 + i] == -block.levels[7 - i];
+  const float inverse = !mirrored ? NAN : rms > 0.0f ? 1.0f / rms : 0.0f;  // no number: divide
+  auto* codes = reinterpret_cast<uint8_t*>(staged);
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const int code = level_code(block.levels, middles, x[i], rms, inverse);
+    codes[code_row(lane / kTileTokens * kHalf + i) + in_tile] = static_cast<uint8_t>(code);
+    x[i] = __fmul_rn(x[i], block.levels[code]);
+  }
+  const float product = sum_in_order(lane, [&](int i) { return x[i]; });
+  __syncwarp();
+  uint8_t* page = cache.page(run.b, first / kPageTokens);
+  auto* to = reinterpret_cast<uint2*>(page + side.tile(kv_head, tile));
+#pragma unroll
+  for (int i = 0; i < kDim / kWarp; ++i) {
+    const int channel = i * kWarp + lane;
+    uint2 words = packed(*reinterpret_cast<const uint4*>(codes + code_row(channel)));
+    if (begin != 0 || end != kTileTokens) {
+      const auto below = [](int token) { return token >= 16 ? ~0ull : (1ull << (4 * token)) - 1ull; };
+      const uint64_t ones = below(end) & ~below(begin);
+      const auto low = static_cast<uint32_t>(ones), high = static_cast<uint32_t>(ones >> 32);
+      const uint2 old = to[channel];
+      words = make_uint2((words.x & low) | (old.x & ~low), (words.y & high) | (old.y & ~high));
+    }
+    to[channel] = words;
+  }
+  if (lane == in_tile && in_tile >= begin && in_tile < end) {
+    uint8_t* norms = page + side.norms + tile * side.norm_tile_bytes + kv_head * kTileTokens * 2;
+    reinterpret_cast<__half*>(norms)[in_tile] = __float2half_rn(norm_of(square, product));
+  }
+}
+
+/// Blocks of pages of a head, then of sinks.
+struct ValueBlocks {
+  int units, pages;
+};
+
+__global__ void __launch_bounds__(kThreads, 3)
+    append_levels_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
+                         const __grid_constant__ ValueBlocks blocks) {
+  __align__(16) __shared__ LevelBlock block;
+  const int index = blockIdx.x, warp = threadIdx.x / kWarp;
+  if (index < blocks.pages) {
+    if (threadIdx.x < kLevels) block.levels[threadIdx.x] = cache.values.levels[threadIdx.x];
+    __syncthreads();
+    const TokenRun page = unit_run<kPageTokens>(cache, rows, index % blocks.units);
+    const int first = (page.begin / kPageTokens * kPageTiles + warp) * kTileTokens;
+    const TokenRun run{page.b, max(page.begin, first), min(page.end, first + kTileTokens)};
+    if (run.begin < run.end) append_tile(cache, rows, run, index / blocks.units, first, block);
+  } else {
+    append_exact(cache, rows, index - blocks.pages);
+  }
+  wait_for_previous_kernel();  // what comes next may rely on both
+}
+
+}  // namespace
+
+bool append_levels_supports(const CacheView& cache, const NewTokens& tokens) {
+  return cache.head_dim == kDim && cache.window == 0 && cache.values.format == Format::kNorm &&
+         cache.values.bits == 4 && aligned_rows(tokens);
+}
+
+void append_levels(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
+  ValueBlocks blocks;
+  blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
+  blocks.pages = blocks.units * cache.kv_heads;
+  const auto all =
+      static_cast<unsigned>(blocks.pages + cache.batch * exact_columns(cache) * ((cache.kv_heads + 1) / 2));
+  launch("append", append_levels_kernel, {dim3(all), kThreads, 0, stream, can_start_early("append")}, cache,
+         NewRows{tokens}, blocks);
+}
+
+}  // namespace kvquant::cuda
