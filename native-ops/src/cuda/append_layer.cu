@@ -13,15 +13,17 @@ namespace kvquant::cuda {
 namespace {
 
 constexpr int kDim = kOneDim, kWarps = 4, kThreads = kWarps * kWarp, kRunPlaces = kDim / kWidthRuns;
-constexpr int kStride = kWarp + 1, kParts = 4;  // from channel to channel; what a thread loads of a head, eight each
+constexpr int kOwnChunks = kWarp * kDim / 8 / kThreads;  // 16 bytes each
+constexpr int kFewHeads = 8;  // that fit in shared memory all at once
 
+template <int kStages>
 struct Shared {
-  float tokens[2][kDim][kStride];  // [channels][tokens]
+  __half tokens[kStages][kWarp][kRowStride];
 };
 struct ValueShared {
   float squares[kWarps][kDim], products[kWarps][kDim];
 };
-static_assert(sizeof(ValueShared) <= sizeof(Shared), "one memory for both");
+static_assert(sizeof(ValueShared) <= sizeof(Shared<2>), "one memory for both");
 
 /// The blocks of keys are the first.
 struct LayerBlocks {
@@ -35,98 +37,125 @@ __device__ __forceinline__ int stored_place(const SideView& keys, int index) {
   return run * kRunPlaces + index % kRunPlaces;
 }
 
-/// What a thread brings of a head's channels: of token 8 warp + lane % 8, eight channels at a time.
-__device__ __forceinline__ void load_parts(const CacheView& cache, const NewRows& rows, int first_row, int head,
-                                           uint4 (&parts)[kParts]) {
-  const int lane = threadIdx.x % kWarp, row = first_row + threadIdx.x / kWarp * 8 + lane % 8;
-  const int64_t index = (static_cast<int64_t>(min(row, rows.tokens.count - 1)) * (cache.heads + 2 * cache.kv_heads) +
-                         cache.heads + head) *
-                            kDim +
-                        lane / 8 * 8;
+/// Starts copies of a head of 32 tokens, as halves.
+__device__ __forceinline__ void load_head(const CacheView& cache, const NewRows& rows, int first_row, int head,
+                                          __half (&to)[kWarp][kRowStride]) {
 #pragma unroll
-  for (int i = 0; i < kParts; ++i) {
-    const uint2 low = four_halves(rows.tokens.type, rows.tokens.qkv, index + i * 32);
-    const uint2 high = four_halves(rows.tokens.type, rows.tokens.qkv, index + i * 32 + 4);
-    parts[i] = make_uint4(low.x, low.y, high.x, high.y);
-  }
-}
-
-/// Keys less the mean.
-__device__ __forceinline__ void store_parts(const CacheView& cache, int head, const uint4 (&parts)[kParts],
-                                            float (&to)[kDim][kStride]) {
-  const int lane = threadIdx.x % kWarp, token = threadIdx.x / kWarp * 8 + lane % 8;
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) {
-    const int channel = i * 32 + lane / 8 * 8;
-    const uint32_t words[4] = {parts[i].x, parts[i].y, parts[i].z, parts[i].w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float2 x = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
-      if (cache.keys.mean != nullptr) {
-        const float* mean = cache.keys.mean + head * kDim + channel + 2 * j;
-        x = make_float2(__fsub_rn(x.x, mean[0]), __fsub_rn(x.y, mean[1]));
-      }
-      to[channel + 2 * j][token] = x.x;
-      to[channel + 2 * j + 1][token] = x.y;
+  for (int i = 0; i < kOwnChunks; ++i) {
+    const int chunk = i * kThreads + threadIdx.x, token = chunk / (kDim / 8), channel = chunk % (kDim / 8) * 8;
+    const int64_t row = min(first_row + token, rows.tokens.count - 1);
+    const int64_t index = (row * (cache.heads + 2 * cache.kv_heads) + cache.heads + head) * kDim + channel;
+    if (rows.tokens.type == ElementType::kFloat16) {
+      copy_async(&to[token][channel], static_cast<const __half*>(rows.tokens.qkv) + index);
+    } else {
+      const uint2 low = four_halves(rows.tokens.type, rows.tokens.qkv, index);
+      const uint2 high = four_halves(rows.tokens.type, rows.tokens.qkv, index + 4);
+      *reinterpret_cast<uint4*>(&to[token][channel]) = make_uint4(low.x, low.y, high.x, high.y);
     }
   }
 }
 
-__device__ __forceinline__ void put_key(const CacheView& cache, const NewRows& rows, int row, int kv_head, int place,
-                                        float sum) {
-  const SideView& keys = cache.keys;
-  const int b = find_sequence(cache.batch, row, [&](int i) { return rows.start(i); });
-  const int token = cache.length(b) + row - rows.start(b), run = place / kRunPlaces, bits = keys.width[run];
-  const int bit = token % kTileTokens * bits, shift = bit % 8;
-  const float* range = keys.steps + 2 * (kv_head * kDim + place);
-  const unsigned code = static_code(sum, range[0], range[1], 1.0f / range[1], bits), mask = (1u << bits) - 1u;
-  uint8_t* field = cache.page(b, token / kPageTokens) + keys.tile(kv_head, token % kPageTokens / kTileTokens) +
-                   keys.run_begin[run] + place % kRunPlaces * 2 * bits + bit / 8;
-  field[0] = static_cast<uint8_t>((field[0] & ~(mask << shift)) | code << shift);
-  if (shift + bits > 8) field[1] = static_cast<uint8_t>((field[1] & ~(mask << shift >> 8)) | code << shift >> 8);
+/// Where a code of a place goes.
+struct KeyField {
+  uint8_t* at;
+  int bits, shift;
+
+  __device__ void put(unsigned old0, unsigned old1, unsigned code) const {
+    const unsigned mask = (1u << bits) - 1u;
+    at[0] = static_cast<uint8_t>((old0 & ~(mask << shift)) | code << shift);
+    if (shift + bits > 8) at[1] = static_cast<uint8_t>((old1 & ~(mask << shift >> 8)) | code << shift >> 8);
+  }
+};
+
+/// The sequence of a row: most often each has one.
+__device__ __forceinline__ int sequence_of(const CacheView& cache, const NewRows& rows, int row) {
+  if (row < cache.batch && rows.start(row) <= row && rows.start(row + 1) > row) return row;
+  return find_sequence(cache.batch, row, [&](int i) { return rows.start(i); });
 }
 
+/// Adds a head's products in order.
+__device__ __forceinline__ float add_head(const __half* token, const float* row, const float* mean, float sum) {
+#pragma unroll 4
+  for (int c = 0; c < kDim; c += 8) {
+    const uint4 eight = *reinterpret_cast<const uint4*>(token + c);
+    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 factor = *reinterpret_cast<const float4*>(row + c + 4 * i);
+      const float4 less = *reinterpret_cast<const float4*>(mean + c + 4 * i);
+      const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&words[2 * i]));
+      const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&words[2 * i + 1]));
+      sum = __fadd_rn(sum, __fmul_rn(factor.x, __fsub_rn(low.x, less.x)));
+      sum = __fadd_rn(sum, __fmul_rn(factor.y, __fsub_rn(low.y, less.y)));
+      sum = __fadd_rn(sum, __fmul_rn(factor.z, __fsub_rn(high.x, less.z)));
+      sum = __fadd_rn(sum, __fmul_rn(factor.w, __fsub_rn(high.y, less.w)));
+    }
+  }
+  return sum;
+}
+
+/// parameters: mean, then a row of the basis for each warp. kStages: heads on their way.
+template <int kStages>
 __device__ __forceinline__ void append_keys(const CacheView& cache, const NewRows& rows, const LayerBlocks& blocks,
-                                            Shared& shared, float* basis_rows) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, heads = cache.keys.basis_heads;
+                                            Shared<kStages>& shared, float* parameters) {
+  const SideView& keys = cache.keys;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, heads = keys.basis_heads;
   const int size = heads * kDim, stored = blockIdx.x * kWarps + warp;
   const bool there = stored < cache.kv_heads * blocks.places;
-  const int kv_head = stored / blocks.places, first_head = blockIdx.x * kWarps / blocks.places / heads * heads;
-  const int place = there ? stored_place(cache.keys, stored % blocks.places) : 0;
-  float* row = basis_rows + warp * size;
-  if (there) {
-    const float* from = cache.keys.basis + static_cast<int64_t>(kv_head * kDim + place) * size;
-    for (int c = lane * 4; c < size; c += kWarp * 4) copy_async(row + c, from + c);
-  }
-  commit_copies();
-  for (int first_row = 0; first_row < rows.tokens.count; first_row += kWarp) {
-    uint4 parts[kParts];
-    load_parts(cache, rows, first_row, first_head, parts);
-    float sum = 0.0f;
-    for (int head = 0; head < heads; ++head) {
-      auto& tokens = shared.tokens[head % 2];
-      store_parts(cache, first_head + head, parts, tokens);
-      wait_copies<0>();
-      __syncthreads();
-      if (head + 1 < heads) load_parts(cache, rows, first_row, first_head + head + 1, parts);
-#pragma unroll 8
-      for (int c = 0; c < kDim; c += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(row + head * kDim + c);
-        sum = __fadd_rn(sum, __fmul_rn(four.x, tokens[c][lane]));
-        sum = __fadd_rn(sum, __fmul_rn(four.y, tokens[c + 1][lane]));
-        sum = __fadd_rn(sum, __fmul_rn(four.z, tokens[c + 2][lane]));
-        sum = __fadd_rn(sum, __fmul_rn(four.w, tokens[c + 3][lane]));
-      }
+  const int kv_head = there ? stored / blocks.places : 0, place = there ? stored_place(keys, stored % blocks.places) : 0;
+  float* row = parameters + (1 + warp) * size;
+  const float* from = keys.basis + static_cast<int64_t>(kv_head * kDim + place) * size;
+  for (int c = lane * 4; c < size; c += kWarp * 4) copy_async(row + c, from + c);
+  for (int c = threadIdx.x * 4; c < size; c += kThreads * 4) {
+    if (keys.mean != nullptr) {
+      copy_async(parameters + c, keys.mean + c);
+    } else {
+      *reinterpret_cast<float4*>(parameters + c) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
-    // Tokens of one sequence may share bytes: one after the other then.
+  }
+  const float2 range = reinterpret_cast<const float2*>(keys.steps)[kv_head * kDim + place];
+  const int run = place / kRunPlaces, bits = keys.width[run];
+  wait_for_previous_kernel();
+  for (int first_row = 0; first_row < rows.tokens.count; first_row += kWarp) {
+#pragma unroll 1
+    for (int i = 0; i < kStages; ++i) {
+      if (i < heads) load_head(cache, rows, first_row, i, shared.tokens[i]);
+      commit_copies();
+    }
     const int own_row = first_row + lane;
     const bool mine = there && own_row < rows.tokens.count;
-    const int b = mine ? find_sequence(cache.batch, own_row, [&](int i) { return rows.start(i); }) : 0;
-    if (!__any_sync(0xffffffffu, mine && rows.count(b) > 1)) {
-      if (mine) put_key(cache, rows, own_row, kv_head, place, sum);
+    KeyField field = {nullptr, bits, 0};
+    unsigned old0 = 0, old1 = 0;
+    bool several = false;
+    if (mine) {
+      const int b = sequence_of(cache, rows, own_row), token = cache.length(b) + own_row - rows.start(b);
+      const int bit = token % kTileTokens * bits;
+      field.shift = bit % 8;
+      field.at = cache.page(b, token / kPageTokens) + keys.tile(kv_head, token % kPageTokens / kTileTokens) +
+                 keys.run_begin[run] + place % kRunPlaces * 2 * bits + bit / 8;
+      several = rows.count(b) > 1;
+      old0 = field.at[0];
+      if (field.shift + bits > 8) old1 = field.at[1];
+    }
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int head = 0; head < heads; ++head) {
+      wait_copies<kStages - 1>();
+      __syncthreads();
+      sum = add_head(shared.tokens[head % kStages][lane], row + head * kDim, parameters + head * kDim, sum);
+      if (head + kStages < heads) {
+        __syncthreads();
+        load_head(cache, rows, first_row, head + kStages, shared.tokens[head % kStages]);
+      }
+      commit_copies();
+    }
+    const auto code = static_cast<unsigned>(static_code(sum, range.x, range.y, 1.0f / range.y, bits));
+    // Tokens of one sequence may share bytes: one after the other then.
+    if (!__any_sync(0xffffffffu, several)) {
+      if (mine) field.put(old0, old1, code);
     } else {
       for (int i = 0; i < kWarp; ++i) {
-        if (mine && lane == i) put_key(cache, rows, own_row, kv_head, place, sum);
+        if (mine && lane == i) field.put(field.at[0], field.shift + bits > 8 ? field.at[1] : 0, code);
         __syncwarp();
       }
     }
@@ -134,19 +163,22 @@ __device__ __forceinline__ void append_keys(const CacheView& cache, const NewRow
   }
 }
 
+template <int kStages>
 __global__ void __launch_bounds__(kThreads)
     append_layer_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                         const __grid_constant__ LayerBlocks blocks) {
   KVQUANT_DYNAMIC_SHARED(memory);
+  release_next_kernel();
   const int block = blockIdx.x, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (block < blocks.keys) {
-    append_keys(cache, rows, blocks, *reinterpret_cast<Shared*>(memory),
-                reinterpret_cast<float*>(memory + sizeof(Shared)));
+    append_keys(cache, rows, blocks, *reinterpret_cast<Shared<kStages>*>(memory),
+                reinterpret_cast<float*>(memory + sizeof(Shared<kStages>)));
     return;
   }
   const int item = (block - blocks.keys) * kWarps + warp, kv_head = item % cache.kv_heads, b = item / cache.kv_heads;
   if (b >= cache.batch) return;
   auto& shared = *reinterpret_cast<ValueShared*>(memory);
+  wait_for_previous_kernel();
   const int count = rows.count(b), length = cache.length(b);
   for (int i = 0; i < count; ++i) {
     const int token = length + i;
@@ -180,9 +212,12 @@ void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
   for (const int width : cache.keys.width) blocks.places += width != 0 ? kRunPlaces : 0;
   blocks.keys = (cache.kv_heads * blocks.places + kWarps - 1) / kWarps;
   const int values = (cache.kv_heads * cache.batch + kWarps - 1) / kWarps;
-  const size_t bytes = sizeof(Shared) + static_cast<size_t>(kWarps * cache.keys.basis_heads * kDim) * sizeof(float);
-  const auto all = static_cast<unsigned>(blocks.keys + values);
-  launch("append", append_layer_kernel, {dim3(all), kThreads, bytes, stream}, cache, NewRows{tokens}, blocks);
+  const size_t parameters = static_cast<size_t>((kWarps + 1) * cache.keys.basis_heads * kDim) * sizeof(float);
+  const bool few = cache.keys.basis_heads <= kFewHeads;
+  const size_t bytes = parameters + (few ? sizeof(Shared<kFewHeads>) : sizeof(Shared<2>));
+  launch("append", few ? append_layer_kernel<kFewHeads> : append_layer_kernel<2>,
+         {dim3(static_cast<unsigned>(blocks.keys + values)), kThreads, bytes, stream, can_start_early("append")}, cache,
+         NewRows{tokens}, blocks);
 }
 
 }  // namespace kvquant::cuda
