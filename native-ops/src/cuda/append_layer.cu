@@ -203,7 +203,8 @@ bool append_layer_supports(const CacheView& cache, const NewTokens& tokens) {
   return cache.head_dim == kDim && cache.window == 0 && cache.keys.format == Format::kStatic &&
          cache.keys.basis_heads > 1 && cache.keys_pre_rope != 0 && cache.values.format == Format::kNorm &&
          (cache.values.bits == 2 || cache.values.bits == 4) && aligned_rows(tokens) &&
-         reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0 && cache.keys.basis_heads <= 40 &&
+         reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(cache.keys.mean) % 16 == 0 && cache.keys.basis_heads <= 40 &&
          cache.keys.basis_heads == cache.kv_heads;
 }
 

@@ -3,7 +3,7 @@
 // same bytes as append_basis.cu leaves. A block takes 128 tokens and eight runs of stored places; tensor cores multiply
 // tokens, which are halves, with the basis as two halves each (layer_basis.h), 64 channels at a time, three of which
 // are on their way through shared memory. Where a sum is so near to a border between codes that the portable operator,
-// whose sums are rounded, might have the other code, it is done again with its additions in its order: 16 such codes of
+// whose sums are rounded, might have the other code, it is done again with its additions in its order: eight such codes of
 // a warp at a time, whose products it makes together, a lane for the sum of one.
 #include "codes.cuh"
 #include "kernels.h"
@@ -18,7 +18,7 @@ constexpr int kDim = kRowDim, kWarps = 4, kThreads = kWarps * kWarp, kStages = 3
 constexpr int kUnit = 128, kTiles = kUnit / kTileTokens;  // tokens of a block
 constexpr int kOwnTokens = 64, kOwnPlaces = 32;           // of a warp
 constexpr int kChunks = kSlab / 8, kOwnRows = kUnit * kChunks / kThreads;
-constexpr int kAgain = 16;  // codes that a warp does again at a time
+constexpr int kAgain = 8;  // codes that a warp does again at a time
 constexpr int kProductStride = kDim + 4, kCodeStride = kUnit + 16;
 
 struct Stage {
@@ -42,7 +42,9 @@ struct LayerParts {
 /// What a block works on.
 struct Part {
   TokenRun run;
-  int first, tile;  // token; of places
+  int first, tile;         // token; of places
+  const uint16_t* tokens;  // keys of the first of the run, from the thread's chunk on
+  int stride;              // from one token to the next
 
   /// Run i of the tile among those of all heads: its head, and which of the head's runs it is.
   __device__ int index(int i) const { return tile * kTileRuns + i; }
@@ -54,28 +56,21 @@ __device__ __forceinline__ uint8_t* own_chunk(Stage& stage, int i) {
   return stage.tokens + own_row(i) * kSlabBytes + ((threadIdx.x % kChunks) ^ (own_row(i) % 8)) * 16;
 }
 
-/// Starts copies of a slab. Rows of tokens that are not appended are those of others.
-__device__ __forceinline__ void load_slab(const CacheView& cache, const NewRows& rows, const Part& part,
-                                          const uint8_t* basis, int slab, Stage& stage) {
+/// Starts copies of a slab; offsets: of the thread's rows.
+__device__ __forceinline__ void load_slab(const Part& part, const int (&offsets)[kOwnRows], const uint8_t* basis,
+                                          int slab, Stage& stage) {
   const uint8_t* from = basis + static_cast<int64_t>(slab) * sizeof(stage.basis) + threadIdx.x * 16;
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof(stage.basis)) / 16 / kThreads; ++i) {
     copy_async(stage.basis[0] + (i * kThreads + threadIdx.x) * 16, from + i * kThreads * 16);
   }
-  const int channel = slab * kSlab + threadIdx.x % kChunks * 8, length = cache.length(part.run.b);
+  const uint16_t* tokens = part.tokens + slab * kSlab;
 #pragma unroll
-  for (int i = 0; i < kOwnRows; ++i) {
-    const int token = min(max(part.first + own_row(i), part.run.begin), part.run.end - 1);
-    const int64_t index = rows.key(cache, part.run.b, token - length, 0) + channel;
-    uint8_t* to = own_chunk(stage, i);
-    if (rows.tokens.type != ElementType::kFloat32) {
-      copy_async(to, static_cast<const uint16_t*>(rows.tokens.qkv) + index);
-    } else {
-      const uint2 low = four_halves(rows.tokens.type, rows.tokens.qkv, index);
-      const uint2 high = four_halves(rows.tokens.type, rows.tokens.qkv, index + 4);
-      *reinterpret_cast<uint4*>(to) = make_uint4(low.x, low.y, high.x, high.y);
-    }
-  }
+  for (int i = 0; i < kOwnRows; ++i) copy_async(own_chunk(stage, i), tokens + offsets[i]);
+}
+
+__device__ __forceinline__ uint32_t halves_of(uint32_t two) {
+  return two_halves(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
 }
 
 /// What this thread has copied, from BFLOAT16.
@@ -84,10 +79,7 @@ __device__ __forceinline__ void convert_own(Stage& stage) {
   for (int i = 0; i < kOwnRows; ++i) {
     auto* at = reinterpret_cast<uint4*>(own_chunk(stage, i));
     const uint4 x = *at;
-    const auto halves = [](uint32_t two) {
-      return two_halves(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
-    };
-    *at = make_uint4(halves(x.x), halves(x.y), halves(x.z), halves(x.w));
+    *at = make_uint4(halves_of(x.x), halves_of(x.y), halves_of(x.z), halves_of(x.w));
   }
 }
 
@@ -120,50 +112,56 @@ __device__ __forceinline__ void multiply(const Stage& stage, float (&high)[4][4]
   }
 }
 
-/// Does a warp's codes in doubt again.
-__device__ __forceinline__ void code_again(const CacheView& cache, const NewRows& rows, const Part& part,
-                                           const StoredRuns& runs, int begin, int count, Codes& codes) {
+/// Does codes in doubt again, from `begin` on; a warp's work.
+__device__ __forceinline__ void code_again(const CacheView& cache, const Part& part, const StoredRuns& runs, bool brain,
+                                           int begin, int count, Codes& codes) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, heads = cache.kv_heads;
   auto& products = codes.products[warp];
   const int doubt = codes.doubts[begin + min(lane, count - 1)], run = part.index(doubt / kUnit / kRunPlaces);
   const int place = runs.run[run % runs.count] * kRunPlaces + doubt / kUnit % kRunPlaces;
   const int own_place = run / runs.count * kDim + place;
-  const int own_token = part.first + doubt % kUnit - cache.length(part.run.b);
+  const int own_token = part.first + doubt % kUnit - part.run.begin;
+  const float* basis = cache.keys.basis + lane * 4;
+  const uint16_t* tokens = part.tokens - threadIdx.x % kChunks * 8 + lane * 4;
+  int row_at[kAgain], token_at[kAgain];
+#pragma unroll
+  for (int i = 0; i < kAgain; ++i) {
+    row_at[i] = __shfl_sync(0xffffffffu, own_place, i) * heads * kDim;
+    token_at[i] = __shfl_sync(0xffffffffu, own_token, i) * part.stride;
+  }
+  float4 row[kAgain], mean = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  uint2 token[kAgain];
+  const auto load = [&](int head) {
+#pragma unroll
+    for (int i = 0; i < kAgain; ++i) {
+      row[i] = *reinterpret_cast<const float4*>(basis + row_at[i] + head * kDim);
+      token[i] = *reinterpret_cast<const uint2*>(tokens + token_at[i] + head * kDim);
+    }
+    if (cache.keys.mean != nullptr) mean = *reinterpret_cast<const float4*>(cache.keys.mean + head * kDim + lane * 4);
+  };
+  load(0);
   float sum = 0.0f;
 #pragma unroll 1
   for (int head = 0; head < heads; ++head) {
-    const int channel = head * kDim + lane * 4;
-    float4 row[kAgain], mean = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    uint2 token[kAgain];
 #pragma unroll
     for (int i = 0; i < kAgain; ++i) {
-      const int from_place = __shfl_sync(0xffffffffu, own_place, i), from = __shfl_sync(0xffffffffu, own_token, i);
-      if (i >= count) continue;
-      row[i] = *reinterpret_cast<const float4*>(cache.keys.basis + static_cast<int64_t>(from_place) * heads * kDim +
-                                                channel);
-      token[i] = four_halves(rows.tokens.type, rows.tokens.qkv, rows.key(cache, part.run.b, from, 0) + channel);
-    }
-    if (cache.keys.mean != nullptr) mean = *reinterpret_cast<const float4*>(cache.keys.mean + channel);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kAgain; ++i) {
-      if (i >= count) continue;
-      const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&token[i].x));
-      const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&token[i].y));
+      const uint2 two = brain ? make_uint2(halves_of(token[i].x), halves_of(token[i].y)) : token[i];
+      const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&two.x));
+      const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&two.y));
       // Less a mean of zero it is what it was.
       *reinterpret_cast<float4*>(products[i] + lane * 4) =
           make_float4(__fmul_rn(row[i].x, __fsub_rn(low.x, mean.x)), __fmul_rn(row[i].y, __fsub_rn(low.y, mean.y)),
                       __fmul_rn(row[i].z, __fsub_rn(high.x, mean.z)), __fmul_rn(row[i].w, __fsub_rn(high.y, mean.w)));
     }
     __syncwarp();
-    if (lane < count) {
-      const auto* fours = reinterpret_cast<const float4*>(products[lane]);
+    if (head + 1 < heads) load(head + 1);
+    const auto* fours = reinterpret_cast<const float4*>(products[lane % kAgain]);
 #pragma unroll 8
-      for (int i = 0; i < kDim / 4; ++i) {
-        const float4 four = fours[i];
-        sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
-      }
+    for (int i = 0; i < kDim / 4; ++i) {
+      const float4 four = fours[i];
+      sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
     }
+    __syncwarp();
   }
   if (lane < count) {
     const float* range = cache.keys.steps + 2 * own_place;
@@ -220,7 +218,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   release_next_kernel();
   const TokenRun run = unit_run<kUnit>(cache, rows, blockIdx.x / parts.tiles);
   if (run.begin >= run.end) return;
-  const Part part{run, run.begin / kUnit * kUnit, static_cast<int>(blockIdx.x % parts.tiles)};
+  const int first = run.begin / kUnit * kUnit, stride = (cache.heads + 2 * cache.kv_heads) * kDim;
+  const Part part{run, first, static_cast<int>(blockIdx.x % parts.tiles),
+                  static_cast<const uint16_t*>(rows.tokens.qkv) +
+                      rows.key(cache, run.b, run.begin - cache.length(run.b), 0) + threadIdx.x % kChunks * 8,
+                  stride};
+  int offsets[kOwnRows];  // of tokens that are not appended: of others
+#pragma unroll
+  for (int i = 0; i < kOwnRows; ++i) {
+    offsets[i] = (min(max(first + own_row(i), run.begin), run.end - 1) - run.begin) * stride;
+  }
   auto* stages = reinterpret_cast<Stage*>(memory);
   const int slabs = cache.kv_heads * kDim / kSlab;
   const uint8_t* basis = parts.rows + static_cast<int64_t>(part.tile) * slabs * sizeof(stages[0].basis);
@@ -228,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (threadIdx.x == 0) doubts = 0;
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
-    load_slab(cache, rows, part, basis, i, stages[i]);  // a layer has four slabs at least
+    load_slab(part, offsets, basis, i, stages[i]);  // a layer has four slabs at least
     commit_copies();
   }
   float high[4][4][4] = {}, low[4][4][4] = {}, most[4][4][2] = {};
@@ -238,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (brain) convert_own(stages[at]);
     __syncthreads();
     const int next = slab + kStages - 1;
-    if (next < slabs) load_slab(cache, rows, part, basis, next, stages[at == 0 ? kStages - 1 : at - 1]);
+    if (next < slabs) load_slab(part, offsets, basis, next, stages[at == 0 ? kStages - 1 : at - 1]);
     commit_copies();
     multiply(stages[at], high, low);
 #pragma unroll
@@ -280,8 +287,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   __syncthreads();
-  for (int begin = warp * kAgain; begin < doubts; begin += kWarps * kAgain) {
-    code_again(cache, rows, part, parts.runs, begin, min(doubts - begin, kAgain), codes);
+  const int again = min((doubts + kWarps - 1) / kWarps, kAgain);
+  for (int begin = warp * again; begin < doubts; begin += kWarps * again) {
+    code_again(cache, part, parts.runs, brain, begin, min(doubts - begin, again), codes);
   }
   __syncthreads();
 #pragma unroll
@@ -303,7 +311,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 bool append_layer_tiles_supports(const CacheView& cache, const NewTokens& tokens) {
   return cache.head_dim == kDim && cache.window == 0 && cache.keys.format == Format::kStatic &&
-         cache.keys.basis_heads > 1 && cache.keys.latent != nullptr && cache.keys_pre_rope != 0 && aligned_rows(tokens);
+         cache.keys.basis_heads > 1 && cache.keys.latent != nullptr && cache.keys_pre_rope != 0 &&
+         reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0 && reinterpret_cast<uintptr_t>(cache.keys.mean) % 16 == 0 && tokens.type != ElementType::kFloat32 &&
+         aligned_rows(tokens);
 }
 
 void append_layer_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {

@@ -1,8 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Append of a prompt's chunk, head_dim 128, without a window: values of 4 bits with a norm, and sinks; the same bytes as append.cu leaves. As append_values.cu for 2 bits: two lanes take
-// a token's head, half of it in registers each, a warp a tile. A code is found by three comparisons with middles
-// between levels, which also tell whether the quotient is too near to one to be trusted as a product with a
-// reciprocal; this wants levels of one sign to be those of the other. Codes of a tile meet in shared memory.
+// a token's head, half of it in registers each, a warp a tile. A table says of 128 ranges of
+// quotients which codes they may have, and the middle between them, if there are two; a quotient so near to it that it
+// is not to be trusted as a product with a reciprocal is divided. Codes of a tile meet in shared memory.
 #include "codes.cuh"
 #include "kernels.h"
 #include "launch.cuh"
@@ -13,9 +13,17 @@ namespace {
 
 constexpr int kDim = kRowDim, kHalf = kRowHalf, kWarps = kPageTiles, kThreads = kWarps * kWarp, kLevels = 16;
 
+/// Ranges that have equal shares of [-kReach, kReach]; what lies beyond belongs to the first and the last.
+constexpr int kRanges = kThreads;
+constexpr float kReach = 4.0f;
+/// How near to a middle a quotient is divided: it is off by 2^-22 of its size, a middle in the table by 2^-20.
+constexpr float kNear = 1.2e-5f;
+
 struct LevelBlock {
   float levels[kLevels];
-  __half rows[kWarps][kTileTokens * kRowStride];  // of tokens; then codes
+  uint32_t ranges[kRanges];  // the middle in a range, or a large number, with the code below it as its last four bits
+  int unsuitable;            // ranges that would need more
+  __align__(16) __half rows[kWarps][kTileTokens * kRowStride];  // of tokens; then codes
 };
 
 /// Where the codes of a channel begin, a byte each; both halves of a head meet different banks.
@@ -31,25 +39,34 @@ __device__ __noinline__ int divided_code(const float* levels, float x, float rms
   return code;
 }
 
-/// The middles between positive levels.
-struct Middles {
-  float at[7];
-};
+/// A thread's range of the table.
+__device__ __forceinline__ void describe_range(LevelBlock& block) {
+  const int range = threadIdx.x;
+  int code = 0, inside = 0;
+  float middle = 1e30f;
+  for (int i = 0; i + 1 < kLevels; ++i) {
+    const float x = 0.5f * (block.levels[i] + block.levels[i + 1]);
+    const float apart = (x / (2.0f * kReach) + 0.5f) * static_cast<float>(kRanges - 1) - static_cast<float>(range);
+    if (fabsf(apart) <= 0.502f) {
+      ++inside;
+      middle = x;
+      if (range == 0 || range == kRanges - 1) inside = 2;
+    } else if (apart < 0.0f) {
+      ++code;
+    }
+  }
+  block.ranges[range] = (__float_as_uint(middle) & ~15u) | static_cast<uint32_t>(code);
+  if (inside > 1) block.unsuitable = 1;
+}
 
 /// The code of x, whose quotient with the norm is about x * inverse.
-__device__ __forceinline__ int level_code(const float* levels, const Middles& middles, float x, float rms,
-                                          float inverse) {
-  const float quotient = x * inverse, size = fabsf(quotient);
-  const float first = size - middles.at[3];
-  const bool b2 = first > 0.0f;
-  const float second = size - (b2 ? middles.at[5] : middles.at[1]);
-  const bool b1 = second > 0.0f;
-  const float low = b1 ? middles.at[2] : middles.at[0], high = b1 ? middles.at[6] : middles.at[4];
-  const float third = size - (b2 ? high : low);
-  const int above = (b2 ? 4 : 0) + (b1 ? 2 : 0) + (third > 0.0f ? 1 : 0);
-  const float nearest = fminf(fminf(fabsf(first), fabsf(second)), fabsf(third));
-  int code = quotient > 0.0f ? 8 + above : 7 - above;
-  if (!(nearest > fmaf(kDoubt, size, kDoubt))) code = divided_code(levels, x, rms);
+__device__ __forceinline__ int level_code(const LevelBlock& block, float x, float rms, float inverse) {
+  const float quotient = x * inverse;
+  const float at = fmaf(__saturatef(fmaf(quotient, 0.5f / kReach, 0.5f)), static_cast<float>(kRanges - 1), 0x1p23f);
+  const uint32_t range = block.ranges[__float_as_uint(at) & (kRanges - 1)];
+  const float apart = quotient - __uint_as_float(range & ~15u);
+  int code = static_cast<int>(range & 15u) + (apart > 0.0f ? 1 : 0);
+  if (!(fabsf(apart) > kNear)) code = divided_code(block.levels, x, rms);
   return code;
 }
 
@@ -88,19 +105,11 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
   if (side.rotated) transform_half(x, lane);
   const float square = sum_in_order(lane, [&](int i) { return __fmul_rn(x[i], x[i]); });
   const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim)));
-  Middles middles;
-#pragma unroll
-  for (int i = 0; i < 7; ++i) {
-    middles.at[i] = __fmul_rn(0.5f, __fadd_rn(block.levels[8 + i], block.levels[9 + i]));
-  }
-  bool mirrored = true;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) mirrored = mirrored && block.levels[8 + i] == -block.levels[7 - i];
-  const float inverse = !mirrored ? NAN : rms > 0.0f ? 1.0f / rms : 0.0f;  // no number: divide
+  const float inverse = block.unsuitable != 0 ? NAN : rms > 0.0f ? 1.0f / rms : 0.0f;  // no number: divide
   auto* codes = reinterpret_cast<uint8_t*>(staged);
 #pragma unroll
   for (int i = 0; i < kHalf; ++i) {
-    const int code = level_code(block.levels, middles, x[i], rms, inverse);
+    const int code = level_code(block, x[i], rms, inverse);
     codes[code_row(lane / kTileTokens * kHalf + i) + in_tile] = static_cast<uint8_t>(code);
     x[i] = __fmul_rn(x[i], block.levels[code]);
   }
@@ -139,6 +148,9 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int index = blockIdx.x, warp = threadIdx.x / kWarp;
   if (index < blocks.pages) {
     if (threadIdx.x < kLevels) block.levels[threadIdx.x] = cache.values.levels[threadIdx.x];
+    if (threadIdx.x == 0) block.unsuitable = 0;
+    __syncthreads();
+    describe_range(block);
     __syncthreads();
     const TokenRun page = unit_run<kPageTokens>(cache, rows, index % blocks.units);
     const int first = (page.begin / kPageTokens * kPageTiles + warp) * kTileTokens;

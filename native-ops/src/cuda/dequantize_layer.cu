@@ -35,32 +35,31 @@ struct Raw {
 
 struct Block {
   int head, first, end;  // tokens from the first on; behind those that are coded and asked for
-
-  __device__ bool asked(int tile, const Rows& rows) const {
-    const int start = first + tile * kTileTokens;
-    return start < end && start + kTileTokens > rows.begin;
-  }
 };
 
-/// Which run, among those of all heads, a thread's item of a slab belongs to.
-__device__ __forceinline__ int run_of(int slab, int item) {
-  return slab * kTileRuns + (item * kThreads + static_cast<int>(threadIdx.x)) / (kRunPlaces * kTiles);
-}
-__device__ __forceinline__ int tile_of(int item) {
-  return (item * kThreads + static_cast<int>(threadIdx.x)) / kRunPlaces % kTiles;
+/// Where the codes of a run lie in a page, of the first tile, and their width: offset + width 2^28; 0: no run.
+__device__ __forceinline__ uint32_t describe_run(const CacheView& cache, const StoredRuns& runs, int run) {
+  if (run >= cache.kv_heads * runs.count) return 0;
+  const int own = runs.run[run % runs.count];
+  return static_cast<uint32_t>(cache.keys.tile(run / runs.count, 0) + cache.keys.run_begin[own]) |
+         static_cast<uint32_t>(cache.keys.width[own]) << 28;
 }
 
-__device__ __forceinline__ void load_codes(const CacheView& cache, const Rows& rows, const LayerColumns& layer,
-                                           const Block& block, int slab, Raw (&raw)[kItems]) {
+/// A thread's items of a slab are of one tile, and of one place of runs thread / 64 + 2 i.
+__device__ __forceinline__ int run_of(int slab, int item) {
+  return slab * kTileRuns + static_cast<int>(threadIdx.x) / (kRunPlaces * kTiles) + item * 2;
+}
+__device__ __forceinline__ int own_tile() { return static_cast<int>(threadIdx.x) / kRunPlaces % kTiles; }
+
+/// page: where the tile of the thread begins; nullptr: nothing of it is asked for.
+__device__ __forceinline__ void load_codes(const uint8_t* page, const uint32_t* runs, int slab, Raw (&raw)[kItems]) {
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    const int run = run_of(slab, i), tile = tile_of(i), start = block.first + tile * kTileTokens;
+    const uint32_t run = runs[run_of(slab, i)];
+    const int bits = static_cast<int>(run >> 28);
     raw[i] = {};
-    if (run >= cache.kv_heads * layer.runs.count || !block.asked(tile, rows)) continue;
-    const int own = layer.runs.run[run % layer.runs.count], bits = cache.keys.width[own];
-    const uint8_t* from = cache.page(rows.sequence, start / kPageTokens) +
-                          cache.keys.tile(run / layer.runs.count, start / kTileTokens % kPageTiles) +
-                          cache.keys.run_begin[own] + threadIdx.x % kRunPlaces * 2 * bits;
+    if (bits == 0 || page == nullptr) continue;
+    const uint8_t* from = page + (run & 0xfffffffu) + threadIdx.x % kRunPlaces * 2 * bits;
     if (bits == 8) {
       const uint4 all = *reinterpret_cast<const uint4*>(from);
       raw[i] = {{all.x, all.y, all.z, all.w}};
@@ -111,17 +110,23 @@ __device__ __forceinline__ void put_codes(const Raw& raw, int place, int tile, u
   }
 }
 
-__device__ __forceinline__ void store_codes(const CacheView& cache, const LayerColumns& layer, int slab,
-                                            const Raw (&raw)[kItems], uint8_t* codes) {
+__device__ __forceinline__ void store_codes(const uint32_t* runs, int slab, const Raw (&raw)[kItems],
+                                            uint8_t* codes) {
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    const int bits = cache.keys.width[layer.runs.run[run_of(slab, i) % layer.runs.count]], tile = tile_of(i);
-    const int place = (run_of(slab, i) - slab * kTileRuns) * kRunPlaces + threadIdx.x % kRunPlaces;
-    if (bits == 8) put_codes<8>(raw[i], place, tile, codes);
-    if (bits == 4) put_codes<4>(raw[i], place, tile, codes);
-    if (bits == 3) put_codes<3>(raw[i], place, tile, codes);
-    if (bits == 2) put_codes<2>(raw[i], place, tile, codes);
-    if (bits == 1) put_codes<1>(raw[i], place, tile, codes);
+    const int bits = static_cast<int>(runs[run_of(slab, i)] >> 28), tile = own_tile();
+    const int place = run_of(0, i) * kRunPlaces + threadIdx.x % kRunPlaces;
+    if (bits == 8) {
+      put_codes<8>(raw[i], place, tile, codes);
+    } else if (bits == 4) {
+      put_codes<4>(raw[i], place, tile, codes);
+    } else if (bits == 2) {
+      put_codes<2>(raw[i], place, tile, codes);
+    } else if (bits == 3) {
+      put_codes<3>(raw[i], place, tile, codes);
+    } else {
+      put_codes<1>(raw[i], place, tile, codes);
+    }
   }
 }
 
@@ -159,47 +164,63 @@ __device__ __forceinline__ void multiply(const Stage& stage, float (&sums)[4][8]
   }
 }
 
+/// Copies exact tokens of the warp's 64; lane i gets a bit for each token of tile i % 4 that comes of codes.
+__device__ __forceinline__ unsigned copy_exact_keys(const CacheView& cache, const Rows& rows, const Block& block,
+                                                    const PageAngles* angles) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  unsigned stored = 0;
+#pragma unroll 1
+  for (int i = 0; i < 4; ++i) {
+    const int in_unit = (warp / 2 * 4 + i) * kTileTokens, tile = (block.first + in_unit) / kTileTokens;
+    if (tile * kTileTokens >= rows.end || (tile + 1) * kTileTokens <= rows.begin) continue;
+    const TileTokens tokens = tile_tokens(cache, rows, tile, lane);
+    if (lane % 4 == i) stored = tokens.stored;
+    if (i / 2 != warp % 2) continue;  // another warp's
+    copy_exact(cache, rows, block.head, true, tile, tokens, lane, [&](int t) {
+      return angles[in_unit / kPageTokens].of(in_unit % kPageTokens + t, lane);
+    });
+  }
+  return stored;
+}
+
+__device__ __forceinline__ float2 turned(float a, float b, float cosine, float sine) {
+  return make_float2(fmaf(a, cosine, -b * sine), fmaf(b, cosine, a * sine));
+}
+
 /// Turns the warp's keys and writes them.
 __device__ __forceinline__ void write_keys(const CacheView& cache, const Rows& rows, const LayerColumns& layer,
-                                           const Block& block, const PageAngles* angles, float (&sums)[4][8][4]) {
+                                           const Block& block, const PageAngles* angles, unsigned all_stored,
+                                           float (&sums)[4][8][4]) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, c = lane % 4, n = warp % 2;
   const float unit = layer.same[cache.kv_heads * kDim];
   float same[2][8];
 #pragma unroll
   for (int i = 0; i < 16; ++i) same[i / 8][i % 8] = layer.same[block.head * kDim + i / 8 * 64 + n * 32 + c * 8 + i % 8];
+  const PageAngles& page = angles[warp / 2];
+  __half* begin = row_of(rows.k, rows, block.head, block.first + warp / 2 * 64 + g) + n * 32 + c * 8;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int in_unit = (warp / 2 * 4 + i) * kTileTokens, tile = (block.first + in_unit) / kTileTokens;
-    if (tile * kTileTokens >= rows.end || (tile + 1) * kTileTokens <= rows.begin) continue;
-    const unsigned stored = tile_tokens(cache, rows, tile, lane).stored;
+    const unsigned stored = __shfl_sync(0xffffffffu, all_stored, i);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int token = in_unit + g + 8 * r;
+      const int token = i * kTileTokens + g + 8 * r;
       if ((stored >> (g + 8 * r) & 1u) == 0) continue;
       uint32_t low[4], high[4];
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        const float4& angle = angles[token / kPageTokens].of(token % kPageTokens, 16 * n + 4 * c + q);
+        const float4& angle = page.of(token, 16 * n + 4 * c + q);
         const auto key = [&](int half, int e) {
           return fmaf(sums[i][4 * half + q][2 * r + e], unit, same[half][2 * q + e]);
         };
-        const float2 first = turn(key(0, 0), key(1, 0), make_float2(angle.x, angle.y));
-        const float2 second = turn(key(0, 1), key(1, 1), make_float2(angle.z, angle.w));
+        const float2 first = turned(key(0, 0), key(1, 0), angle.x, angle.y);
+        const float2 second = turned(key(0, 1), key(1, 1), angle.z, angle.w);
         low[q] = two_halves(first.x, second.x);
         high[q] = two_halves(first.y, second.y);
       }
-      __half* to = row_of(rows.k, rows, block.head, block.first + token) + n * 32 + c * 8;
+      __half* to = begin + (i * kTileTokens + 8 * r) * kDim;
       *reinterpret_cast<uint4*>(to) = make_uint4(low[0], low[1], low[2], low[3]);
       *reinterpret_cast<uint4*>(to + kDim / 2) = make_uint4(high[0], high[1], high[2], high[3]);
     }
-  }
-#pragma unroll 1
-  for (int i = 0; i < 2; ++i) {
-    const int in_unit = (warp * 2 + i) * kTileTokens, tile = (block.first + in_unit) / kTileTokens;
-    if (tile * kTileTokens >= rows.end || (tile + 1) * kTileTokens <= rows.begin) continue;
-    copy_exact(cache, rows, block.head, true, tile, tile_tokens(cache, rows, tile, lane), lane, [&](int t) {
-      return angles[in_unit / kPageTokens].of(in_unit % kPageTokens + t, lane);
-    });
   }
 }
 
@@ -213,14 +234,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   block.head = blockIdx.x % cache.kv_heads;
   block.first = (rows.begin / kUnit + blockIdx.x / cache.kv_heads) * kUnit;
   block.end = min(cache.quantized(rows.sequence, cache.length(rows.sequence)), rows.end);
-  Raw raw[kItems];
-  load_codes(cache, rows, layer, block, 0, raw);
+  auto* runs = reinterpret_cast<uint32_t*>(memory + kStages * sizeof(Stage));
+  for (int i = threadIdx.x; i < layer.slabs * kTileRuns; i += kThreads) runs[i] = describe_run(cache, layer.runs, i);
   load_basis(layer, block.head, 0, stages[0]);
   commit_copies();
   if (layer.slabs > 1) load_basis(layer, block.head, 1, stages[1]);
   commit_copies();
-  store_codes(cache, layer, 0, raw, stages[0].codes);
-  if (layer.slabs > 1) load_codes(cache, rows, layer, block, 1, raw);
+  const int start = block.first + own_tile() * kTileTokens;
+  const uint8_t* page = nullptr;
+  if (start < block.end && start + kTileTokens > rows.begin) {
+    page = cache.page(rows.sequence, start / kPageTokens) + start / kTileTokens % kPageTiles * cache.keys.tile_bytes;
+  }
+  __syncthreads();
+  Raw raw[kItems];
+  load_codes(page, runs, 0, raw);
+  store_codes(runs, 0, raw, stages[0].codes);
+  if (layer.slabs > 1) load_codes(page, runs, 1, raw);
   float sums[4][8][4] = {};
 #pragma unroll 1
   for (int slab = 0, at = 0; slab < layer.slabs; ++slab, at = at + 1 == kStages ? 0 : at + 1) {
@@ -229,8 +258,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int next = slab + kStages - 1;
     if (next < layer.slabs) load_basis(layer, block.head, next, stages[at == 0 ? kStages - 1 : at - 1]);
     commit_copies();
-    if (slab + 1 < layer.slabs) store_codes(cache, layer, slab + 1, raw, stages[at + 1 == kStages ? 0 : at + 1].codes);
-    if (next < layer.slabs) load_codes(cache, rows, layer, block, next, raw);
+    if (slab + 1 < layer.slabs) store_codes(runs, slab + 1, raw, stages[at + 1 == kStages ? 0 : at + 1].codes);
+    if (next < layer.slabs) load_codes(page, runs, next, raw);
     multiply(stages[at], sums);
   }
   wait_copies<0>();
@@ -241,7 +270,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (page * kPageTokens < rows.end) page_angles(cache, page, threadIdx.x, angles[i]);
   }
   __syncthreads();
-  write_keys(cache, rows, layer, block, angles, sums);
+  const unsigned stored = copy_exact_keys(cache, rows, block, angles);
+  write_keys(cache, rows, layer, block, angles, stored, sums);
 }
 
 }  // namespace
@@ -259,9 +289,9 @@ void dequantize_layer(const CacheView& cache, const Rows& rows, cudaStream_t str
   layer.columns = cache.keys.latent + layer_rows_bytes(cache.kv_heads, layer.runs);
   layer.same = reinterpret_cast<const float*>(layer.columns + layer_columns_bytes(cache.kv_heads, layer.runs));
   const int units = (rows.end - 1) / kUnit - rows.begin / kUnit + 1;
+  const size_t bytes = kStages * sizeof(Stage) + static_cast<size_t>(layer.slabs * kTileRuns) * sizeof(uint32_t);
   launch("dequantize", dequantize_layer_kernel,
-         {dim3(static_cast<unsigned>(units * cache.kv_heads)), kThreads, kStages * sizeof(Stage), stream}, cache, rows,
-         layer);
+         {dim3(static_cast<unsigned>(units * cache.kv_heads)), kThreads, bytes, stream}, cache, rows, layer);
   if (dequantize_values_supports(cache)) {
     dequantize_values(cache, rows, stream);
   } else {
