@@ -16,10 +16,12 @@ namespace {
 
 constexpr int kDim = kRowDim, kWarps = 4, kThreads = kWarps * kWarp, kStages = 3;
 constexpr int kUnit = 128, kTiles = kUnit / kTileTokens;  // tokens of a block
-constexpr int kOwnTokens = 64, kOwnPlaces = 32;           // of a warp
 constexpr int kChunks = kSlab / 8, kOwnRows = kUnit * kChunks / kThreads;
 constexpr int kAgain = 8;  // codes that a warp does again at a time
 constexpr int kProductStride = kDim + 4, kCodeStride = kUnit + 16;
+
+/// Of a stage: swizzled_operand.
+constexpr int kAlign = 1024;
 
 struct Stage {
   uint8_t tokens[kUnit * kSlabBytes], basis[2][kTilePlaces * kSlabBytes];
@@ -83,34 +85,58 @@ __device__ __forceinline__ void convert_own(Stage& stage) {
   }
 }
 
-/// Adds a slab's products of the warp's tokens and places: [16 tokens][8 places].
-__device__ __forceinline__ void multiply(const Stage& stage, float (&high)[4][4][4], float (&low)[4][4][4]) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const uint8_t* tokens = stage.tokens + (warp / 2 * kOwnTokens + lane % 16) * kSlabBytes;
-  const int row = warp % 2 * kOwnPlaces + lane % 8 + lane / 16 * 8;
+/// What a warp has of a block's products: sums of 16 tokens and a run, high parts of the basis and then low ones.
+#ifdef KVQUANT_WARPGROUP_MMA
+constexpr int kOwnTiles = 2, kOwnRuns = 8;
+__device__ __forceinline__ int first_token(int tile) { return tile * 64 + threadIdx.x / kWarp * 16; }
+__device__ __forceinline__ int first_run() { return 0; }
+
+__device__ __forceinline__ void multiply(const Stage& stage, float (&sums)[kOwnTiles][2 * kOwnRuns][4]) {
+  const uint64_t tokens = swizzled_operand(stage.tokens), basis = swizzled_operand(stage.basis);
+  begin_products();
 #pragma unroll
   for (int k = 0; k < kSlab / 16; ++k) {
-    uint32_t a[4][4], b[2][2][4];
+#pragma unroll
+    for (int i = 0; i < kOwnTiles; ++i) {
+      warpgroup_mma(sums[i], tokens + i * (64 * kSlabBytes / 16) + 2 * k, basis + 2 * k, 1);
+    }
+  }
+  commit_products();
+  wait_products();
+#pragma unroll
+  for (int i = 0; i < kOwnTiles * 2 * kOwnRuns * 4; ++i) {
+    asm volatile("" : "+f"(sums[i / (8 * kOwnRuns)][i / 4 % (2 * kOwnRuns)][i % 4])::"memory");
+  }
+}
+#else
+constexpr int kOwnTiles = 4, kOwnRuns = 4;
+__device__ __forceinline__ int first_token(int tile) { return threadIdx.x / kWarp / 2 * 64 + tile * 16; }
+__device__ __forceinline__ int first_run() { return threadIdx.x / kWarp % 2 * kOwnRuns; }
+
+__device__ __forceinline__ void multiply(const Stage& stage, float (&sums)[kOwnTiles][2 * kOwnRuns][4]) {
+  const int lane = threadIdx.x % kWarp;
+  const uint8_t* tokens = stage.tokens + (first_token(0) + lane % 16) * kSlabBytes;
+  const int row = first_run() * kRunPlaces + lane % 8 + lane / 16 * 8;
+#pragma unroll
+  for (int k = 0; k < kSlab / 16; ++k) {
+    uint32_t a[kOwnTiles][4], b[kOwnRuns][4];
     const int a_chunk = ((2 * k + lane / 16) ^ (lane % 8)) * 16, b_chunk = ((2 * k + lane / 8 % 2) ^ (lane % 8)) * 16;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) load_matrices(a[i], tokens + i * 16 * kSlabBytes + a_chunk);
+    for (int i = 0; i < kOwnTiles; ++i) load_matrices(a[i], tokens + i * 16 * kSlabBytes + a_chunk);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      load_matrices(b[i / 2][i % 2], stage.basis[i / 2] + (row + i % 2 * 16) * kSlabBytes + b_chunk);
+    for (int i = 0; i < kOwnRuns; ++i) {  // of two runs each
+      load_matrices(b[i], stage.basis[i / 2] + (row + i % 2 * 16) * kSlabBytes + b_chunk);
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 2 * kOwnRuns; ++j) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        mma(high[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[0][j / 2][j % 2 * 2], b[0][j / 2][j % 2 * 2 + 1]);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        mma(low[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[1][j / 2][j % 2 * 2], b[1][j / 2][j % 2 * 2 + 1]);
+      for (int i = 0; i < kOwnTiles; ++i) {
+        mma(sums[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
       }
     }
   }
 }
+#endif
 
 /// Does codes in doubt again, from `begin` on; a warp's work.
 __device__ __forceinline__ void code_again(const CacheView& cache, const Part& part, const StoredRuns& runs, bool brain,
@@ -228,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int i = 0; i < kOwnRows; ++i) {
     offsets[i] = (min(max(first + own_row(i), run.begin), run.end - 1) - run.begin) * stride;
   }
-  auto* stages = reinterpret_cast<Stage*>(memory);
+  auto* stages = reinterpret_cast<Stage*>(memory + (kAlign - reinterpret_cast<uintptr_t>(memory) % kAlign) % kAlign);
   const int slabs = cache.kv_heads * kDim / kSlab;
   const uint8_t* basis = parts.rows + static_cast<int64_t>(part.tile) * slabs * sizeof(stages[0].basis);
   const bool brain = rows.tokens.type == ElementType::kBFloat16;
@@ -238,35 +264,36 @@ __global__ void __launch_bounds__(kThreads, 2)
     load_slab(part, offsets, basis, i, stages[i]);  // a layer has four slabs at least
     commit_copies();
   }
-  float high[4][4][4] = {}, low[4][4][4] = {}, most[4][4][2] = {};
+  float sums[kOwnTiles][2 * kOwnRuns][4] = {}, most[kOwnTiles][kOwnRuns][2] = {};
 #pragma unroll 1
   for (int slab = 0, at = 0; slab < slabs; ++slab, at = at + 1 == kStages ? 0 : at + 1) {
     wait_copies<kStages - 2>();
     if (brain) convert_own(stages[at]);
+    publish_operands();
     __syncthreads();
     const int next = slab + kStages - 1;
     if (next < slabs) load_slab(part, offsets, basis, next, stages[at == 0 ? kStages - 1 : at - 1]);
     commit_copies();
-    multiply(stages[at], high, low);
+    multiply(stages[at], sums);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kOwnTiles; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < kOwnRuns; ++j) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          most[i][j][r] = fmaxf(most[i][j][r], fmaxf(fabsf(high[i][j][2 * r]), fabsf(high[i][j][2 * r + 1])));
+          most[i][j][r] = fmaxf(most[i][j][r], fmaxf(fabsf(sums[i][j][2 * r]), fabsf(sums[i][j][2 * r + 1])));
         }
       }
     }
   }
   wait_copies<0>();
   __syncthreads();
-  auto& codes = *reinterpret_cast<Codes*>(memory);
+  auto& codes = *reinterpret_cast<Codes*>(stages);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, c = lane % 4;
   const int all_runs = cache.kv_heads * parts.runs.count;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const int in_tile = warp % 2 * (kOwnPlaces / kRunPlaces) + j, index = part.index(in_tile);
+  for (int j = 0; j < kOwnRuns; ++j) {
+    const int in_tile = first_run() + j, index = part.index(in_tile);
     const int width = cache.keys.width[parts.runs.run[index % parts.runs.count]];
     const float levels = static_cast<float>((1 << width) - 1);
 #pragma unroll
@@ -274,9 +301,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int place = in_tile * kRunPlaces + 2 * c + e;
       const float4 scale = reinterpret_cast<const float4*>(parts.scales)[part.tile * kTilePlaces + place];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int token = warp / 2 * kOwnTokens + i * 8 + g;
-        const float sum = high[i / 2][j][i % 2 * 2 + e] + low[i / 2][j][i % 2 * 2 + e];
+      for (int i = 0; i < 2 * kOwnTiles; ++i) {
+        const int token = first_token(i / 2) + i % 2 * 8 + g;
+        const float sum = sums[i / 2][j][i % 2 * 2 + e] + sums[i / 2][j + kOwnRuns][i % 2 * 2 + e];
         const float at = fminf(fmaxf(fmaf(sum, scale.x, scale.y), 0.0f), levels), code = rintf(at);
         const bool clear =
             fabsf(at - code) < 0.5f - fmaf(scale.z, most[i / 2][j][i % 2], scale.w) && fabsf(sum) < 3e38f;
@@ -325,7 +352,7 @@ void append_layer_tiles(const CacheView& cache, const NewTokens& tokens, cudaStr
   parts.scales = reinterpret_cast<const PlaceScale*>(cache.keys.latent + layer_rows_bytes(cache.kv_heads, parts.runs)) -
                  parts.tiles * kTilePlaces;
   const auto blocks = static_cast<unsigned>((tokens.count / kUnit + 2 * cache.batch) * parts.tiles);
-  launch("append", append_layer_tiles_kernel, {dim3(blocks), kThreads, kStages * sizeof(Stage), stream}, cache,
+  launch("append", append_layer_tiles_kernel, {dim3(blocks), kThreads, kStages * sizeof(Stage) + kAlign, stream}, cache,
          NewRows{tokens}, parts);
 }
 

@@ -40,11 +40,12 @@ __device__ __forceinline__ void butterflies(float (&x)[kGroups]) {
 }
 
 /// Levels of a tile as halves, [channels][tokens].
-__device__ __forceinline__ void look_up(const uint32_t (&levels)[256], const uint8_t* codes, int lane, uint8_t* tile) {
+__device__ __forceinline__ void look_up(const uint32_t (&levels)[256], const uint2 (&codes)[kDim / kWarp], int lane,
+                                        uint8_t* tile) {
 #pragma unroll
   for (int i = 0; i < kDim / kWarp; ++i) {
     const int channel = i * kWarp + lane;
-    const uint2 all = reinterpret_cast<const uint2*>(codes)[channel];
+    const uint2 all = codes[i];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t eight = half == 0 ? all.x : all.y;
@@ -62,18 +63,26 @@ __global__ void __launch_bounds__(kThreads)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, c = lane % 4;
   const int kv_head = blockIdx.x / parts.tiles;
   const int tile = rows.begin / kTileTokens + blockIdx.x % parts.tiles * kWarps + warp;
+  const int stored = cache.quantized(rows.sequence, cache.length(rows.sequence));
+  uint2 codes[kDim / kWarp] = {};
+  float factors[2] = {};
+  if (tile * kTileTokens < min(rows.end, stored)) {
+    const uint8_t* page = cache.page(rows.sequence, tile / kPageTiles);
+    const auto* from = reinterpret_cast<const uint2*>(page + side.tile(kv_head, tile % kPageTiles));
+#pragma unroll
+    for (int i = 0; i < kDim / kWarp; ++i) codes[i] = from[i * kWarp + lane];
+    const auto* norms = reinterpret_cast<const __half*>(page + side.norms + tile % kPageTiles * side.norm_tile_bytes) +
+                        kv_head * kTileTokens;
+    const float scale = side.rotated ? rsqrtf(static_cast<float>(kDim)) : 1.0f;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) factors[r] = __half2float(norms[g + 8 * r]) * scale;
+  }
   for (int i = threadIdx.x; i < 256; i += kThreads) block.levels[i] = two_halves(side.levels[i % 16], side.levels[i / 16]);
   __syncthreads();
   if (tile * kTileTokens < rows.end) {
     const TileTokens tokens = tile_tokens(cache, rows, tile, lane);
     if (tokens.stored != 0) {
-      const uint8_t* page = cache.page(rows.sequence, tile / kPageTiles);
-      const auto* norms =
-          reinterpret_cast<const __half*>(page + side.norms + tile % kPageTiles * side.norm_tile_bytes) +
-          kv_head * kTileTokens;
-      const float scale = side.rotated ? rsqrtf(static_cast<float>(kDim)) : 1.0f;
-      const float factors[2] = {__half2float(norms[g]) * scale, __half2float(norms[g + 8]) * scale};
-      look_up(block.levels, page + side.tile(kv_head, tile % kPageTiles), lane, block.tiles[warp]);
+      look_up(block.levels, codes, lane, block.tiles[warp]);
       __syncwarp();
       // Columns of a group's transform, in such an order that a lane gets channels 4 c .. 4 c + 3.
       uint32_t signs[2][2];
