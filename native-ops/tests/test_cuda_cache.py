@@ -207,6 +207,24 @@ def run_latent():
     return 5 + 6 + 8 + 3 + 4
 
 
+def run_layer():
+    """The kernels of a prompt's chunk for svdq's basis over all heads, without a window: every width, tiles of runs of
+    several heads, types, sinks, chunks of few tokens."""
+    widths = {"all runs": (8, 8, 4, 4, 4, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1), "odd": SCHEDULES["odd"],
+              "one": (4,) + (0,) * 15}
+    options = {**{name: {"keys": Latent(schedule, whole_layer=True)} for name, schedule in widths.items()},
+               **{name: {"keys": keys} for name, keys in SVDQ.items()}}
+    passed = 0
+    for (name, keys), (kv_heads, dtype, other) in itertools.product(options.items(), (
+            (8, torch.float16, {"values": 4}), (3, torch.bfloat16, {"values": 2, "sinks": 20}),
+            (2, torch.float16, {"values": 16, "sinks": 0}),
+            (4, torch.float32, {"values": 4, "sinks": 40, "massive": True}))):
+        layer = Layer(heads=kv_heads, kv_heads=kv_heads, window=0, **keys, **other)
+        run_case(f"svdq {name} of {kv_heads} heads {dtype} {other}", layer, dtype, [[300, 2, 129], [17, 3, 200], [1, 0, 9]], 2)
+        passed += 1
+    return passed
+
+
 def run_steps():
     """Appends of about one token per sequence have kernels of their own: also where a sequence gets several."""
     counts = [[40, 3, 20], [2, 1, 0], [0, 3, 0], [1, 0, 2], [3, 0, 0], [1, 1, 1]]
@@ -361,6 +379,9 @@ def run_all(small, sparse=False):
             layer = Layer(heads=4, kv_heads=1, **FORMATS[name])
             run_case(name, layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
             passed += 1
+        layer = Layer(heads=2, kv_heads=2, keys=SVDQ["svdq2.25"], values=4, window=0)
+        run_case("svdq2.25", layer, torch.float16, [[150, 300, 20], [3, 0, 40]], 2)
+        passed += 1
         for order in (False, "group", True):
             layer = Layer(heads=8, kv_heads=8 if order is True else 4, keys=Rotated(2, 4, 128, order=order),
                           values=Rotated(2, 1, 128), window=16)
@@ -389,7 +410,7 @@ def run_all(small, sparse=False):
             check_invariants(layer)
             check_truncation(layer)
             passed += 5
-        passed += run_rotated() + run_latent() + run_steps() + run_codebook() + run_sparse(False)
+        passed += run_rotated() + run_latent() + run_layer() + run_steps() + run_codebook() + run_sparse(False)
         check_invariants(Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128, order="group"), values=Rotated(2, 1, 128),
                                window=32), allowed=ORDERED)
         passed += 1
