@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kDim = kOneDim, kWarps = 4, kThreads = kWarps * kWarp, kRunPlaces = kDim / kWidthRuns;
 constexpr int kOwnChunks = kWarp * kDim / 8 / kThreads;  // 16 bytes each
-constexpr int kFewHeads = 8;  // that fit in shared memory all at once
+constexpr int kFewHeads = 8;                             // that fit in shared memory all at once
 
 template <int kStages>
 struct Shared {
@@ -102,7 +102,8 @@ __device__ __forceinline__ void append_keys(const CacheView& cache, const NewRow
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, heads = keys.basis_heads;
   const int size = heads * kDim, stored = blockIdx.x * kWarps + warp;
   const bool there = stored < cache.kv_heads * blocks.places;
-  const int kv_head = there ? stored / blocks.places : 0, place = there ? stored_place(keys, stored % blocks.places) : 0;
+  const int kv_head = there ? stored / blocks.places : 0,
+            place = there ? stored_place(keys, stored % blocks.places) : 0;
   float* row = parameters + (1 + warp) * size;
   const float* from = keys.basis + static_cast<int64_t>(kv_head * kDim + place) * size;
   for (int c = lane * 4; c < size; c += kWarp * 4) copy_async(row + c, from + c);

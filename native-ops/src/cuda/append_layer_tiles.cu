@@ -3,12 +3,12 @@
 // same bytes as append_basis.cu leaves. A block takes 128 tokens and eight runs of stored places; tensor cores multiply
 // tokens, which are halves, with the basis as two halves each (layer_basis.h), 64 channels at a time, three of which
 // are on their way through shared memory. Where a sum is so near to a border between codes that the portable operator,
-// whose sums are rounded, might have the other code, it is done again with its additions in its order: eight such codes of
-// a warp at a time, whose products it makes together, a lane for the sum of one.
+// whose sums are rounded, might have the other code, it is done again with its additions in its order: eight such codes
+// of a warp at a time, whose products it makes together, a lane for the sum of one.
 #include "codes.cuh"
 #include "kernels.h"
-#include "layer_basis.h"
 #include "launch.cuh"
+#include "layer_basis.h"
 #include "tile_rows.cuh"
 
 namespace kvquant::cuda {
@@ -37,7 +37,7 @@ static_assert(sizeof(Codes) <= kStages * sizeof(Stage), "one memory for both");
 struct LayerParts {
   StoredRuns runs;
   int tiles;
-  const uint8_t* rows;        // of the basis
+  const uint8_t* rows;  // of the basis
   const PlaceScale* scales;
 };
 
@@ -182,7 +182,7 @@ __device__ __forceinline__ void code_again(const CacheView& cache, const Part& p
     __syncwarp();
     if (head + 1 < heads) load(head + 1);
     const auto* fours = reinterpret_cast<const float4*>(products[lane % kAgain]);
-#pragma unroll 8
+#pragma unroll
     for (int i = 0; i < kDim / 4; ++i) {
       const float4 four = fours[i];
       sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
@@ -231,7 +231,8 @@ __device__ __forceinline__ void put_tile(uint4 codes, int bits, int first, int l
 #pragma unroll 1
   for (int i = 0; i < bits; ++i) {
     const auto below = [&](int token) { return (1u << min(max(token * bits - 16 * i, 0), 16)) - 1u; };
-    const uint32_t ones = below(last) & ~below(first), now = static_cast<uint32_t>((i < 4 ? all : rest) >> (i % 4 * 16));
+    const uint32_t ones = below(last) & ~below(first),
+                   now = static_cast<uint32_t>((i < 4 ? all : rest) >> (i % 4 * 16));
     if (ones != 0) to[i] = static_cast<uint16_t>((ones == 0xffffu ? 0u : to[i] & ~ones) | (now & ones));
   }
 }
@@ -322,7 +323,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int i = 0; i < kTilePlaces * kTiles / kThreads; ++i) {
     const int item = i * kThreads + threadIdx.x, place = item % kRunPlaces, tile = item / kRunPlaces % kTiles;
-    const int in_tile = item / (kRunPlaces * kTiles), index = part.index(in_tile), start = part.first + tile * kTileTokens;
+    const int in_tile = item / (kRunPlaces * kTiles), index = part.index(in_tile),
+              start = part.first + tile * kTileTokens;
     const int first = max(run.begin - start, 0), last = min(run.end - start, kTileTokens);
     if (first >= last || index >= all_runs) continue;
     const int own = parts.runs.run[index % parts.runs.count], bits = cache.keys.width[own];
@@ -339,7 +341,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 bool append_layer_tiles_supports(const CacheView& cache, const NewTokens& tokens) {
   return cache.head_dim == kDim && cache.window == 0 && cache.keys.format == Format::kStatic &&
          cache.keys.basis_heads > 1 && cache.keys.latent != nullptr && cache.keys_pre_rope != 0 &&
-         reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0 && reinterpret_cast<uintptr_t>(cache.keys.mean) % 16 == 0 && tokens.type != ElementType::kFloat32 &&
+         reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(cache.keys.mean) % 16 == 0 && tokens.type != ElementType::kFloat32 &&
          aligned_rows(tokens);
 }
 

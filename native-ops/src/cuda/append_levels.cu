@@ -1,8 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Append of a prompt's chunk, head_dim 128, without a window: values of 4 bits with a norm, and sinks; the same bytes as append.cu leaves. As append_values.cu for 2 bits: two lanes take
-// a token's head, half of it in registers each, a warp a tile. A table says of 128 ranges of
-// quotients which codes they may have, and the middle between them, if there are two; a quotient so near to it that it
-// is not to be trusted as a product with a reciprocal is divided. Codes of a tile meet in shared memory.
+// Append of a prompt's chunk, head_dim 128, without a window: values of 4 bits with a norm, and sinks; the same bytes
+// as append.cu leaves. As append_values.cu for 2 bits: two lanes take a token's head, half of it in registers each, a
+// warp a tile. A table says of 128 ranges of quotients which codes they may have, and the middle between them, if there
+// are two; a quotient so near to it that it is not to be trusted as a product with a reciprocal is divided. Codes of a
+// tile meet in shared memory.
 #include "codes.cuh"
 #include "kernels.h"
 #include "launch.cuh"
@@ -18,6 +19,7 @@ constexpr int kRanges = kThreads;
 constexpr float kReach = 4.0f;
 /// How near to a middle a quotient is divided: it is off by 2^-22 of its size, a middle in the table by 2^-20.
 constexpr float kNear = 1.2e-5f;
+constexpr int kTogether = 16;  // codes whose table is read at once
 
 struct LevelBlock {
   float levels[kLevels];
@@ -59,15 +61,14 @@ __device__ __forceinline__ void describe_range(LevelBlock& block) {
   if (inside > 1) block.unsuitable = 1;
 }
 
-/// The code of x, whose quotient with the norm is about x * inverse.
-__device__ __forceinline__ int level_code(const LevelBlock& block, float x, float rms, float inverse) {
+/// The code of x, whose quotient with the norm is about x * inverse; near: unless that is too near to a middle.
+__device__ __forceinline__ int level_code(const LevelBlock& block, float x, float inverse, bool* near) {
   const float quotient = x * inverse;
   const float at = fmaf(__saturatef(fmaf(quotient, 0.5f / kReach, 0.5f)), static_cast<float>(kRanges - 1), 0x1p23f);
   const uint32_t range = block.ranges[__float_as_uint(at) & (kRanges - 1)];
   const float apart = quotient - __uint_as_float(range & ~15u);
-  int code = static_cast<int>(range & 15u) + (apart > 0.0f ? 1 : 0);
-  if (!(fabsf(apart) > kNear)) code = divided_code(block.levels, x, rms);
-  return code;
+  *near |= !(fabsf(apart) > kNear);
+  return static_cast<int>(range & 15u) + (apart > 0.0f ? 1 : 0);
 }
 
 /// The sum of terms of a token, which two lanes hold, in order.
@@ -85,7 +86,8 @@ __device__ __forceinline__ float sum_in_order(int lane, Term term) {
 /// Sixteen codes, a byte each, as 4 bits each.
 __device__ __forceinline__ uint2 packed(uint4 codes) {
   const auto four = [](uint32_t x) { return (x & 0x000f000fu) | (x >> 4 & 0x00f000f0u); };
-  return make_uint2(__byte_perm(four(codes.x), four(codes.y), 0x6420), __byte_perm(four(codes.z), four(codes.w), 0x6420));
+  return make_uint2(__byte_perm(four(codes.x), four(codes.y), 0x6420),
+                    __byte_perm(four(codes.z), four(codes.w), 0x6420));
 }
 
 /// The values of a tile of a head.
@@ -108,10 +110,20 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
   const float inverse = block.unsuitable != 0 ? NAN : rms > 0.0f ? 1.0f / rms : 0.0f;  // no number: divide
   auto* codes = reinterpret_cast<uint8_t*>(staged);
 #pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    const int code = level_code(block, x[i], rms, inverse);
-    codes[code_row(lane / kTileTokens * kHalf + i) + in_tile] = static_cast<uint8_t>(code);
-    x[i] = __fmul_rn(x[i], block.levels[code]);
+  for (int i = 0; i < kHalf; i += kTogether) {
+    int code[kTogether];
+    bool near = false;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) code[j] = level_code(block, x[i + j], inverse, &near);
+    if (near) {
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) code[j] = divided_code(block.levels, x[i + j], rms);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      codes[code_row(lane / kTileTokens * kHalf + i + j) + in_tile] = static_cast<uint8_t>(code[j]);
+      x[i + j] = __fmul_rn(x[i + j], block.levels[code[j]]);
+    }
   }
   const float product = sum_in_order(lane, [&](int i) { return x[i]; });
   __syncwarp();

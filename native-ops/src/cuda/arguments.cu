@@ -8,8 +8,8 @@
 #include "arguments.h"
 #include "core/basis.h"
 #include "device_params.h"
-#include "layer_basis.h"
 #include "launch.cuh"
+#include "layer_basis.h"
 
 namespace kvquant::cuda {
 namespace {

@@ -92,8 +92,8 @@ __device__ __forceinline__ uint32_t two_codes(const Raw& raw, int two) {
     constexpr uint32_t kOnes = (1u << bits) - 1u;
     whole = (x & kOnes) | (x << (16 - bits) & kOnes << 16) | 0x64006400u;
   }
-  const __half2 codes = __hsub2(*reinterpret_cast<const __half2*>(&whole),
-                                __float2half2_rn(1024.0f + static_cast<float>(1 << bits) / 2));
+  const __half2 codes =
+      __hsub2(*reinterpret_cast<const __half2*>(&whole), __float2half2_rn(1024.0f + static_cast<float>(1 << bits) / 2));
   return *reinterpret_cast<const uint32_t*>(&codes);
 }
 
@@ -110,8 +110,7 @@ __device__ __forceinline__ void put_codes(const Raw& raw, int place, int tile, u
   }
 }
 
-__device__ __forceinline__ void store_codes(const uint32_t* runs, int slab, const Raw (&raw)[kItems],
-                                            uint8_t* codes) {
+__device__ __forceinline__ void store_codes(const uint32_t* runs, int slab, const Raw (&raw)[kItems], uint8_t* codes) {
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int bits = static_cast<int>(runs[run_of(slab, i)] >> 28), tile = own_tile();
@@ -176,9 +175,8 @@ __device__ __forceinline__ unsigned copy_exact_keys(const CacheView& cache, cons
     const TileTokens tokens = tile_tokens(cache, rows, tile, lane);
     if (lane % 4 == i) stored = tokens.stored;
     if (i / 2 != warp % 2) continue;  // another warp's
-    copy_exact(cache, rows, block.head, true, tile, tokens, lane, [&](int t) {
-      return angles[in_unit / kPageTokens].of(in_unit % kPageTokens + t, lane);
-    });
+    copy_exact(cache, rows, block.head, true, tile, tokens, lane,
+               [&](int t) { return angles[in_unit / kPageTokens].of(in_unit % kPageTokens + t, lane); });
   }
   return stored;
 }
@@ -236,31 +234,26 @@ __global__ void __launch_bounds__(kThreads, 2)
   block.end = min(cache.quantized(rows.sequence, cache.length(rows.sequence)), rows.end);
   auto* runs = reinterpret_cast<uint32_t*>(memory + kStages * sizeof(Stage));
   for (int i = threadIdx.x; i < layer.slabs * kTileRuns; i += kThreads) runs[i] = describe_run(cache, layer.runs, i);
-  load_basis(layer, block.head, 0, stages[0]);
-  commit_copies();
-  if (layer.slabs > 1) load_basis(layer, block.head, 1, stages[1]);
-  commit_copies();
   const int start = block.first + own_tile() * kTileTokens;
   const uint8_t* page = nullptr;
   if (start < block.end && start + kTileTokens > rows.begin) {
     page = cache.page(rows.sequence, start / kPageTokens) + start / kTileTokens % kPageTiles * cache.keys.tile_bytes;
   }
-  __syncthreads();
-  Raw raw[kItems];
-  load_codes(page, runs, 0, raw);
-  store_codes(runs, 0, raw, stages[0].codes);
-  if (layer.slabs > 1) load_codes(page, runs, 1, raw);
+  // Codes are loaded two slabs ahead, and stored one ahead.
+  Raw raw[kItems] = {};
   float sums[4][8][4] = {};
 #pragma unroll 1
-  for (int slab = 0, at = 0; slab < layer.slabs; ++slab, at = at + 1 == kStages ? 0 : at + 1) {
+  for (int slab = -2, at = 1; slab < layer.slabs; ++slab, at = at + 1 == kStages ? 0 : at + 1) {
     wait_copies<kStages - 2>();
     __syncthreads();
-    const int next = slab + kStages - 1;
+    const int next = slab + 2;
     if (next < layer.slabs) load_basis(layer, block.head, next, stages[at == 0 ? kStages - 1 : at - 1]);
     commit_copies();
-    if (slab + 1 < layer.slabs) store_codes(runs, slab + 1, raw, stages[at + 1 == kStages ? 0 : at + 1].codes);
+    if (slab >= -1 && slab + 1 < layer.slabs) {
+      store_codes(runs, slab + 1, raw, stages[at + 1 == kStages ? 0 : at + 1].codes);
+    }
     if (next < layer.slabs) load_codes(page, runs, next, raw);
-    multiply(stages[at], sums);
+    if (slab >= 0) multiply(stages[at], sums);
   }
   wait_copies<0>();
   __syncthreads();

@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int r = 0; r < 2; ++r) factors[r] = __half2float(norms[g + 8 * r]) * scale;
   }
-  for (int i = threadIdx.x; i < 256; i += kThreads) block.levels[i] = two_halves(side.levels[i % 16], side.levels[i / 16]);
+  for (int i = threadIdx.x; i < 256; i += kThreads)
+    block.levels[i] = two_halves(side.levels[i % 16], side.levels[i / 16]);
   __syncthreads();
   if (tile * kTileTokens < rows.end) {
     const TileTokens tokens = tile_tokens(cache, rows, tile, lane);
@@ -136,9 +137,10 @@ bool dequantize_levels_supports(const CacheView& cache) {
 void dequantize_levels(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
   const int tiles = (rows.end - 1) / kTileTokens - rows.begin / kTileTokens + 1;
   const LevelParts parts{(tiles + kWarps - 1) / kWarps};
-  launch("dequantize", dequantize_levels_kernel,
-         {dim3(static_cast<unsigned>(parts.tiles * cache.kv_heads)), kThreads, 0, stream, can_start_early("dequantize")},
-         cache, rows, parts);
+  launch(
+      "dequantize", dequantize_levels_kernel,
+      {dim3(static_cast<unsigned>(parts.tiles * cache.kv_heads)), kThreads, 0, stream, can_start_early("dequantize")},
+      cache, rows, parts);
 }
 
 }  // namespace kvquant::cuda

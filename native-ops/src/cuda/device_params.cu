@@ -13,8 +13,8 @@
 #include "core/codec.h"
 #include "device_params.h"
 #include "latent_rows.h"
-#include "layer_basis.h"
 #include "launch.cuh"
+#include "layer_basis.h"
 
 namespace kvquant::cuda {
 namespace {

@@ -42,7 +42,8 @@ bool has_layer_basis(const LayerParams& params);
 /// Rows of stored places as two halves, high and low: [tiles][slabs][2][kTilePlaces][kSlab], then PlaceScale [tiles]
 /// [kTilePlaces]. Behind the last place: zeros.
 inline size_t layer_rows_bytes(int kv_heads, const StoredRuns& runs) {
-  const auto tiles = static_cast<size_t>(runs.tiles(kv_heads)), slabs = static_cast<size_t>(kv_heads) * kLatentDim / kSlab;
+  const auto tiles = static_cast<size_t>(runs.tiles(kv_heads)),
+             slabs = static_cast<size_t>(kv_heads) * kLatentDim / kSlab;
   return tiles * (slabs * 2 * kTilePlaces * kSlabBytes + kTilePlaces * sizeof(PlaceScale));
 }
 

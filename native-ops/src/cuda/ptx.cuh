@@ -50,8 +50,9 @@ __device__ __forceinline__ uint64_t operand_at(const void* begin, int row_step, 
          static_cast<uint64_t>(column_step >> 4) << 32;
 }
 
-/// Where an operand lies whose rows, along the sum, are 128 bytes each, eight chunks of 16 bytes, that of index i of row
-/// r at i ^ r % 8; begin: of a row whose number is a multiple of 8, at a multiple of 1024, plus 32 for each 16 elements.
+/// Where an operand lies whose rows, along the sum, are 128 bytes each, eight chunks of 16 bytes, that of index i of
+/// row r at i ^ r % 8; begin: of a row whose number is a multiple of 8, at a multiple of 1024, plus 32 for each 16
+/// elements.
 __device__ __forceinline__ uint64_t swizzled_operand(const void* begin) {
   return (static_cast<uint64_t>(shared_address(begin)) & 0x3ffffu) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
