@@ -229,10 +229,6 @@ void dequantize_values(const CacheView& cache, const Rows& rows, cudaStream_t st
 bool dequantize_latent_supports(const CacheView& cache);
 void dequantize_latent(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 
-/// The same for values of 4 bits with a norm.
-bool dequantize_levels_supports(const CacheView& cache);
-void dequantize_levels(const CacheView& cache, const Rows& rows, cudaStream_t stream);
-
 /// The same for svdq in a basis over all heads.
 bool dequantize_layer_supports(const CacheView& cache);
 void dequantize_layer(const CacheView& cache, const Rows& rows, cudaStream_t stream);
