@@ -21,8 +21,7 @@ namespace {
 constexpr int kDim = kRowDim, kWarps = 4, kThreads = kWarps * kWarp, kStages = 3;
 constexpr int kUnit = 128, kTiles = kUnit / kTileTokens;  // tokens of a block
 constexpr int kChunks = kSlab / 8, kOwnRows = kUnit * kChunks / kThreads;
-constexpr int kAgain = 8;    // codes that a warp does again at a time
-constexpr int kListed = 64;  // codes that another kernel does again, of a block
+constexpr int kAgain = 8;  // codes that a warp does again at a time
 constexpr int kProductStride = kDim + 4, kCodeStride = kUnit + 16;
 
 /// Of a stage: swizzled_operand.
@@ -44,10 +43,6 @@ struct LayerParts {
   int tiles;
   const uint8_t* rows;  // of the basis
   const PlaceScale* scales;
-  // Of each block, codes in doubt: how many, and kListed of them with the code that they have: (place 128 + token) 256
-  // + code. What does not fit the block does again itself.
-  int* counts;
-  uint32_t* listed;
 };
 
 /// What a block works on.
@@ -147,13 +142,12 @@ __device__ __forceinline__ void multiply(const Stage& stage, float (&sums)[kOwnT
 }
 #endif
 
-using Products = float[kAgain][kProductStride];
-
-/// Does up to kAgain codes in doubt again, that of lane i is `doubt`; a warp's work.
-__device__ __forceinline__ int code_again(const CacheView& cache, const Part& part, const StoredRuns& runs, bool brain,
-                                          int doubt, Products& products) {
-  const int lane = threadIdx.x % kWarp, heads = cache.kv_heads;
-  const int run = part.index(doubt / kUnit / kRunPlaces);
+/// Does codes in doubt again, from `begin` on; a warp's work.
+__device__ __forceinline__ void code_again(const CacheView& cache, const Part& part, const StoredRuns& runs, bool brain,
+                                           int begin, int count, Codes& codes) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, heads = cache.kv_heads;
+  auto& products = codes.products[warp];
+  const int doubt = codes.doubts[begin + min(lane, count - 1)], run = part.index(doubt / kUnit / kRunPlaces);
   const int place = runs.run[run % runs.count] * kRunPlaces + doubt / kUnit % kRunPlaces;
   const int own_place = run / runs.count * kDim + place;
   const int own_token = part.first + doubt % kUnit - part.run.begin;
@@ -199,8 +193,11 @@ __device__ __forceinline__ int code_again(const CacheView& cache, const Part& pa
     }
     __syncwarp();
   }
-  const float* range = cache.keys.steps + 2 * own_place;
-  return static_code(sum, range[0], range[1], 1.0f / range[1], cache.keys.width[place / kRunPlaces]);
+  if (lane < count) {
+    const float* range = cache.keys.steps + 2 * own_place;
+    codes.at[doubt / kUnit][doubt % kUnit] = static_cast<uint8_t>(
+        static_code(sum, range[0], range[1], 1.0f / range[1], cache.keys.width[place / kRunPlaces]));
+  }
 }
 
 /// A tile's codes of a place, a byte each, as 16 * bits bits; bits < 8.
@@ -244,34 +241,23 @@ __device__ __forceinline__ void put_tile(uint4 codes, int bits, int first, int l
   }
 }
 
-/// What the block works on, if anything.
-__device__ __forceinline__ bool find_part(const CacheView& cache, const NewRows& rows, const LayerParts& parts,
-                                          Part* part) {
-  const TokenRun run = unit_run<kUnit>(cache, rows, blockIdx.x / parts.tiles);
-  if (run.begin >= run.end) return false;
-  *part = {run, run.begin / kUnit * kUnit, static_cast<int>(blockIdx.x % parts.tiles),
-           static_cast<const uint16_t*>(rows.tokens.qkv) + rows.key(cache, run.b, run.begin - cache.length(run.b), 0) +
-               threadIdx.x % kChunks * 8,
-           (cache.heads + 2 * cache.kv_heads) * kDim};
-  return true;
-}
-
 __global__ void __launch_bounds__(kThreads, 2)
     append_layer_tiles_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                               const __grid_constant__ LayerParts parts) {
   KVQUANT_DYNAMIC_SHARED(memory);
   __shared__ int doubts;
   release_next_kernel();
-  Part part;
-  if (!find_part(cache, rows, parts, &part)) {
-    if (threadIdx.x == 0) parts.counts[blockIdx.x] = 0;
-    return;
-  }
-  const TokenRun run = part.run;
+  const TokenRun run = unit_run<kUnit>(cache, rows, blockIdx.x / parts.tiles);
+  if (run.begin >= run.end) return;
+  const int first = run.begin / kUnit * kUnit, stride = (cache.heads + 2 * cache.kv_heads) * kDim;
+  const Part part{run, first, static_cast<int>(blockIdx.x % parts.tiles),
+                  static_cast<const uint16_t*>(rows.tokens.qkv) +
+                      rows.key(cache, run.b, run.begin - cache.length(run.b), 0) + threadIdx.x % kChunks * 8,
+                  stride};
   int offsets[kOwnRows];  // of tokens that are not appended: of others
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
-    offsets[i] = (min(max(part.first + own_row(i), run.begin), run.end - 1) - run.begin) * part.stride;
+    offsets[i] = (min(max(first + own_row(i), run.begin), run.end - 1) - run.begin) * stride;
   }
   auto* stages = reinterpret_cast<Stage*>(memory + (kAlign - reinterpret_cast<uintptr_t>(memory) % kAlign) % kAlign);
   const int slabs = cache.kv_heads * kDim / kSlab;
@@ -333,15 +319,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < min(doubts, kListed); i += kThreads) {
-    const int doubt = codes.doubts[i];
-    parts.listed[blockIdx.x * kListed + i] = static_cast<uint32_t>(doubt << 8 | codes.at[doubt / kUnit][doubt % kUnit]);
-  }
-  if (threadIdx.x == 0) parts.counts[blockIdx.x] = min(doubts, kListed);
-  for (int begin = kListed + warp * kAgain; begin < doubts; begin += kWarps * kAgain) {
-    const int count = min(doubts - begin, kAgain), doubt = codes.doubts[begin + min(lane, count - 1)];
-    const int code = code_again(cache, part, parts.runs, brain, doubt, codes.products[warp]);
-    if (lane < count) codes.at[doubt / kUnit][doubt % kUnit] = static_cast<uint8_t>(code);
+  const int again = min((doubts + kWarps - 1) / kWarps, kAgain);
+  for (int begin = warp * again; begin < doubts; begin += kWarps * again) {
+    code_again(cache, part, parts.runs, brain, begin, min(doubts - begin, again), codes);
   }
   __syncthreads();
 #pragma unroll
@@ -357,39 +337,6 @@ __global__ void __launch_bounds__(kThreads, 2)
                   cache.keys.run_begin[own] + place * 2 * bits;
     put_tile(*reinterpret_cast<const uint4*>(codes.at[in_tile * kRunPlaces + place] + tile * kTileTokens), bits, first,
              last, to);
-  }
-}
-
-/// Does the listed codes again: a block those of a block of the kernel ahead. Codes of several may share a word.
-__global__ void __launch_bounds__(kThreads, 4)
-    append_layer_again_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
-                              const __grid_constant__ LayerParts parts) {
-  __align__(16) __shared__ Products products[kWarps];
-  release_next_kernel();
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  Part part;
-  const bool there = find_part(cache, rows, parts, &part);
-  wait_for_previous_kernel();
-  if (!there) return;
-  const int doubts = parts.counts[blockIdx.x], again = min((doubts + kWarps - 1) / kWarps, kAgain);
-  for (int begin = warp * again; begin < doubts; begin += kWarps * again) {
-    const int count = min(doubts - begin, again);
-    const auto listed = static_cast<int>(parts.listed[blockIdx.x * kListed + begin + min(lane, count - 1)]);
-    const int doubt = listed >> 8, run = part.index(doubt / kUnit / kRunPlaces), token = part.first + doubt % kUnit;
-    const int code =
-        code_again(cache, part, parts.runs, rows.tokens.type == ElementType::kBFloat16, doubt, products[warp]);
-    const int own = parts.runs.run[run % parts.runs.count], bits = cache.keys.width[own];
-    const int bit = token % kTileTokens * bits;
-    const auto other = static_cast<uint64_t>((listed & 0xff) ^ code);
-    if (lane >= count || other == 0) continue;
-    uint8_t* at = cache.page(part.run.b, token / kPageTokens) +
-                  cache.keys.tile(run / parts.runs.count, token / kTileTokens % kPageTiles) +
-                  cache.keys.run_begin[own] + doubt / kUnit % kRunPlaces * 2 * bits + bit / 8;
-    const auto in_word = static_cast<int>(reinterpret_cast<uintptr_t>(at) % 4);
-    auto* words = reinterpret_cast<unsigned*>(at - in_word);
-    const uint64_t change = other << (in_word * 8 + bit % 8);
-    if (static_cast<unsigned>(change) != 0) atomicXor(words, static_cast<unsigned>(change));
-    if (change >> 32 != 0) atomicXor(words + 1, static_cast<unsigned>(change >> 32));
   }
 }
 
@@ -411,17 +358,8 @@ void append_layer_tiles(const CacheView& cache, const NewTokens& tokens, cudaStr
   parts.rows = cache.keys.latent;
   parts.scales = reinterpret_cast<const PlaceScale*>(cache.keys.latent + layer_rows_bytes(cache.kv_heads, parts.runs)) -
                  parts.tiles * kTilePlaces;
-  const int blocks = (tokens.count / kUnit + 2 * cache.batch) * parts.tiles;
-  int device = 0;
-  check_cuda("append", cudaGetDevice(&device));
-  const Tensor scratch =
-      Tensor::empty(DType::kInt32, {static_cast<int64_t>(blocks) * (1 + kListed)}, {DeviceType::kCuda, device});
-  parts.counts = scratch.data<int>();
-  parts.listed = reinterpret_cast<uint32_t*>(parts.counts + blocks);
-  const dim3 grid(static_cast<unsigned>(blocks));
-  launch("append", append_layer_tiles_kernel, {grid, kThreads, kStages * sizeof(Stage) + kAlign, stream}, cache,
-         NewRows{tokens}, parts);
-  launch("append", append_layer_again_kernel, {grid, kThreads, 0, stream, can_start_early("append")}, cache,
+  const auto blocks = static_cast<unsigned>((tokens.count / kUnit + 2 * cache.batch) * parts.tiles);
+  launch("append", append_layer_tiles_kernel, {dim3(blocks), kThreads, kStages * sizeof(Stage) + kAlign, stream}, cache,
          NewRows{tokens}, parts);
 }
 
