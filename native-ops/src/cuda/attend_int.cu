@@ -21,21 +21,33 @@
 //   factor and a power of 2, sigma, are folded (static_keys.cuh); constant is what starts of codes and the bias amount
 //   to; the mean term is mean_term.cuh's.
 //
-// Measured on an H100, us a launch, in one run: 234 at batch 32, 32 query and 8 kv heads, 32768 tokens (cuDNN over
-// fp16: 1382); 73.8 at 16, 32, 32, 4096 (351); 40.1 at 1, 32, 8, 131072 (180); 20.6 at 1, 32, 8, 32768 (52). One kernel
-// for one part and for several, small loads one after the other, sums of warps
-// added up by a chain of factors: 248, 78.6, 47.0, 23.4. Of this fetching keys ahead is 1.2, 1.4 and 0.1 in the
-// last three. A kv head to a block, exact tokens copied after the codes, launched after the kernel ahead:
-// 246, 98.7, 48.0, 27.0. A group at a time, with unevenly spaced levels and exact tokens always in blocks of their own,
-// the first three were 369, 147 and 71. The first is bound by issue slots (some 200 instructions for 16 tokens of a
-// head). Without the mean term 5 us less in the second and 2 in the last, without exact tokens 14 and 1.
+// Measured on an H100, us a launch, in one run (in brackets cuDNN over fp16): 244 at batch 32, 32 query and 8 kv heads,
+// 32768 tokens (1397); 74.9 at 16, 32, 32, 4096 (351); 40.3 at 1, 32, 8, 131072 (183); 20.8 at 1, 32, 8, 32768 (52);
+// 108 at 8, 40, 40, 8192 (468); 15.5 at 1, 32, 8, 4096 (13.4). From run to run 234 to 250, 73.8 to 74.9, 40.1 to 42.0,
+// 20.5 to 21.1 in the first four.
 //
-// Tried without gain: more pages fetched ahead than two of keys for a warp (up to 93 instead of 82 us in the second,
-// and exact tokens during the last codes 86), as many registers left free as a block of the combination takes (120 for
-// a thread: 23.6 instead of 20.6 in the last), loading all that exact tokens begin with at once (76.4 instead of 73.8),
-// halving the table of waves by turning amplitudes twice (no gain with one sequence, 3 to 12 us more in the first),
-// exact tokens first in half of the blocks (86 instead of 78.5), one loop over keys and values (86), both stages
-// started before queries are folded (80), 9 to 65 parts for one sequence, 4 kv heads to a block.
+// Of earlier runs: one kernel for one part and for several, small loads one after the other, sums of warps added up by
+// a chain of factors 248, 78.6, 47.0, 23.4. A kv head to a block, exact tokens copied after the codes, launched after
+// the kernel ahead: 246, 98.7, 48.0, 27.0. A group at a time, with unevenly spaced levels and exact tokens always in
+// blocks of their own, the first three were 369, 147 and 71. The first is bound by issue slots (some 200 instructions
+// for 16 tokens of a head). Without the mean term 5 us less in the second and 2 in the fourth, without exact tokens 14
+// and 1.
+//
+// Of the second's time, by clocks in the kernel: 3 us go by from the last block's end until the next kernel passes its
+// wait, 1 until small loads are there, 5.5 until copies are started and queries folded, 4 for the first mean term; from
+// then on 2.9 TB/s. It reads 180 MB, 42 of them exact pages.
+//
+// Tried without gain, each against the kernel of its day: codes by bulk copies of 512 bytes (75.2 instead of 74.4 in
+// the second, 43.8 instead of 40.6 in the third: a warp takes 3 us to start them), codes behind the first two stages
+// fetched to L2 behind the wait (74.1 to 76.8, and 42.8), rows of angles of the first batches in shared memory (78
+// instead of 73 in the second), headers of sinks fetched ahead, the last block of a head adding up its parts instead of
+// a kernel (97 instead of 105 in the fifth, but 21.2 instead of 20.1 in the fourth, where that kernel hides how the
+// next one begins), more pages fetched ahead than two of keys for a warp (up to 93 instead of 82 in the second, and
+// exact tokens during the last codes 86), as many registers left free as a block of the combination takes (120 for a
+// thread: 23.6 instead of 20.6 in the fourth), loading all that exact tokens begin with at once (76.4 instead of 73.8
+// in the second), halving the table of waves by turning amplitudes twice (no gain with one sequence, 3 to 12 us more in
+// the first), exact tokens first in half of the blocks (86 instead of 78.5), one loop over keys and values (86), both
+// stages started before queries are folded (80), 9 to 65 parts for one sequence, 4 kv heads to a block.
 #include <algorithm>
 #include <cmath>
 
