@@ -7,7 +7,7 @@
 // and cosines, and one fills the gaps of the other. 4 helpers do all else: copies, queries' turns and, a head each, the
 // values of the round before. A scheduler has two of the former and one of the latter. Barriers in shared memory hand
 // on rounds of keys and weights, so that no warp waits for all others. Parts share what is kept exactly, see
-// rotated_exact.cuh: 20 massive sinks cost 10 us at (16, 32, 32, 128, 4096) and 6 us at (32, 32, 8, 128, 32768), where
+// rotated_exact.cuh: 20 massive sinks cost 4 us at (16, 32, 32, 128, 4096) and 3 us at (32, 32, 8, 128, 32768), where
 // a part of their own with plain code cost 60 and 110. An only part writes the output itself.
 //
 //   k_h = sum over heads g of mixing(h, g) s_g (H c_g - 128 z_g e_0) / sqrt(128), turned to its position. H, 128 x 128,
@@ -32,8 +32,12 @@
 //   scores by 8 warps, all else by 4; numbers of the loop kept      3.4, 3.3; 2.6, 2.8
 // Without gain: a loop over heads that is unrolled (larger code, 12 % slower); operands' sides a step apart, so that
 // one is transformed while the other is turned (5 % slower); values by more sums at once, which helpers are done with
-// sooner (10 % slower); zeros of an order by a product of their own (3 % faster, twice the error). Of 16 tokens of a
-// head a scheduler issues some 380 instructions, one in two clocks; moves of bits, halves and products hardly overlap.
+// sooner (10 % slower); zeros of an order by a product of their own (3 % faster, twice the error); warpgroups'
+// products, for H_16 (of an order, 15 to 30 % slower), for H_64 (15 to 20 % slower, though it saves all additions), for
+// H_16 and products with queries (5 to 10 % slower), for codes as FP8 with H_32 (2 % faster with 4 queries a head, 2 %
+// slower with one) or H_64 (1 to 4 % slower): their warps wait for each other; codes of the next head loaded early
+// (none). Of 16 tokens of a head a scheduler issues some 380 instructions, one in two clocks; moves of bits, halves and
+// products hardly overlap.
 #include "block_merge.cuh"
 #include "launch.cuh"
 #include "rotated_exact.cuh"
@@ -115,6 +119,8 @@ __device__ __forceinline__ void find_scores(const CacheView& cache, const Attent
     sink = header->tokens[lane % kExactTokens];
     if (sink >= work.length) sink = -1;
   }
+  const RotatedExact<products> exact(cache, work, sink);
+  exact.prefetch(warp);
   meet<kThreads>();
 #pragma unroll 1
   for (int round = work.begin; round < work.end; ++round) {
@@ -139,7 +145,6 @@ __device__ __forceinline__ void find_scores(const CacheView& cache, const Attent
   }
   // The warps' sums: references are those that keys' warps had last.
   keys.publish_sums(state, warp, lane);
-  const RotatedExact<products> exact(cache, work, sink);
   if (exact.any()) exact.attend(state, kOrdered, rounds);
   meet<kThreads>();
   const auto* out = reinterpret_cast<const float*>(state.stages[rounds % 2]);
@@ -173,8 +178,8 @@ __device__ __forceinline__ void help(const CacheView& cache, const Work& work, S
                                      Copier& copier, const Queries<products>& queries) {
   const int lane = threadIdx.x % kWarp, head = threadIdx.x / kWarp - kKeyWarps;
   const int column = Columns<products>::of(head, 0), last_group = (work.tokens - 1) / kGroupTokens;
-  // With an order scores take longer: they should not wait for values.
-  constexpr int kReadyAfter = kOrdered ? 0 : kRoundGroups - 1;
+  // Where scores take longer, they should not wait for values.
+  constexpr int kReadyAfter = kOrdered || products == 2 ? 0 : kRoundGroups - 1;
   ValueWarp values;
   // Values of the i-th round, of a group or those behind it.
   const auto add_values = [&](int i, int group) {

@@ -5,8 +5,8 @@
 //
 // A warp takes 16 tokens of a head from memory to registers: a lane 4 g + c has tokens 2 g and 2 g + 1 of a quarter of
 // the pairs of channels of keys, and tokens 4 c to 4 c + 3 of channels g, g + 8, ... of values. Keys, which may be of
-// any positions, are turned in FP32. Products have queries in the rows of the first operand; their columns are tokens 2
-// g, then tokens 2 g + 1, so that weights are where the products with values want them.
+// any positions, are turned as those in codes are, in halves. Products have queries in the rows of the first operand;
+// their columns are tokens 2 g, then tokens 2 g + 1, so that weights are where the products with values want them.
 #pragma once
 #include "rotated_layout.cuh"
 
@@ -35,6 +35,18 @@ struct RotatedExact {
     first_run = work.coded / kTileTokens;
     const int runs = cache.window > 0 ? (work.length + kTileTokens - 1) / kTileTokens - first_run : 0;
     units = cache.sink_pages + max(0, runs);
+  }
+
+  /// Fetches a warp's first 16 tokens to L2.
+  __device__ __forceinline__ void prefetch(int warp) const {
+    const int unit = work.part + warp / kRotatedHeads * work.parts, head = work.first_head + warp % kRotatedHeads;
+    if (threadIdx.x % kWarp != 0 || unit >= units) return;
+    const int column =
+        unit < cache.sink_pages ? unit : cache.sink_pages + (first_run + unit - cache.sink_pages) % cache.ring;
+    const uint8_t* page = cache.exact_page(work.b, column);
+    constexpr int kBytes = kDim * kTileTokens * 2;
+    prefetch_far(page + cache.exact_key(head, 0), kBytes);
+    prefetch_far(page + cache.exact_value(head, 0), kBytes);
   }
 
   /// Whether there is a share for the block.
@@ -70,38 +82,45 @@ struct RotatedExact {
     return result;
   }
 
-  /// Leaves sums of the block's share. Threads that find scores call it; keys' places must be free for them when all
-  /// are here.
+  /// Cosines and sines of tokens 2 g and 2 g + 1.
+  using Angles = __half[kPairs][kTileTokens / 2][2][2];
+
+  /// Leaves sums of the block's share. Threads that find scores call it; keys' places must be free when all are here.
   __device__ __forceinline__ void attend(SharedState<products>& state, bool ordered, int rounds) const {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, c = lane % 4;
     const int own = warp % kRotatedHeads, half = warp / kRotatedHeads, thread = threadIdx.x % (kKeyThreads / 2);
     const int column = Columns<products>::of(own, 0);
-    // Cosines and sines of 16 tokens for either half of the warps.
-    auto& angles = reinterpret_cast<float2(*)[kPairs][kTileTokens]>(state.stages[rounds % 2][1])[half];
+    auto& angles = reinterpret_cast<Angles*>(state.stages[rounds % 2][1])[half];
     static_assert(2 * sizeof(angles) <= Stage::kValues, "angles take the place of keys");
     // state.turned has this factor; see Queries::load.
     const float unscale = 11.313708498984761f / (ordered ? 1.0f : 512.0f);
+    const int64_t key_at = cache.exact_key(work.first_head + own, 4 * c) + 4 * g;
+    const int64_t value_at = cache.exact_value(work.first_head + own, g) + 8 * c;
+    uint32_t k[2][16];
+    uint2 v[kDim / 8];
+    const auto load_keys = [&](const Unit& unit) {
+      const auto* keys = reinterpret_cast<const uint32_t*>(unit.page + key_at);
+#pragma unroll
+      for (int i = 0; i < 32; ++i) k[i / 16][i % 16] = keys[(i / 4 * 16 + i % 4) * (kTileTokens / 2)];
+    };
+    const auto load_values = [&](const Unit& unit) {
+      const auto* values = reinterpret_cast<const uint2*>(unit.page + value_at);
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) v[i] = values[8 * i * (kTileTokens / 4)];
+    };
     float all[kDim / 8][4] = {}, reference = kLowest, weights = 0.0f;
+    Unit unit = find(work.part + half * work.parts, lane);
+    load_keys(unit);
+    load_values(unit);
 #pragma unroll 1
     for (int first = work.part; first < units; first += 2 * work.parts) {
-      const Unit unit = find(first + half * work.parts, lane);
-      const auto* keys = reinterpret_cast<const uint32_t*>(unit.page + cache.exact_key(work.first_head + own, 0)) + g;
-      const auto* values = reinterpret_cast<const uint2*>(unit.page + cache.exact_value(work.first_head + own, 0)) + c;
-      uint32_t k[2][16];
-      uint2 v[kDim / 8];
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const int pair = i / 4 * 16 + 4 * c + i % 4;
-        k[0][i] = keys[pair * (kTileTokens / 2)];
-        k[1][i] = keys[(pair + kPairs) * (kTileTokens / 2)];
-      }
-#pragma unroll
-      for (int i = 0; i < kDim / 8; ++i) v[i] = values[(8 * i + g) * (kTileTokens / 4)];
       meet<kKeyThreads, 2>();
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int pair = i * 8 + thread / kTileTokens;
-        angles[pair][thread % kTileTokens] = rope_angle(cache, unit.token, pair);
+        const int pair = i * 8 + thread / kTileTokens, token = thread % kTileTokens;
+        const float2 angle = rope_angle(cache, unit.token, pair);
+        angles[pair][token / 2][0][token % 2] = __float2half_rn(angle.x);
+        angles[pair][token / 2][1][token % 2] = __float2half_rn(angle.y);
       }
       meet<kKeyThreads, 2>();
       float scores[2][4] = {};  // [tokens 4 c and 4 c + 2, 1 and 3 more][queries g]
@@ -109,31 +128,37 @@ struct RotatedExact {
       for (int i = 0; i < 4; ++i) {
         const float4* from = &state.turned[i / 2][0][column / 8][i % 2 * 64 + 8 * g + 2 * c];
         const float4 q0 = from[0], q1 = from[1];
-        const uint32_t re[2] = {pack_halves(q0.x * unscale, q0.z * unscale),
-                                pack_halves(q1.x * unscale, q1.z * unscale)};
-        const uint32_t im[2] = {pack_halves(q0.y * unscale, q0.w * unscale),
-                                pack_halves(q1.y * unscale, q1.w * unscale)};
-        float2 turned[4][2];  // [pair][token]
+        const uint32_t q[2][2] = {
+            {pack_halves(q0.x * unscale, q0.z * unscale), pack_halves(q1.x * unscale, q1.z * unscale)},
+            {pack_halves(q0.y * unscale, q0.w * unscale), pack_halves(q1.y * unscale, q1.w * unscale)}};
+        uint32_t turned[2][4];  // tokens 2 g and 2 g + 1 of a pair
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float4 angle = reinterpret_cast<const float4*>(angles[16 * i + 4 * c + j])[g];
-          const float2 x = __half22float2(as_half2(k[0][4 * i + j])), y = __half22float2(as_half2(k[1][4 * i + j]));
-          turned[j][0] = turn(x.x, y.x, make_float2(angle.x, angle.y));
-          turned[j][1] = turn(x.y, y.y, make_float2(angle.z, angle.w));
+          const uint2 angle = *reinterpret_cast<const uint2*>(angles[16 * i + 4 * c + j][g]);
+          const __half2 x = as_half2(k[0][4 * i + j]), y = as_half2(k[1][4 * i + j]);
+          const __half2 cosine = as_half2(angle.x), sine = as_half2(angle.y);
+          turned[0][j] = as_bits(__hfma2(x, cosine, __hneg2(__hmul2(y, sine))));
+          turned[1][j] = as_bits(__hfma2(y, cosine, __hmul2(x, sine)));
         }
 #pragma unroll
-        for (int t = 0; t < 2; ++t) {
-          mma(scores[t], re[0], 0, re[1], 0, pack_halves(turned[0][t].x, turned[1][t].x),
-              pack_halves(turned[2][t].x, turned[3][t].x));
-          mma(scores[t], im[0], 0, im[1], 0, pack_halves(turned[0][t].y, turned[1][t].y),
-              pack_halves(turned[2][t].y, turned[3][t].y));
+        for (int part = 0; part < 2; ++part) {
+          const uint32_t(&x)[4] = turned[part];
+          mma(scores[0], q[part][0], 0, q[part][1], 0, __byte_perm(x[0], x[1], 0x5410),
+              __byte_perm(x[2], x[3], 0x5410));
+          mma(scores[1], q[part][0], 0, q[part][1], 0, __byte_perm(x[0], x[1], 0x7632),
+              __byte_perm(x[2], x[3], 0x7632));
         }
       }
-      const auto is_valid = [&](int i) { return (unit.valid >> (4 * c + i) & 1u) != 0; };
+      const uint32_t valid = unit.valid >> (4 * c);
+      const int next = first + (2 + half) * work.parts;
+      if (first + 2 * work.parts < units) {
+        unit = find(next, lane);
+        load_keys(unit);
+      }
       float four[4] = {scores[0][0], scores[1][0], scores[0][1], scores[1][1]}, most = kLowest;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (!is_valid(i)) four[i] = -INFINITY;  // selected: the score may be NaN
+        if ((valid >> i & 1u) == 0) four[i] = -INFINITY;  // selected: the score may be NaN
         most = fmaxf(most, four[i]);
       }
 #pragma unroll
@@ -147,7 +172,9 @@ struct RotatedExact {
         weights += four[i];
       }
       const uint32_t low = pack_halves(four[0], four[1]), high = pack_halves(four[2], four[3]);
-      const auto mask = [&](int i) { return (is_valid(i) ? 0xffffu : 0u) | (is_valid(i + 1) ? 0xffff0000u : 0u); };
+      const auto mask = [&](int i) {
+        return ((valid >> i & 1u) != 0 ? 0xffffu : 0u) | ((valid >> (i + 1) & 1u) != 0 ? 0xffff0000u : 0u);
+      };
       const uint32_t mask_low = mask(0), mask_high = mask(2);
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
@@ -155,6 +182,7 @@ struct RotatedExact {
         all[i][1] *= keep;
         mma(all[i], low, 0, high, 0, v[i].x & mask_low, v[i].y & mask_high);
       }
+      if (first + 2 * work.parts < units) load_values(unit);
     }
 #pragma unroll
     for (int step = 1; step < 4; step *= 2) weights += __shfl_xor_sync(0xffffffffu, weights, step);
