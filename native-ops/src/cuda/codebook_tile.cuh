@@ -33,6 +33,14 @@ __device__ __forceinline__ uint32_t bits_at_places(uint32_t valid) {
   return placed;
 }
 
+/// Halves of 8 tokens in the order of places.
+template <int bits>
+__device__ __forceinline__ uint4 in_places(uint4 x) {
+  if (bits != 2) return x;
+  return make_uint4(__byte_perm(x.x, x.z, 0x5410), __byte_perm(x.x, x.z, 0x7632), __byte_perm(x.y, x.w, 0x5410),
+                    __byte_perm(x.y, x.w, 0x7632));
+}
+
 /// Byte of a channel's 8 tokens; heads follow each other.
 __device__ __forceinline__ int place_of_channel(int channel) { return (channel * 16) ^ ((channel * 2) & 0x30); }
 
@@ -162,6 +170,14 @@ __device__ __forceinline__ uint32_t scaled(uint32_t x, __half2 step, __half2 sta
   return as_bits(__hfma2(as_half2(x), step, start));
 }
 
+/// Levels of 8 tokens become values.
+__device__ __forceinline__ void scale(uint32_t (&x)[4], const uint4& steps, const uint4& starts) {
+  x[0] = scaled(x[0], as_half2(steps.x), as_half2(starts.x));
+  x[1] = scaled(x[1], as_half2(steps.y), as_half2(starts.y));
+  x[2] = scaled(x[2], as_half2(steps.z), as_half2(starts.z));
+  x[3] = scaled(x[3], as_half2(steps.w), as_half2(starts.w));
+}
+
 __device__ __forceinline__ void put_channel(const uint32_t (&x)[2][4], unsigned char* to, int half_bytes) {
   *reinterpret_cast<uint4*>(to) = make_uint4(x[0][0], x[0][1], x[0][2], x[0][3]);
   *reinterpret_cast<uint4*>(to + half_bytes) = make_uint4(x[1][0], x[1][1], x[1][2], x[1][3]);
@@ -224,12 +240,7 @@ __device__ __forceinline__ void put_values(const LaneCodes<bits>& codes, const L
     uint32_t x[2][4];
     codes.halves(table, k, x);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      x[half][0] = scaled(x[half][0], as_half2(steps[half].x), as_half2(starts[half].x));
-      x[half][1] = scaled(x[half][1], as_half2(steps[half].y), as_half2(starts[half].y));
-      x[half][2] = scaled(x[half][2], as_half2(steps[half].z), as_half2(starts[half].z));
-      x[half][3] = scaled(x[half][3], as_half2(steps[half].w), as_half2(starts[half].w));
-    }
+    for (int half = 0; half < 2; ++half) scale(x[half], steps[half], starts[half]);
     put_channel(x, head + (place ^ (16 * k)), half_bytes);
   }
 }
@@ -241,12 +252,8 @@ __device__ __forceinline__ void put_exact(const uint8_t* from, unsigned char* he
 #pragma unroll 1
   for (int i = 0; i < 8; ++i) {
     const int k = i / 2, half = i % 2;
-    uint4 x = __ldg(reinterpret_cast<const uint4*>(from + (4 * lane + k) * 32 + half * 16));
-    if constexpr (bits == 2) {
-      x = make_uint4(__byte_perm(x.x, x.z, 0x5410), __byte_perm(x.x, x.z, 0x7632), __byte_perm(x.y, x.w, 0x5410),
-                     __byte_perm(x.y, x.w, 0x7632));
-    }
-    *reinterpret_cast<uint4*>(head + half * half_bytes + (place ^ (16 * k))) = x;
+    const uint4 x = __ldg(reinterpret_cast<const uint4*>(from + (4 * lane + k) * 32 + half * 16));
+    *reinterpret_cast<uint4*>(head + half * half_bytes + (place ^ (16 * k))) = in_places<bits>(x);
   }
 }
 

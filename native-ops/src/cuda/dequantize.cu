@@ -154,6 +154,7 @@ void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
     if (dequantize_latent_supports(cache)) return dequantize_latent(cache, rows, stream);
     if (dequantize_layer_supports(cache)) return dequantize_layer(cache, rows, stream);
     if (dequantize_rotated_supports(cache)) return dequantize_rotated(cache, rows, stream);
+    if (dequantize_codebook_supports(cache)) return dequantize_codebook(cache, rows, stream);
     if (dequantize_halves_supports(cache)) return dequantize_halves(cache, rows, stream);
   }
   if (tiles_support(cache)) {

@@ -237,6 +237,10 @@ void dequantize_layer(const CacheView& cache, const Rows& rows, cudaStream_t str
 bool dequantize_rotated_supports(const CacheView& cache);
 void dequantize_rotated(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 
+/// The same for kvquant.
+bool dequantize_codebook_supports(const CacheView& cache);
+void dequantize_codebook(const CacheView& cache, const Rows& rows, cudaStream_t stream);
+
 /// The same for fp16 pages.
 bool dequantize_halves_supports(const CacheView& cache);
 void dequantize_halves(const CacheView& cache, const Rows& rows, cudaStream_t stream);
