@@ -298,6 +298,7 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
     append_affine(cache, tokens, stream);
   } else if (append_codebook_supports(cache, tokens)) {
     append_codebook(cache, tokens, stream);
+    if (cache.window == 0) return;  // it keeps sinks, too
   } else {
     append_tokens(cache, tokens, stream);
   }

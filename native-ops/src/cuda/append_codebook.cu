@@ -99,6 +99,19 @@ __device__ __forceinline__ void store_codes(const PairCodes<bits> (&codes)[2], i
   }
 }
 
+/// Limits of two channels; ranges: their starts and steps.
+__device__ __forceinline__ __half2 code_limits(float middle, const float4& ranges) {
+  const float a = fmaf(middle, ranges.y, ranges.x), b = fmaf(middle, ranges.w, ranges.z);
+  const float size = fabsf(middle) * 0x1p-20f;
+  const float margin_a = fmaf(size, fabsf(ranges.y), fabsf(a) * 0x1p-20f);
+  const float margin_b = fmaf(size, fabsf(ranges.w), fabsf(b) * 0x1p-20f);
+  const uint32_t low = halves_towards_zero(a - margin_a, b - margin_b);
+  const uint32_t high = halves_towards_zero(a + margin_a, b + margin_b);
+  // Where both are the same, both are below the border in size; one of less than zero is then above it.
+  if (low == high && margin_a + margin_b < 1e20f) return as_half2(low + (low >> 15 & 0x00010001u));
+  return __halves2half2(code_limit(middle, ranges.x, ranges.y), code_limit(middle, ranges.z, ranges.w));
+}
+
 /// Codes of the whole tile, a thread four channels at a time.
 template <int bits>
 __device__ __forceinline__ void put_codes(const TileSide& t, bool keys, uint8_t* codes_at, int64_t head_bytes) {
@@ -117,8 +130,7 @@ __device__ __forceinline__ void put_codes(const TileSide& t, bool keys, uint8_t*
         const float middle = __fmul_rn(0.5f, __fadd_rn(t.levels[i], t.levels[i + 1]));
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-          limits[k][i] = __halves2half2(code_limit(middle, ranges[k].x, ranges[k].y),
-                                        code_limit(middle, ranges[k].z, ranges[k].w));
+          limits[k][i] = code_limits(middle, ranges[k]);
         }
       }
     }
@@ -164,29 +176,49 @@ __device__ __forceinline__ void stage_token(const CacheView& cache, const NewRow
   }
 }
 
-/// Ranges of channels in halves: their ends above, then below.
-__device__ __forceinline__ void put_reach(const TileSide& t) {
-  auto* upper = reinterpret_cast<__half*>(t.shared + t.layout.limits);
+/// Ranges of channels in halves: their middles, then how far they reach.
+__device__ __forceinline__ void put_reach(const TileSide& t, int lane) {
+  auto* middles = reinterpret_cast<uint2*>(t.shared + t.layout.limits);
+  uint2* reaches = middles + t.layout.channels / 4;
   float margin = 0.0f;
-#pragma unroll 1
-  for (int c = threadIdx.x; c < t.layout.channels; c += blockDim.x) {
-    const float2 range = __ldg(reinterpret_cast<const float2*>(t.steps) + c);
-    upper[c] = __float2half_rn(range.x + range.y);
-    upper[t.layout.channels + c] = __float2half_rn(range.x - range.y);
-    margin = fmaxf(margin, fabsf(range.x) + fabsf(range.y));
+#pragma unroll 2
+  for (int i = threadIdx.x; i < t.layout.channels / 4; i += blockDim.x) {
+    const float4 a = __ldg(reinterpret_cast<const float4*>(t.steps) + 2 * i);
+    const float4 b = __ldg(reinterpret_cast<const float4*>(t.steps) + 2 * i + 1);
+    // Without a step nothing lies beyond.
+    const auto reach = [](float step) { return step > 0.0f ? step : INFINITY; };
+    middles[i] = make_uint2(pack_halves(a.x, a.z), pack_halves(b.x, b.z));
+    reaches[i] = make_uint2(pack_halves(reach(a.y), reach(a.w)), pack_halves(reach(b.y), reach(b.w)));
+    margin = fmaxf(fmaxf(fmaxf(margin, fabsf(a.x) + fabsf(a.y)), fabsf(a.z) + fabsf(a.w)),
+                   fmaxf(fabsf(b.x) + fabsf(b.y), fabsf(b.z) + fabsf(b.w)));
   }
-  atomicMax(t.margin(), __float_as_uint(margin * 0x1p-9f + 0x1p-22f));
+  const uint32_t most = __reduce_max_sync(0xffffffffu, __float_as_uint(margin * 0x1p-9f + 0x1p-21f));
+  if (lane == 0) atomicMax(t.margin(), most);
 }
 
-/// A block per side and tile.
+/// Sinks, where there is no window; else append.cu copies what is kept exactly.
+static __device__ __noinline__ void keep_sinks(const CacheView& cache, const NewRows& rows, int block, bool keys) {
+  const int b = block / cache.sink_pages, column = block % cache.sink_pages, warps = blockDim.x / kWarp;
+  if (rows.count(b) == 0) return;
+#pragma unroll 1
+  for (int kv_head = threadIdx.x / kWarp; kv_head < cache.kv_heads; kv_head += warps) {
+    keep_page(cache, rows, b, column, kv_head, keys, threadIdx.x % kWarp);
+  }
+  if (keys) update_sink_header(cache, b, rows.count(b), column, threadIdx.x);
+}
+
+/// A block per side and tile, then per side and page of sinks.
 template <int bits>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 2)
-    append_codebook_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
+    append_codebook_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows, int tiles) {
   KVQUANT_DYNAMIC_SHARED(shared);
   constexpr int kLimits = (1 << bits) - 1;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
   const bool keys = blockIdx.y == 0;
   const SideView& side = keys ? cache.keys : cache.values;
+  release_next_kernel();
+  wait_for_previous_kernel();
+  if (static_cast<int>(blockIdx.x) >= tiles) return keep_sinks(cache, rows, blockIdx.x - tiles, keys);
   TileRun run;
   if (!block_run(cache, rows, blockIdx.x, 0, &run)) return;
   const TokensLayout layout(cache.kv_heads * kDim, side.outliers, warps);
@@ -204,7 +236,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 2)
   if (keys) {
     if (threadIdx.x == 0) *t.margin() = 0;
     __syncthreads();
-    put_reach(t);
+    put_reach(t, lane);
   }
   wait_copies<0>();
   __syncthreads();
@@ -281,13 +313,15 @@ bool append_codebook_supports(const CacheView& cache, const NewTokens& tokens) {
 }
 
 void append_codebook(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  const LaunchShape shape{dim3(static_cast<unsigned>(tokens.count / kTileTokens + 2 * cache.batch), 2),
+  const int tiles = tokens.count / kTileTokens + 2 * cache.batch;
+  const bool sinks = cache.window == 0 && cache.sink_policy == SinkPolicy::kFirst;
+  const LaunchShape shape{dim3(static_cast<unsigned>(tiles + (sinks ? cache.batch * cache.sink_pages : 0)), 2),
                           static_cast<unsigned>(block_warps(cache) * kWarp), static_cast<size_t>(block_bytes(cache)),
-                          stream};
+                          stream, can_start_early("append")};
   const NewRows rows{tokens};
-  if (cache.keys.bits == 2) launch("append", append_codebook_kernel<2>, shape, cache, rows);
-  if (cache.keys.bits == 3) launch("append", append_codebook_kernel<3>, shape, cache, rows);
-  if (cache.keys.bits == 4) launch("append", append_codebook_kernel<4>, shape, cache, rows);
+  if (cache.keys.bits == 2) launch("append", append_codebook_kernel<2>, shape, cache, rows, tiles);
+  if (cache.keys.bits == 3) launch("append", append_codebook_kernel<3>, shape, cache, rows, tiles);
+  if (cache.keys.bits == 4) launch("append", append_codebook_kernel<4>, shape, cache, rows, tiles);
 }
 
 }  // namespace kvquant::cuda

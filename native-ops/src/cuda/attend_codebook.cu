@@ -447,11 +447,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 /// Kv heads of a block.
 int heads_together(const CacheView& cache) {
-#ifdef KVQ_HEADS
-  int heads = KVQ_HEADS;
-#else
   int heads = cache.heads / cache.kv_heads > 4 ? kMostHeads / 2 : kMostHeads;  // shared memory for two blocks or three
-#endif
   while (cache.kv_heads % heads != 0) --heads;
   return heads;
 }

@@ -1,7 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Which elements of a token become kvquant's outliers, found by a warp in rows of halves in shared memory.
 //
-// A bound that as many of the lanes' extreme elements reach as there are slots rules most elements out; those that are
+// A bound that as many of the lanes' extreme elements reach as there are slots rules most elements out. Those that are
 // left find their slots by counting. Where too many are left or the ends meet, outliers are found one after another.
 #pragma once
 #include "fp16_tile.cuh"
@@ -11,13 +11,14 @@ namespace kvquant::cuda {
 
 constexpr int kList = 192;       // elements that are ranked for an end at most; else the slow way
 constexpr int kMostSlots = 100;  // of an end
-constexpr int kLaneGroups = 4;   // whose extremes make the bound
+constexpr int kLaneGroups = 4;   // of a lane's elements, whose extremes make the bound of many slots
+constexpr int kAtOnce = 4;       // times 8 elements that a lane has in registers
 constexpr int kMostLimits = 15;
 
 /// A block's shared memory, in bytes.
 struct TokensLayout {
-  int channels, limits, slots, ranges, lists, counts, beyond, bytes;
-  static constexpr int kListBytes = kList * 8;
+  int channels, limits, slots, ranges, lists, rest, beyond, bytes;
+  static constexpr int kListBytes = (kList + 4) * 8;
 
   __host__ __device__ TokensLayout(int channels, int outliers, int warps)
       : channels(channels),
@@ -25,8 +26,8 @@ struct TokensLayout {
         slots(limits + max(channels * 4, kTileTokens * (kMostLimits + 1) * 4)),
         ranges(slots + outliers * 4 * kTileTokens),
         lists(ranges + 4 * kTileTokens),
-        counts(lists + warps * kListBytes),
-        beyond(counts + warps * 16),
+        rest(lists + warps * kListBytes),
+        beyond(rest + warps * 16),
         bytes(beyond + warps * most_beyond() * 2) {}
 
   /// Channels of a token whose elements lie beyond their range, else the slow way.
@@ -58,17 +59,78 @@ struct TileSide {
 /// What a warp needs for a token's outliers.
 struct WarpLists {
   uint32_t *low, *high;  // [kList] each, or:
-  uint64_t* far;         // [kList]
+  uint64_t* far;         // [kList]; 4 more to read
   uint16_t* beyond;
-  uint32_t* counts;  // of two lists, then what is found of the rest
+  uint32_t* rest;  // the first behind the outliers of an end, of two
 
   __device__ WarpLists(const TokensLayout& layout, unsigned char* shared, int warp)
       : low(reinterpret_cast<uint32_t*>(shared + layout.lists + warp * TokensLayout::kListBytes)),
-        high(low + kList),
+        high(low + kList + 4),
         far(reinterpret_cast<uint64_t*>(low)),
         beyond(reinterpret_cast<uint16_t*>(shared + layout.beyond) + warp * layout.most_beyond()),
-        counts(reinterpret_cast<uint32_t*>(shared + layout.counts) + warp * 4) {}
+        rest(reinterpret_cast<uint32_t*>(shared + layout.rest) + warp * 4) {}
 };
+
+/// The count-th smallest of the lanes' numbers below 2^26.
+__device__ __forceinline__ uint32_t smallest_of(uint32_t own, int count, int lane) {
+  own = own << 5 | static_cast<uint32_t>(lane);  // no two are equal
+  uint32_t next = 0;
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    next = __reduce_min_sync(0xffffffffu, own);
+    if (own == next) own = ~0u;
+  }
+  return next >> 5;
+}
+
+__device__ __forceinline__ __half2 swapped(__half2 x) { return as_half2(__byte_perm(as_bits(x), 0, 0x1032)); }
+
+/// Elements of the lane's 8 kAtOnce, a bit each: of the first of pair i bit i, of the second bit i + 16.
+struct LaneBits {
+  uint32_t bits = 0;
+
+  __device__ __forceinline__ void add(int pair, uint32_t mask) { bits |= mask & (0x00010001u << pair); }
+
+  /// Lists the elements of all lanes from count on; returns the place behind the last. first: the vector of 8 channels
+  /// of lane 0 and pair 0.
+  template <class Place>
+  __device__ __forceinline__ int list(Place* list, int count, int most, int first, int lane) {
+    const uint32_t own = static_cast<uint32_t>((first + lane) * 32);
+#pragma unroll 1
+    for (unsigned lanes = __ballot_sync(0xffffffffu, bits != 0); lanes != 0;
+         lanes = __ballot_sync(0xffffffffu, bits != 0)) {
+      const int place = count + __popc(lanes & ((1u << lane) - 1u));
+      if (bits != 0 && place < most) list[place] = static_cast<Place>(own + __ffs(static_cast<int>(bits)) - 1);
+      bits &= bits - 1;
+      count += __popc(lanes);
+    }
+    return count;
+  }
+  /// The channel of what was listed.
+  static __device__ __forceinline__ int channel(uint32_t listed) {
+    return static_cast<int>(listed / 32 * 8 + (listed & 12u) * (kWarp * 2) + (listed & 3u) * 2 + (listed >> 4 & 1u));
+  }
+};
+
+/// How many of a list, which has three zeros behind it, are above a number.
+__device__ __forceinline__ int count_above(const uint32_t* list, int count, uint32_t own) {
+  int above = 0;
+#pragma unroll 1
+  for (int i = 0; i < count; i += 4) {
+    const uint4 x = *reinterpret_cast<const uint4*>(list + i);
+    above += (x.x > own ? 1 : 0) + (x.y > own ? 1 : 0) + (x.z > own ? 1 : 0) + (x.w > own ? 1 : 0);
+  }
+  return above;
+}
+__device__ __forceinline__ int count_above(const uint64_t* list, int count, uint64_t own) {
+  int above = 0;
+#pragma unroll 1
+  for (int i = 0; i < count; i += 2) {
+    const ulonglong2 x = *reinterpret_cast<const ulonglong2*>(list + i);
+    above += (x.x > own ? 1 : 0) + (x.y > own ? 1 : 0);
+  }
+  return above;
+}
 
 /// A number that at least `most` of the warp's are not less than, and rarely many more.
 __device__ __forceinline__ uint32_t bound_of(const uint32_t (&own)[kLaneGroups], int most, int bits) {
@@ -116,7 +178,7 @@ static __device__ __noinline__ uint32_t rank_in_channel(const float* steps, __ha
 }
 
 /// Outliers of keys, one after another.
-static __device__ __noinline__ void choose_far_slowly(const TileSide& t, int token, int lane) {
+static __device__ __noinline__ void choose_far_slowly(TileSide t, int token, int lane) {
   const __half* row = t.row(token);
   uint64_t last = ~0ull;
   for (int slot = 0; slot < t.outliers; ++slot) {
@@ -128,7 +190,7 @@ static __device__ __noinline__ void choose_far_slowly(const TileSide& t, int tok
 }
 
 /// Outliers of values, one after another; returns the range of the rest.
-static __device__ __noinline__ float2 choose_ends_slowly(const TileSide& t, int token, int lane) {
+static __device__ __noinline__ float2 choose_ends_slowly(TileSide t, int token, int lane) {
   const __half* row = t.row(token);
   const int channels = t.layout.channels, most = t.outliers / 2;
   uint64_t last_low = ~0ull, last_high = ~0ull;
@@ -159,45 +221,61 @@ static __device__ __noinline__ float2 choose_ends_slowly(const TileSide& t, int 
 /// Outliers of keys of a token: a warp's work.
 __device__ __forceinline__ void choose_far(const TileSide& t, int token, const WarpLists& lists, int lane) {
   const __half* row = t.row(token);
-  const int channels = t.layout.channels, most = t.outliers;
+  const int vectors = t.layout.channels / 8, most = t.outliers;
   if (most == 0) return;
-  if (lane < 2) lists.counts[lane] = 0;
-  __syncwarp();
-  const auto* upper = reinterpret_cast<const uint4*>(t.shared + t.layout.limits);
-  const uint4* lower = upper + channels / 8;
-  const auto distance = [](uint32_t x, uint32_t high, uint32_t low) {
-    return __hmax2(__hsub2(as_half2(x), as_half2(high)), __hsub2(as_half2(low), as_half2(x)));
+  const auto* middles = reinterpret_cast<const uint4*>(t.shared + t.layout.limits);
+  const uint4* reaches = middles + vectors;
+  __half2 x[4 * kAtOnce];  // distances beyond ranges
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * kWarp + lane;
+      uint4 own = make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu), middle = {}, reach = {};
+      if (i < vectors) {
+        own = reinterpret_cast<const uint4*>(row)[i];
+        middle = middles[i];
+        reach = reaches[i];
+      }
+      const auto distance = [](uint32_t x, uint32_t middle, uint32_t reach) {
+        return __hsub2(__habs2(__hsub2(as_half2(x), as_half2(middle))), as_half2(reach));
+      };
+      x[4 * k] = distance(own.x, middle.x, reach.x);
+      x[4 * k + 1] = distance(own.y, middle.y, reach.y);
+      x[4 * k + 2] = distance(own.z, middle.z, reach.z);
+      x[4 * k + 3] = distance(own.w, middle.w, reach.w);
+    }
   };
   const __half2 lowest = __half2half2(__ushort_as_half(0xfc00));
   __half2 best[2] = {lowest, lowest};
-#pragma unroll 2
-  for (int i = lane; i < channels / 8; i += kWarp) {
-    const uint4 x = reinterpret_cast<const uint4*>(row)[i], high = upper[i], low = lower[i];
-    best[0] = __hmax2(best[0], __hmax2(distance(x.x, high.x, low.x), distance(x.y, high.y, low.y)));
-    best[1] = __hmax2(best[1], __hmax2(distance(x.z, high.z, low.z), distance(x.w, high.w, low.w)));
+#pragma unroll 1
+  for (int first = 0; first < vectors; first += kAtOnce * kWarp) {
+    load(first);
+#pragma unroll
+    for (int i = 0; i < 4 * kAtOnce; ++i) best[i % 2] = __hmax2(best[i % 2], x[i]);
   }
   // Distances in halves are off by less than the margin, what they are compared with has it taken off.
-  const uint32_t farthest[kLaneGroups] = {rank_of(__low2half(best[0])), rank_of(__high2half(best[0])),
-                                          rank_of(__low2half(best[1])), rank_of(__high2half(best[1]))};
-  const float reached = __half2float(half_at(max(bound_of(farthest, most, 16), 0x400u)));
+  float reached;
+  if (most <= kWarp) {
+    const __half2 own = __hmax2(best[0], best[1]);
+    const uint32_t rank = rank_of(__low2half(__hmax2(own, swapped(own))));
+    reached = __half2float(half_at(0x10000u - smallest_of(0x10000u - rank, most, lane)));
+  } else {
+    const uint32_t farthest[kLaneGroups] = {rank_of(__low2half(best[0])), rank_of(__high2half(best[0])),
+                                            rank_of(__low2half(best[1])), rank_of(__high2half(best[1]))};
+    reached = __half2float(half_at(max(bound_of(farthest, most, 16), 0x400u)));
+  }
   const float margin = __uint_as_float(*t.margin());
   const __half2 limit = __half2half2(__float2half_rd(fmaxf(reached - fabsf(reached) * 0x1p-8f, 0.0f) - margin));
+  int found = 0;
 #pragma unroll 1
-  for (int i = lane; i < channels / 8; i += kWarp) {
-    const uint4 x = reinterpret_cast<const uint4*>(row)[i], high = upper[i], low = lower[i];
-    const uint32_t far[4] = {
-        __hge2_mask(distance(x.x, high.x, low.x), limit), __hge2_mask(distance(x.y, high.y, low.y), limit),
-        __hge2_mask(distance(x.z, high.z, low.z), limit), __hge2_mask(distance(x.w, high.w, low.w), limit)};
-    if ((far[0] | far[1] | far[2] | far[3]) == 0) continue;
+  for (int first = 0; first < vectors; first += kAtOnce * kWarp) {
+    if (vectors > kAtOnce * kWarp) load(first);
+    LaneBits far;
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      if ((far[k / 2] >> (16 * (k % 2)) & 1u) == 0) continue;
-      const uint32_t at = atomicAdd(lists.counts, 1u);
-      if (at < static_cast<uint32_t>(t.layout.most_beyond())) lists.beyond[at] = static_cast<uint16_t>(8 * i + k);
-    }
+    for (int i = 0; i < 4 * kAtOnce; ++i) far.add(i, __hge2_mask(x[i], limit));
+    found = far.list(lists.beyond, found, t.layout.most_beyond(), first, lane);
   }
   __syncwarp();
-  const int found = static_cast<int>(lists.counts[0]);
   if (found > t.layout.most_beyond()) return choose_far_slowly(t, token, lane);
   uint32_t bound = 1;
   if (found > kList) {
@@ -207,28 +285,33 @@ __device__ __forceinline__ void choose_far(const TileSide& t, int token, const W
 #pragma unroll
       for (int k = 0; k < kLaneGroups; ++k) {
         if (i + k * kWarp >= found) break;
-        const int c = lists.beyond[i + k * kWarp];
+        const int c = LaneBits::channel(lists.beyond[i + k * kWarp]);
         best[k] = max(best[k], rank_in_channel(t.steps, row[c], c));
       }
     }
     bound = max(bound, bound_of(best, most, 32));
   }
+  int count = 0;
 #pragma unroll 1
-  for (int i = lane; i < found; i += kWarp) {
-    const int c = lists.beyond[i];
-    const uint32_t rank = rank_in_channel(t.steps, row[c], c);
-    if (rank < bound) continue;
-    const uint32_t at = atomicAdd(lists.counts + 1, 1u);
-    if (at < kList) lists.far[at] = candidate_of(rank, c);
+  for (int first = 0; first < found; first += kWarp) {
+    uint64_t own = 0;
+    if (first + lane < found) {
+      const int c = LaneBits::channel(lists.beyond[first + lane]);
+      const uint32_t rank = rank_in_channel(t.steps, row[c], c);
+      if (rank >= bound) own = candidate_of(rank, c);
+    }
+    const unsigned lanes = __ballot_sync(0xffffffffu, own != 0);
+    const int place = count + __popc(lanes & ((1u << lane) - 1u));
+    if (own != 0 && place < kList) lists.far[place] = own;
+    count += __popc(lanes);
   }
-  __syncwarp();
-  const int count = static_cast<int>(lists.counts[1]);
   if (count > kList) return choose_far_slowly(t, token, lane);
+  if (lane == 0) lists.far[count] = 0;
+  __syncwarp();
 #pragma unroll 1
   for (int i = lane; i < count; i += kWarp) {
     const uint64_t own = lists.far[i];
-    int slot = 0;
-    for (int j = 0; j < count; ++j) slot += lists.far[j] > own ? 1 : 0;
+    const int slot = count_above(lists.far, count, own);
     if (slot < most) t.put_slot(slot, token, channel_of(own));
   }
   __syncwarp();
@@ -237,71 +320,86 @@ __device__ __forceinline__ void choose_far(const TileSide& t, int token, const W
 /// Outliers of values of a token, and its range: a warp's work.
 __device__ __forceinline__ void choose_ends(const TileSide& t, int token, const WarpLists& lists, int lane) {
   const __half* row = t.row(token);
-  const int channels = t.layout.channels, most = t.outliers / 2;
-  if (lane < 4) lists.counts[lane] = 0;
+  const int vectors = t.layout.channels / 8, most = t.outliers / 2;
+  uint32_t x[4 * kAtOnce];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * kWarp + lane;
+      uint4 own = make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu);
+      if (i < vectors) own = reinterpret_cast<const uint4*>(row)[i];
+      x[4 * k] = own.x;
+      x[4 * k + 1] = own.y;
+      x[4 * k + 2] = own.z;
+      x[4 * k + 3] = own.w;
+    }
+  };
   const __half2 infinity = __half2half2(__ushort_as_half(0x7c00));
   __half2 low[2] = {infinity, infinity}, high[2] = {__hneg2(infinity), __hneg2(infinity)};
-  for (int i = lane; i < channels / 8; i += kWarp) {
-    const uint4 x = reinterpret_cast<const uint4*>(row)[i];
-    const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      low[k % 2] = __hmin2(low[k % 2], as_half2(pairs[k]));
-      high[k % 2] = __hmax2(high[k % 2], as_half2(pairs[k]));
-    }
-  }
-  uint32_t lowest[kLaneGroups], highest[kLaneGroups];
-#pragma unroll
-  for (int k = 0; k < kLaneGroups; ++k) {
-    lowest[k] = reversed(rank_of(k % 2 == 0 ? __low2half(low[k / 2]) : __high2half(low[k / 2])));
-    highest[k] = rank_of(k % 2 == 0 ? __low2half(high[k / 2]) : __high2half(high[k / 2]));
-  }
-  const uint32_t below = max(bound_of(lowest, most + 1, 16), 1u), above = max(bound_of(highest, most + 1, 16), 1u);
-  const __half2 limit_low = __half2half2(half_at(reversed(below))), limit_high = __half2half2(half_at(above));
-  __syncwarp();
 #pragma unroll 1
-  for (int i = lane; i < channels / 8; i += kWarp) {
-    const uint4 x = reinterpret_cast<const uint4*>(row)[i];
-    const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+  for (int first = 0; first < vectors; first += kAtOnce * kWarp) {
+    load(first);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const uint32_t is_low = __hle2_mask(as_half2(pairs[k]), limit_low);
-      const uint32_t is_high = __hge2_mask(as_half2(pairs[k]), limit_high);
-      if ((is_low | is_high) == 0) continue;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const uint32_t rank = rank_of(__ushort_as_half(static_cast<uint16_t>(pairs[k] >> (16 * j))));
-        const uint32_t channel = 0xffffu - static_cast<uint32_t>(8 * i + 2 * k + j);
-        if ((is_low >> (16 * j) & 1u) != 0) {
-          const uint32_t at = atomicAdd(lists.counts, 1u);
-          if (at < kList) lists.low[at] = reversed(rank) << 16 | channel;
-        }
-        if ((is_high >> (16 * j) & 1u) != 0) {
-          const uint32_t at = atomicAdd(lists.counts + 1, 1u);
-          if (at < kList) lists.high[at] = rank << 16 | channel;
-        }
-      }
+    for (int i = 0; i < 4 * kAtOnce; ++i) {
+      low[i % 2] = __hmin2(low[i % 2], as_half2(x[i]));
+      high[i % 2] = __hmax2(high[i % 2], as_half2(x[i]));
     }
   }
-  __syncwarp();
-  const int lows = static_cast<int>(lists.counts[0]), highs = static_cast<int>(lists.counts[1]);
+  __half2 limit_low, limit_high;
+  if (most < kWarp) {
+    const __half2 own_low = __hmin2(low[0], low[1]), own_high = __hmax2(high[0], high[1]);
+    const __half2 lowest = __hmin2(own_low, swapped(own_low)), highest = __hmax2(own_high, swapped(own_high));
+    const uint32_t below = smallest_of(rank_of(__low2half(lowest)), most + 1, lane);
+    const uint32_t above = smallest_of(reversed(rank_of(__low2half(highest))), most + 1, lane);
+    limit_low = __half2half2(half_at(below));
+    limit_high = __half2half2(half_at(reversed(above)));
+  } else {
+    uint32_t lowest[kLaneGroups], highest[kLaneGroups];
+#pragma unroll
+    for (int k = 0; k < kLaneGroups; ++k) {
+      lowest[k] = reversed(rank_of(k % 2 == 0 ? __low2half(low[k / 2]) : __high2half(low[k / 2])));
+      highest[k] = rank_of(k % 2 == 0 ? __low2half(high[k / 2]) : __high2half(high[k / 2]));
+    }
+    const uint32_t below = max(bound_of(lowest, most + 1, 16), 1u), above = max(bound_of(highest, most + 1, 16), 1u);
+    limit_low = __half2half2(half_at(reversed(below)));
+    limit_high = __half2half2(half_at(above));
+  }
+  int lows = 0, highs = 0;
+#pragma unroll 1
+  for (int first = 0; first < vectors; first += kAtOnce * kWarp) {
+    if (vectors > kAtOnce * kWarp) load(first);
+    LaneBits are_low, are_high;
+#pragma unroll
+    for (int i = 0; i < 4 * kAtOnce; ++i) {
+      are_low.add(i, __hle2_mask(as_half2(x[i]), limit_low));
+      are_high.add(i, __hge2_mask(as_half2(x[i]), limit_high));
+    }
+    lows = are_low.list(lists.low, lows, kList, first, lane);
+    highs = are_high.list(lists.high, highs, kList, first, lane);
+  }
   bool clear = lows > most && lows <= kList && highs > most && highs <= kList;  // the ends do not meet
   if (clear) {
-    const auto settle = [&](const uint32_t* list, int count, int first, uint32_t* rest) {
+    __syncwarp();
+    const auto own = [&](int i) { return i < lows ? lists.low + i : lists.high + (i - lows); };
 #pragma unroll 1
-      for (int i = lane; i < count; i += kWarp) {
-        const uint32_t own = list[i];
-        int place = 0;
-        for (int j = 0; j < count; ++j) place += list[j] > own ? 1 : 0;
-        if (place < most) t.put_slot(first + place, token, static_cast<int>(0xffffu - (own & 0xffffu)));
-        if (place == most) *rest = own >> 16;
-      }
-    };
-    settle(lists.low, lows, 0, lists.counts + 2);
-    settle(lists.high, highs, most, lists.counts + 3);
+    for (int i = lane; i < lows + highs; i += kWarp) {
+      uint32_t* at = own(i);
+      const int channel = LaneBits::channel(*at);
+      const uint32_t rank = rank_of(row[channel]);
+      *at = (i < lows ? 0x10000u - rank : rank) << 16 | (0xffffu - static_cast<uint32_t>(channel));
+    }
+    if (lane < 3) lists.low[lows + lane] = lists.high[highs + lane] = 0;
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane; i < lows + highs; i += kWarp) {
+      const uint32_t key = *own(i);
+      const int place = count_above(i < lows ? lists.low : lists.high, i < lows ? lows : highs, key);
+      if (place < most) t.put_slot(i < lows ? place : most + place, token, static_cast<int>(0xffffu - (key & 0xffffu)));
+      if (place == most) lists.rest[i < lows ? 0 : 1] = key >> 16;
+    }
   }
   __syncwarp();
-  const uint32_t first = reversed(lists.counts[2]), last = lists.counts[3];
+  const uint32_t first = reversed(lists.rest[0]), last = lists.rest[1];
   clear &= first < last;
   __syncwarp();
   const float2 range = clear ? range_between(half_at(first), half_at(last)) : choose_ends_slowly(t, token, lane);

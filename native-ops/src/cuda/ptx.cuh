@@ -247,6 +247,13 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t x, uint32_t y, uint32
   return z;
 }
 
+/// Two halves, rounded towards zero.
+__device__ __forceinline__ uint32_t halves_towards_zero(float low, float high) {
+  uint32_t y;
+  asm("cvt.rz.f16x2.f32 %0,%1,%2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
