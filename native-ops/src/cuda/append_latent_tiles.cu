@@ -1,49 +1,58 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Append of a prompt's chunk to latent2 in a basis of each head, head_dim 128: the same bytes as append_basis.cu and
-// append.cu leave. Tensor cores multiply tokens, which are halves, with the basis as two halves each (latent_rows.h); a
-// warp takes 32 tokens of a head, which stay in registers as operands, a block eight times as many and the basis of a
-// head. Where a sum is so near to a border between codes that the portable operator, whose sums are rounded, might have
-// the other code, it is done again with its additions in its order, for several such codes at a time: each lane has
-// some products of one, and a lane adds those of one. Values and exact copies: append_values.cu.
+// append.cu leave. Blocks stay with a head and go from page to page: half of the warps code keys, half values
+// (append_values.cuh), a tile a warp at a time, while the rows of the next one come; when there are none left they make
+// exact copies. No warp waits for another one.
 //
-// An H100, 8192 tokens of 8 kv heads: 68 us, 23 % of the speed of a copy, instead of about 500; 85 us while loads were
-// written out for each kind of token, 3000 instructions before the first product.
+// Keys: tensor cores multiply the basis as two halves each (latent_rows.h), 16 places at a time, with tokens, which are
+// halves and stay in registers. A lane gets four neighbouring tokens of a place. Where a sum is so near to a border
+// between codes that the portable operator, whose sums are rounded, might have the other code, it is done again with
+// its additions in its order, for several such codes at a time: each lane has some products of one, and a lane adds
+// those of one.
+#include <algorithm>
+
+#include "append_values.cuh"
 #include "codes.cuh"
 #include "kernels.h"
 #include "latent_rows.h"
 #include "launch.cuh"
-#include "row_codes.cuh"
 
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kRowDim, kWarps = 8, kThreads = kWarps * kWarp, kUnit = kWarp;
-constexpr int kAgain = 8;  // codes that are done again at a time
+constexpr int kDim = kRowDim;
+constexpr int kAgain = 6;  // codes that are done again at a time
 constexpr int kProductStride = kDim + 4;
+constexpr int kMostDoubts = kAgain + 2 * kRunPlaces * kTileTokens;  // those of two runs come together
 
-/// A warp's shared memory; codes of stored places, [places][32 tokens], follow.
-struct LatentWarp {
-  union {
-    __half rows[kTileTokens * kRowStride];
-    float products[kAgain][kProductStride];
-    uint8_t tile[kDim * kTileTokens];  // as it is stored
-  };
-  uint16_t doubts[kRunPlaces * kUnit + kAgain];  // place (of those that are stored) * 32 + token
+/// A warp's shared memory for keys; a tile as it is stored follows.
+struct alignas(16) KeyWarp {
+  __half rows[kTileTokens * kRowStride];
+  float products[kAgain][kProductStride];
+  uint16_t doubts[kMostDoubts];  // place * 16 + token
 };
+using ValueRows = __half[kTileTokens * kRowStride];
 
 struct LatentBlocks {
   int units, groups, runs;  // units of a head, blocks of a head, stored runs
+  int warps;                // for keys; as many for values
+  int exact;                // pages of a head, k and v
 };
 
-/// Rows of a tile of a head, none where a token is not appended; few instructions matter more than a call.
-__device__ __noinline__ void stage_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run, int kv_head,
-                                        int first, __half* to, int lane) {
-  const TokenRun part{run.b, max(run.begin, first), min(run.end, first + kTileTokens)};
-  if (part.begin < part.end) stage_rows(cache, rows, part, kv_head, true, first, to, lane);
-  commit_copies();
-  wait_copies<0>();
-  __syncwarp();
+/// A stored run of one width.
+struct RunField {
+  int run, bits, begin;
+};
+
+/// Tokens of a tile that are coded: tile i % 4 of page i / 4.
+__device__ __forceinline__ TokenRun tile_tokens(const CacheView& cache, const NewRows& rows, int i) {
+  const TokenRun page = unit_run<kPageTokens>(cache, rows, i / kPageTiles);
+  if (page.begin >= page.end) return {page.b, 0, 0};
+  const int first = (page.begin / kPageTokens * kPageTiles + i % kPageTiles) * kTileTokens;
+  return {page.b, max(page.begin, first), min(page.end, first + kTileTokens)};
 }
+
+__device__ __forceinline__ int first_of(const TokenRun& run) { return run.begin / kTileTokens * kTileTokens; }
 
 /// Four channels of a token of a head as halves.
 __device__ __noinline__ uint2 load_four(const CacheView& cache, const NewRows& rows, int b, int token, int kv_head,
@@ -55,25 +64,6 @@ __device__ __noinline__ uint2 load_four(const CacheView& cache, const NewRows& r
       token % kExactTokens;
   return make_uint2(from[0] | static_cast<uint32_t>(from[kExactTokens]) << 16,
                     from[2 * kExactTokens] | static_cast<uint32_t>(from[3 * kExactTokens]) << 16);
-}
-
-__device__ __forceinline__ float square_of(uint32_t word, float sum) {
-  const float2 x = __half22float2(*reinterpret_cast<const __half2*>(&word));
-  return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
-}
-
-/// A tile's codes of a place, a byte each, as 16 * bits bits.
-__device__ __forceinline__ uint64_t packed(uint4 codes, int bits) {
-  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-  uint64_t all = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    uint32_t x = words[i];
-    x = (x & 0x00ff00ffu) | (x & 0xff00ff00u) >> (8 - bits);
-    x = (x & 0xffffu) | x >> (16 - 2 * bits);
-    all |= static_cast<uint64_t>(x & ((1u << (4 * bits)) - 1u)) << (4 * bits * i);
-  }
-  return all;
 }
 
 /// Of tokens outside [first, last) codes stay as they are in `old`; `tile`: of the whole tile.
@@ -91,21 +81,9 @@ __device__ __noinline__ void keep_codes(const CacheView& cache, int first, int l
   }
 }
 
-/// Codes of a tile of a head to its page.
-__device__ __forceinline__ void store_tile(const CacheView& cache, const uint8_t* codes, int runs,
-                                           const uint8_t* run_of, int first, int last, uint8_t* tile, uint8_t* to,
+/// Copies a tile of codes to its page.
+__device__ __forceinline__ void store_tile(const CacheView& cache, int first, int last, uint8_t* tile, uint8_t* to,
                                            int lane) {
-  for (int stored = lane; stored < runs * kRunPlaces; stored += kWarp) {
-    const int run = run_of[stored / kRunPlaces], bits = cache.keys.width[run];
-    const uint4 sixteen = *reinterpret_cast<const uint4*>(codes + stored * kUnit);
-    uint8_t* field = tile + cache.keys.run_begin[run] + stored % kRunPlaces * 2 * bits;
-    if (bits == 8) {
-      *reinterpret_cast<uint4*>(field) = sixteen;
-      continue;
-    }
-    const uint64_t all = packed(sixteen, bits);
-    for (int i = 0; i < bits; ++i) reinterpret_cast<uint16_t*>(field)[i] = static_cast<uint16_t>(all >> (16 * i));
-  }
   __syncwarp();
   if (first != 0 || last != kTileTokens) {
     keep_codes(cache, first, last, to, tile, lane);
@@ -117,12 +95,10 @@ __device__ __forceinline__ void store_tile(const CacheView& cache, const uint8_t
   __syncwarp();
 }
 
-/// Does the last of the codes in doubt again.
+/// Does the last of the codes in doubt again; `tile` has what they were taken for.
 __device__ __forceinline__ void code_again(const CacheView& cache, const NewRows& rows, const TokenRun& run,
-                                           int kv_head, const uint8_t* run_of, int before, int after, LatentWarp& own,
-                                           uint8_t* codes, int lane) {
-  const auto place_of = [&](int stored) { return run_of[stored / kRunPlaces] * kRunPlaces + stored % kRunPlaces; };
-  const int first = run.begin / kUnit * kUnit, fresh = first - cache.length(run.b);
+                                           int kv_head, int before, int after, KeyWarp& own, uint8_t* tile, int lane) {
+  const int first = first_of(run), fresh = first - cache.length(run.b);
   const float* basis = cache.keys.basis + static_cast<int64_t>(kv_head) * kDim * kDim + lane * 4;
   const float* mean = cache.keys.mean;
   float means[4] = {};
@@ -131,7 +107,7 @@ __device__ __forceinline__ void code_again(const CacheView& cache, const NewRows
     for (int j = 0; j < 4; ++j) means[j] = mean[kv_head * kDim + lane * 4 + j];
   }
   const auto multiply = [&](int i, uint2 four) {
-    const float4 row = *reinterpret_cast<const float4*>(basis + place_of(own.doubts[i] / kUnit) * kDim);
+    const float4 row = *reinterpret_cast<const float4*>(basis + own.doubts[i] / kTileTokens * kDim);
     const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x));
     const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
     // Less a mean of zero it is what it was.
@@ -142,17 +118,20 @@ __device__ __forceinline__ void code_again(const CacheView& cache, const NewRows
   if (rows.tokens.type == ElementType::kFloat16 && fresh >= 0) {
     const auto* from = static_cast<const __half*>(rows.tokens.qkv) + rows.key(cache, run.b, fresh, kv_head) + lane * 4;
     const int64_t stride = static_cast<int64_t>(cache.heads + 2 * cache.kv_heads) * kDim;
-#pragma unroll 4
+#pragma unroll 3
     for (int i = after; i < before; ++i) {
-      multiply(i, *reinterpret_cast<const uint2*>(from + own.doubts[i] % kUnit * stride));
+      multiply(i, *reinterpret_cast<const uint2*>(from + own.doubts[i] % kTileTokens * stride));
     }
   } else {
 #pragma unroll 1
     for (int i = after; i < before; ++i) {
-      multiply(i, load_four(cache, rows, run.b, first + own.doubts[i] % kUnit, kv_head, lane * 4));
+      multiply(i, load_four(cache, rows, run.b, first + own.doubts[i] % kTileTokens, kv_head, lane * 4));
     }
   }
   __syncwarp();
+  auto* words = reinterpret_cast<unsigned*>(tile);
+  int at = 0, bits = 0;
+  uint32_t change = 0;
   if (after + lane < before) {
     const auto* products = reinterpret_cast<const float4*>(own.products[lane]);
     float sum = 0.0f;
@@ -161,138 +140,227 @@ __device__ __forceinline__ void code_again(const CacheView& cache, const NewRows
       const float4 four = products[i];
       sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
     }
-    const int doubt = own.doubts[after + lane], place = place_of(doubt / kUnit);
+    const int place = own.doubts[after + lane] / kTileTokens, token = own.doubts[after + lane] % kTileTokens;
     const float* range = cache.keys.steps + 2 * (kv_head * kDim + place);
-    codes[doubt] = static_cast<uint8_t>(
-        static_code(sum, range[0], range[1], 1.0f / range[1], cache.keys.width[place / kRunPlaces]));
+    bits = cache.keys.width[place / kRunPlaces];
+    at = 8 * (cache.keys.run_begin[place / kRunPlaces] + place % kRunPlaces * 2 * bits) + token * bits;
+    const int code = static_code(sum, range[0], range[1], 1.0f / range[1], bits);
+    const uint32_t taken = __funnelshift_r(words[at / 32], words[(at + bits - 1) / 32], at);
+    change = (static_cast<uint32_t>(code) ^ taken) & ((1u << bits) - 1u);
+  }
+  __syncwarp();
+  if (change != 0) {  // others may change bits of the same words
+    atomicXor(words + at / 32, change << at % 32);
+    if (at % 32 + bits > 32) atomicXor(words + at / 32 + 1, change >> (32 - at % 32));
   }
   __syncwarp();
 }
 
-/// 32 tokens of a head.
-__device__ __forceinline__ void append_unit(const CacheView& cache, const NewRows& rows, const TokenRun& run,
-                                            int kv_head, const uint8_t* basis, int runs, const uint8_t* run_of,
-                                            LatentWarp& own, uint8_t* codes, int lane) {
-  const int g = lane / 4, c = lane % 4, first = run.begin / kUnit * kUnit;
-  uint32_t x[4][16];  // of tokens g, g + 8, ..: channels 32 j + 8 c + (0 .. 7)
-  float norms[4];
-  bool there[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int token = first + 8 * i + g;
-    there[i] = token >= run.begin && token < run.end;
-    norms[i] = 0.0f;
-    if (i % 2 == 0) {
-      __syncwarp();
-      stage_tile(cache, rows, run, kv_head, first + 8 * i, own.rows, lane);
+/// Puts codes of tokens 4 c to 4 c + 3 of a place where a tile has them.
+__device__ __forceinline__ void put_codes(const float (&codes)[4], int bits, uint8_t* field, int c) {
+  const float shift = static_cast<float>(1 << bits);
+  const auto whole = [](float x) { return __float_as_uint(x + 0x1p23f); };
+  if (bits == 8) {
+    reinterpret_cast<uint32_t*>(field)[c] =
+        __byte_perm(whole(fmaf(codes[1], shift, codes[0])), whole(fmaf(codes[3], shift, codes[2])), 0x5410);
+    return;
+  }
+  const uint32_t own = whole(fmaf(fmaf(fmaf(codes[3], shift, codes[2]), shift, codes[1]), shift, codes[0])) & 0xffffu;
+  if (bits == 4) {
+    reinterpret_cast<uint16_t*>(field)[c] = static_cast<uint16_t>(own);
+  } else if (bits == 2) {
+    field[c] = static_cast<uint8_t>(own);
+  } else {
+    const uint32_t next = __shfl_down_sync(0xffffffffu, own, 1);
+    if (bits == 1) {
+      if (c % 2 == 0) field[c / 2] = static_cast<uint8_t>(own | next << 4);
+    } else if (c < 3) {
+      reinterpret_cast<uint16_t*>(field)[c] = static_cast<uint16_t>(own >> 4 * c | next << (12 - 4 * c));
     }
+  }
+}
+
+/// Reads a tile's rows, of tokens 4 (g / 2) + 2 n + g % 2 channels 32 j + 8 c + (0 .. 7): x[n][4 j ..]; returns a bound
+/// of the length of those that are coded.
+__device__ __forceinline__ float load_tokens(const TokenRun& run, const __half* rows, int lane, float (&x)[kRowHalf]) {
+  const int g = lane / 4, c = lane % 4, first = first_of(run);
+  float norm = 0.0f;
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const int token = g / 2 * 4 + 2 * n + g % 2;
+    __half2 sum = __float2half2_rn(0.0f);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const uint4 eight = *reinterpret_cast<const uint4*>(own.rows + (i % 2 * 8 + g) * kRowStride + 32 * j + 8 * c);
-      x[i][4 * j] = there[i] ? eight.x : 0u;
-      x[i][4 * j + 1] = there[i] ? eight.y : 0u;
-      x[i][4 * j + 2] = there[i] ? eight.z : 0u;
-      x[i][4 * j + 3] = there[i] ? eight.w : 0u;
+      const uint4 eight = *reinterpret_cast<const uint4*>(rows + token * kRowStride + 32 * j + 8 * c);
+      const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[16 * n + 4 * j + i] = __uint_as_float(words[i]);
+        const __half2 small = __hmul2(*reinterpret_cast<const __half2*>(&words[i]), __float2half2_rn(0x1p-4f));
+        sum = __hfma2(small, small, sum);
+      }
     }
+    const float2 both = __half22float2(sum);
+    float square = both.x + both.y;
+    square += __shfl_xor_sync(0xffffffffu, square, 1);
+    square += __shfl_xor_sync(0xffffffffu, square, 2);
+    const bool there = first + token >= run.begin && first + token < run.end;
+    // 16 sums in halves, and what is lost below them
+    if (there) norm = fmaxf(norm, sqrtf(fmaf(square, 260.0f, 0.001f)));
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-#pragma unroll
-    for (int j = 0; j < 16; ++j) norms[i] = square_of(x[i][j], norms[i]);
-    norms[i] += __shfl_xor_sync(0xffffffffu, norms[i], 1);
-    norms[i] += __shfl_xor_sync(0xffffffffu, norms[i], 2);
-    norms[i] = sqrtf(norms[i]);
-  }
-  __syncwarp();
+  for (int step = 4; step < kWarp; step *= 2) norm = fmaxf(norm, __shfl_xor_sync(0xffffffffu, norm, step));
+  return norm;
+}
+
+/// The keys of a tile of a head; x, norm: see load_tokens.
+__device__ __forceinline__ void append_key_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run,
+                                                int kv_head, const float (&x)[kRowHalf], float norm,
+                                                const uint8_t* basis, int runs, const RunField* fields, KeyWarp& own,
+                                                uint8_t* tile, int lane) {
+  const int g = lane / 4, c = lane % 4, first = first_of(run), begin = run.begin - first, end = run.end - first;
+  uint8_t* to = cache.page(run.b, first / kPageTokens) + cache.keys.tile(kv_head, first / kTileTokens % kPageTiles);
   int doubts = 0;
 #pragma unroll 1
-  for (int i = 0; i < runs; ++i) {
-    const uint8_t* at = basis + i * kRowRunBytes;
-    float sums[2][4] = {}, rests[2][4] = {};
+  for (int i = 0; i < runs; i += 2) {
+    const auto* low = reinterpret_cast<const uint4*>(basis + i * kRowRunBytes) + lane;
+    const auto* high = low + (i + 1 < runs ? kRowRunBytes / 16 : 0);
+    float sums[2][2][4] = {};  // [channels from 64 on][n]: few in a row, as each may lose something
 #pragma unroll
-    for (int step = 0; step < kRowSteps; ++step) {
-      const uint4 rows_of = reinterpret_cast<const uint4*>(at)[step * kWarp + lane];
+    for (int part = 1; part >= 0; --part) {
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const uint32_t a0 = x[2 * m][2 * step], a1 = x[2 * m + 1][2 * step];
-        const uint32_t a2 = x[2 * m][2 * step + 1], a3 = x[2 * m + 1][2 * step + 1];
-        mma(sums[m], a0, a1, a2, a3, rows_of.x, rows_of.y);
-        mma(rests[m], a0, a1, a2, a3, rows_of.z, rows_of.w);
-      }
-    }
-    const auto* scales = reinterpret_cast<const float4*>(at + kRunFragments);
-    const float levels = static_cast<float>((1 << cache.keys.width[run_of[i]]) - 1);
-    unsigned open = 0;
+      for (int j = 0; j < 2; ++j) {
+        uint4 a[2], b[2];
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float4 scale = scales[2 * c + e];
-      const int place = i * kRunPlaces + 2 * c + e;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float sum = sums[j / 2][j % 2 * 2 + e] + rests[j / 2][j % 2 * 2 + e];
-        const float part = fminf(fmaxf(fmaf(sum, scale.x, scale.y), 0.0f), levels), code = rintf(part);
-        const bool clear = fabsf(part - code) < 0.5f - fmaf(scale.z, norms[j], scale.w);
-        if (!clear && there[j]) open |= 1u << (4 * e + j);
-        codes[place * kUnit + 8 * j + g] = static_cast<uint8_t>(static_cast<int>(code));
-      }
-    }
-    if (__any_sync(0xffffffffu, open != 0)) {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        const bool mine = (open >> k & 1u) != 0;
-        const unsigned lanes = __ballot_sync(0xffffffffu, mine);
-        const int place = i * kRunPlaces + 2 * c + k / 4;
-        if (mine) {
-          own.doubts[doubts + __popc(lanes & ((1u << lane) - 1u))] =
-              static_cast<uint16_t>(place * kUnit + k % 4 * 8 + g);
+        for (int half = 0; half < 2; ++half) {
+          a[half] = low[(part * 4 + half * 2 + j) * kWarp];
+          b[half] = high[(part * 4 + half * 2 + j) * kWarp];
         }
-        doubts += __popc(lanes);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int at = 8 * half + 4 * j + 2 * e;
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+              mma(sums[half][n], e == 0 ? a[half].x : a[half].z, e == 0 ? b[half].x : b[half].z,
+                  e == 0 ? a[half].y : a[half].w, e == 0 ? b[half].y : b[half].w, __float_as_uint(x[16 * n + at]), __float_as_uint(x[16 * n + at + 1]));
+            }
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (i + h >= runs) break;
+      const RunField field = fields[i + h];
+      const float4 scale = reinterpret_cast<const float4*>(basis + (i + h) * kRowRunBytes + kRunFragments)[g];
+      const float levels = static_cast<float>((1 << field.bits) - 1), limit = 0.5f - fmaf(scale.z, norm, scale.w);
+      constexpr float kRound = 12582912.0f;  // 1.5 2^23: its sum with a small number ends in that, rounded
+      float codes[4], rests[4];
+      bool clear = true;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float sum = sums[0][k / 2][2 * h + k % 2] + sums[1][k / 2][2 * h + k % 2];
+        const float part = __saturatef(fmaf(sum, scale.x, scale.y));
+        codes[k] = fmaf(part, levels, kRound) - kRound;
+        rests[k] = fabsf(fmaf(part, levels, -codes[k]));
+        clear &= rests[k] < limit;
+      }
+      put_codes(codes, field.bits, tile + field.begin + g * 2 * field.bits, c);
+      if (__any_sync(0xffffffffu, !clear)) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int token = 4 * c + k;
+          const bool open = !(rests[k] < limit) && token >= begin && token < end;
+          const unsigned lanes = __ballot_sync(0xffffffffu, open);
+          if (open) {
+            own.doubts[doubts + __popc(lanes & ((1u << lane) - 1u))] =
+                static_cast<uint16_t>((field.run * kRunPlaces + g) * kTileTokens + token);
+          }
+          doubts += __popc(lanes);
+        }
       }
     }
     __syncwarp();
-    while (doubts >= kAgain || (doubts > 0 && i == runs - 1)) {
+    while (doubts >= kAgain || (doubts > 0 && i + 2 >= runs)) {
       const int after = max(doubts - kAgain, 0);
-      code_again(cache, rows, run, kv_head, run_of, doubts, after, own, codes, lane);
+      code_again(cache, rows, run, kv_head, doubts, after, own, tile, lane);
       doubts = after;
     }
   }
-  uint8_t* page = cache.page(run.b, first / kPageTokens);
-#pragma unroll 1
-  for (int i = 0; i < kUnit / kTileTokens; ++i) {
-    const int start = first + i * kTileTokens;
-    const int begin = max(run.begin - start, 0), end = min(run.end - start, kTileTokens);
-    if (begin >= end) continue;
-    store_tile(cache, codes + i * kTileTokens, runs, run_of, begin, end, own.tile,
-               page + cache.keys.tile(kv_head, start / kTileTokens % kPageTiles), lane);
-    if (start < cache.length(run.b)) refill(cache, rows, run, start / kTileTokens, kv_head, true, lane);
+  store_tile(cache, begin, end, tile, to, lane);
+  if (run.begin < cache.length(run.b)) refill(cache, rows, run, first / kTileTokens, kv_head, true, lane);
+}
+
+/// Exact copies of pages of a head; a warp's work.
+__device__ __noinline__ void append_exact_pages(const CacheView& cache, const NewRows& rows,
+                                                const LatentBlocks& blocks, int kv_head, int lane) {
+  // The blocks of a head that come last have fewer tiles than others.
+  const int own = (blocks.groups - 1 - static_cast<int>(blockIdx.x)) * (2 * blocks.warps) + threadIdx.x / kWarp;
+  for (int i = own; i < blocks.exact; i += blocks.groups * 2 * blocks.warps) {
+    const int column = i / 2 % exact_columns(cache), b = i / 2 / exact_columns(cache);
+    if (rows.count(b) <= 0) continue;
+    keep_page(cache, rows, b, column, kv_head, i % 2 == 0, lane);
+    if (kv_head == 0 && i % 2 == 0 && column < cache.sink_pages && cache.sink_policy == SinkPolicy::kFirst) {
+      update_sink_header(cache, b, rows.count(b), column, lane);
+    }
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(2 * kPageTiles * kWarp, 2)
     append_latent_tiles_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                                const __grid_constant__ LatentBlocks blocks, const uint8_t* basis) {
   KVQUANT_DYNAMIC_SHARED(memory);
-  release_next_kernel();
-  __shared__ uint8_t run_of[kWidthRuns];
-  const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  __shared__ RunField fields[kWidthRuns];
+  const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blocks.warps;
   const int bytes = blocks.runs * kRowRunBytes;
-  for (int i = threadIdx.x * 16; i < bytes; i += kThreads * 16) copy_async(memory + i, basis + kv_head * bytes + i);
+  for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16) copy_async(memory + i, basis + kv_head * bytes + i);
   commit_copies();
   if (threadIdx.x == 0) {
     for (int run = 0, stored = 0; run < kWidthRuns; ++run) {
-      if (cache.keys.width[run] != 0) run_of[stored++] = static_cast<uint8_t>(run);
+      if (cache.keys.width[run] != 0) fields[stored++] = {run, cache.keys.width[run], cache.keys.run_begin[run]};
     }
   }
-  wait_copies<0>();
-  __syncthreads();
-  const int codes = blocks.runs * kRunPlaces * kUnit;
-  auto& own = reinterpret_cast<LatentWarp*>(memory + bytes)[warp];
-  uint8_t* own_codes = memory + bytes + kWarps * sizeof(LatentWarp) + warp * codes;
-  for (int unit = blockIdx.x * kWarps + warp; unit < blocks.units; unit += blocks.groups * kWarps) {
-    const TokenRun run = unit_run<kUnit>(cache, rows, unit);
-    if (run.begin >= run.end) continue;
-    append_unit(cache, rows, run, kv_head, memory, blocks.runs, run_of, own, own_codes, lane);
+  const bool keys = warp < warps;
+  auto* key_warps = reinterpret_cast<KeyWarp*>(memory + bytes);
+  auto* value_rows = reinterpret_cast<ValueRows*>(key_warps + warps);
+  uint8_t* tiles = reinterpret_cast<uint8_t*>(value_rows + warps);
+  auto& own = key_warps[warp % warps];
+  __half* staged = keys ? own.rows : value_rows[warp % warps];
+  const int step = blocks.groups * warps, last = blocks.units * kPageTiles;
+  TokenRun run{0, 0, 0};
+  for (int i = static_cast<int>(blockIdx.x) * warps + warp % warps - step; i < last; i += step) {
+    const TokenRun next = i + step < last ? tile_tokens(cache, rows, i + step) : TokenRun{0, 0, 0};
+    const bool there = run.begin < run.end;
+    float x[kRowHalf], norm = 0.0f;  // of keys: halves
+    if (there) {
+      wait_copies<0>();
+      __syncwarp();
+      if (keys) {
+        norm = load_tokens(run, staged, lane, x);
+      } else {
+        load_row(staged + lane % kTileTokens * kRowStride + lane / kTileTokens * kRowHalf, x);
+      }
+      __syncwarp();
+    }
+    if (next.begin < next.end) stage_rows(cache, rows, next, kv_head, keys, first_of(next), staged, lane);
+    commit_copies();
+    if (there) {
+      if (keys) {
+        append_key_tile(cache, rows, run, kv_head, x, norm, memory, blocks.runs, fields, own,
+                        tiles + warp * cache.keys.tile_bytes, lane);
+      } else {
+        append_value_tile(cache, rows, run, kv_head, first_of(run), x);
+      }
+    }
+    if (i < 0) {
+      wait_copies<0>();
+      __syncthreads();
+    }
+    run = next;
   }
+  append_exact_pages(cache, rows, blocks, kv_head, lane);
 }
 
 int stored_runs(const SideView& keys) {
@@ -307,6 +375,11 @@ const uint8_t* latent_rows(const CacheView& cache) {
   return cache.keys.latent + align_rows(static_cast<size_t>(cache.kv_heads) * head);
 }
 
+size_t shared_bytes(const CacheView& cache, int warps) {
+  const size_t own = sizeof(KeyWarp) + sizeof(ValueRows) + static_cast<size_t>(cache.keys.tile_bytes);
+  return static_cast<size_t>(stored_runs(cache.keys)) * kRowRunBytes + static_cast<size_t>(warps) * own;
+}
+
 }  // namespace
 
 bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens) {
@@ -315,17 +388,18 @@ bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& token
 }
 
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  constexpr int kMostBlocks = 264;  // that run at once
+  constexpr int kMostBlocks = 264;          // that run at once
+  constexpr size_t kMostBytes = 99 << 10;   // where a block has less than elsewhere
   LatentBlocks blocks;
   blocks.runs = stored_runs(cache.keys);
-  blocks.units = tokens.count / kUnit + 2 * cache.batch;
-  blocks.groups = std::min((blocks.units + kWarps - 1) / kWarps, std::max(1, kMostBlocks / cache.kv_heads));
-  const size_t bytes =
-      static_cast<size_t>(blocks.runs * (kRowRunBytes + kWarps * kRunPlaces * kUnit)) + kWarps * sizeof(LatentWarp);
+  blocks.warps = shared_bytes(cache, kPageTiles) > kMostBytes && !can_start_early("append") ? kPageTiles / 2 : kPageTiles;
+  blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
+  blocks.groups = std::min(blocks.units * kPageTiles / blocks.warps, std::max(1, kMostBlocks / cache.kv_heads));
+  blocks.exact = cache.batch * exact_columns(cache) * 2;
   const dim3 grid(static_cast<unsigned>(blocks.groups), static_cast<unsigned>(cache.kv_heads));
-  launch("append", append_latent_tiles_kernel, {grid, kThreads, bytes, stream}, cache, NewRows{tokens}, blocks,
-         latent_rows(cache));
-  append_values(cache, tokens, stream);
+  launch("append", append_latent_tiles_kernel,
+         {grid, static_cast<unsigned>(2 * blocks.warps * kWarp), shared_bytes(cache, blocks.warps), stream}, cache,
+         NewRows{tokens}, blocks, latent_rows(cache));
 }
 
 }  // namespace kvquant::cuda

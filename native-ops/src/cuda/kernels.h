@@ -56,10 +56,6 @@ void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
 bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens);
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// The part of append_latent_tiles for values and exact copies, behind that for keys.
-bool append_values_supports(const CacheView& cache, const NewTokens& tokens);
-void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
-
 /// The same for rotatekv2.
 bool append_rotated_supports(const CacheView& cache, const NewTokens& tokens);
 void append_rotated(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);

@@ -10,9 +10,10 @@
 namespace kvquant::cuda {
 namespace {
 
-/// How far sums may be apart, of the product of both lengths: 130 roundings of the portable operator, and what two
-/// times 8 products of 16 terms lose, each term at most twice as much as a rounding; elements as two halves lose less.
-constexpr double kApart = (130.0 + 2.0 * 2.0 * 8.0 * 17.0) * 0x1p-24;
+/// How far sums may be apart, of the product of both lengths, beside what the portable operator's additions lose: two
+/// times 4 products of 16 terms, each term at most twice as much as a rounding, of a half of the channels each; elements
+/// as two halves, which lose two bits; the other products; its subtraction of the mean, its products.
+constexpr double kRounding = 0x1p-24, kApart = 4.0 * 2.0 * 18.0 + 4.0 + 4.0 + 2.0;
 
 double length(const float* x) {
   double sum = 0.0;
@@ -42,18 +43,26 @@ void write_row(const LayerParams& params, int head, int place, int width, uint8_
   auto* halves = reinterpret_cast<uint16_t*>(run);
   for (int step = 0; step < kRowSteps; ++step) {
     for (int c = 0; c < 4; ++c) {
-      uint16_t* lane = halves + (step * 32 + g * 4 + c) * 8;
+      uint16_t* high = halves + (step / 2 * 32 + g * 4 + c) * 8 + step % 2 * 4;
+      uint16_t* low = high + kRunFragments / 4;
       for (int i = 0; i < 4; ++i) {
         const float x = std::ldexp(row[row_channel(step, c) + i], exponent);
-        lane[i] = float_to_half(x);
-        lane[4 + i] = float_to_half(x - half_to_float(lane[i]));
+        high[i] = float_to_half(x);
+        low[i] = float_to_half(x - half_to_float(high[i]));
       }
     }
   }
-  const double step = range[1], offset = -(of_mean + range[0]) / step, apart = kApart * length(row) / std::fabs(step);
+  // A rounding of each sum of the first channels, none of which is larger than the product of both lengths.
+  double squares = 0.0, sums = 0.0;
+  for (int c = 0; c < kLatentDim; ++c) {
+    squares += static_cast<double>(row[c]) * row[c];
+    sums += std::sqrt(squares);
+  }
+  const double levels = (1 << width) - 1, step = range[1], offset = -(of_mean + range[0]) / step;
+  const double apart = kRounding * (kApart * length(row) + sums) / std::fabs(step);
   RowScale scale;
-  scale.factor = static_cast<float>(std::ldexp(1.0, -exponent) / step);
-  scale.offset = static_cast<float>(offset);
+  scale.factor = static_cast<float>(std::ldexp(1.0, -exponent) / step / levels);
+  scale.offset = static_cast<float>(offset / levels);
   scale.of_norm = static_cast<float>(1.01 * apart);
   scale.always = static_cast<float>(1.01 * apart * mean_length + 0x1p-20 * ((1 << width) + std::fabs(offset)));
   std::memcpy(run + kRunFragments + g * sizeof(RowScale), &scale, sizeof(RowScale));

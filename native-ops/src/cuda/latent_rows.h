@@ -9,15 +9,16 @@
 namespace kvquant::cuda {
 
 constexpr int kRowSteps = kLatentDim / 16;  // products of 16 channels
-/// What is kept of a run of one width: elements of a row as two halves, high and low, [steps][32 lanes] of what mma
-/// takes of both; then RowScale of its places.
+/// What is kept of a run of one width: elements of a row as two halves, [high, low][steps / 2][32 lanes] of what mma
+/// takes of its places for two steps; then RowScale of its places.
 constexpr int kRunFragments = kRowSteps * 32 * 16, kRowRunBytes = kRunFragments + kRunPlaces * 16;
 
 /// The first of four channels that lane 4 g + c has of a product of 16 channels: the first two, then the others.
 __host__ __device__ constexpr int row_channel(int step, int c) { return step / 2 * 32 + c * 8 + step % 2 * 4; }
 
-/// A code is round(sum factor + offset), unless that lies within of_norm |token| + always of a border: the portable
-/// operator, whose sum has another order and is rounded otherwise, may then have its neighbour.
+/// A code is round(levels (sum factor + offset)), between 0 and 1 before, unless that lies within of_norm |token| +
+/// always of a border: the portable operator, whose sum has another order and is rounded otherwise, may then have its
+/// neighbour. levels: the largest code.
 struct RowScale {
   float factor, offset, of_norm, always;
 };
