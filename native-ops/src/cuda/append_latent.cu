@@ -1,9 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Append while decoding, latent2 in a basis of each head, head_dim 128, for about one token per sequence: the same
 // bytes as append_basis.cu and append.cu leave. A block takes a kv head and some sequences, two at a time, so that a
-// basis is read by few blocks, all of it at once while lengths and pages are looked up: four warps have a place a
-// thread and code keys, two code values (one_token.cuh), two copy new tokens. An H100, batch 32 and 8 kv heads: 11.5 us
-// instead of 44.
+// basis is read by few blocks, all of it at once and, where the kernel ahead lets this one start early, while that one
+// ends: four warps have a place a thread and code keys, two code values (one_token.cuh), two copy new tokens, and none
+// waits for what others do.
 #include "kernels.h"
 #include "launch.cuh"
 #include "one_token.cuh"
@@ -62,39 +62,47 @@ __device__ __forceinline__ void put_code(const Field& field, int code) {
   if (field.two()) field.bytes[1] = static_cast<uint8_t>(now >> 8);
 }
 
-/// Keys of a token of each of two sequences, a place a thread.
-__device__ __forceinline__ void put_keys(const CacheView& cache, const Sequence (&pair)[kPairs], int step, int kv_head,
-                                         const Shared& shared) {
-  const int place = threadIdx.x, bits = cache.keys.width[place / kRunPlaces];
-  if (bits == 0) return;
+/// Keys of a token of each of two sequences, a place a thread, by the warps for keys.
+__device__ __forceinline__ void put_keys(const CacheView& cache, const NewRows& rows, const Sequence (&pair)[kPairs],
+                                         int step, int kv_head, float2 range, Shared& shared) {
+  const int place = threadIdx.x, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int bits = cache.keys.width[place / kRunPlaces];
   Field fields[kPairs];
   float sums[kPairs] = {};
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
-    if (pair[i].begin + step < pair[i].end) {
+    if (bits != 0 && pair[i].begin + step < pair[i].end) {
       fields[i] = field_at(cache.keys, place_at(cache, pair[i], step, kv_head), place);
     }
   }
-  const float start = cache.keys.steps[2 * (kv_head * kDim + place)];
-  const float size = cache.keys.steps[2 * (kv_head * kDim + place) + 1];
+  if (warp < kPairs && pair[warp % kPairs].begin + step < pair[warp % kPairs].end) {
+    float x[kOneOwn];
+    load_token(cache, rows, place_at(cache, pair[warp % kPairs], step, kv_head), true, x);
+    *reinterpret_cast<float4*>(shared.keys[warp] + lane * kOneOwn) = make_float4(x[0], x[1], x[2], x[3]);
+  }
+  wait_copies<0>();  // of the basis
+  meet<kKeyWarps * kWarp>();
+  if (bits != 0) {
 #pragma unroll 4
-  for (int c = 0; c < kDim; c += 4) {
-    const float4 row = *reinterpret_cast<const float4*>(shared.rows[place] + c);
+    for (int c = 0; c < kDim; c += 4) {
+      const float4 row = *reinterpret_cast<const float4*>(shared.rows[place] + c);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const float4 x = *reinterpret_cast<const float4*>(shared.keys[i] + c);
+        sums[i] = __fadd_rn(sums[i], __fmul_rn(row.x, x.x));
+        sums[i] = __fadd_rn(sums[i], __fmul_rn(row.y, x.y));
+        sums[i] = __fadd_rn(sums[i], __fmul_rn(row.z, x.z));
+        sums[i] = __fadd_rn(sums[i], __fmul_rn(row.w, x.w));
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      const float4 x = *reinterpret_cast<const float4*>(shared.keys[i] + c);
-      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.x, x.x));
-      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.y, x.y));
-      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.z, x.z));
-      sums[i] = __fadd_rn(sums[i], __fmul_rn(row.w, x.w));
+      if (pair[i].begin + step < pair[i].end) {
+        put_code(fields[i], static_code(sums[i], range.x, range.y, 1.0f / range.y, bits));
+      }
     }
   }
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    if (pair[i].begin + step < pair[i].end) {
-      put_code(fields[i], static_code(sums[i], start, size, 1.0f / size, bits));
-    }
-  }
+  meet<kKeyWarps * kWarp>();
 }
 
 /// Exact copies of a sequence's new tokens, and its sinks' header; a warp's work.
@@ -113,44 +121,46 @@ __device__ __forceinline__ void keep_tokens(const CacheView& cache, const NewRow
 __global__ void __launch_bounds__(kThreads)
     append_latent_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows, int sequences) {
   KVQUANT_DYNAMIC_SHARED(memory);
+  release_next_kernel();
   auto& shared = *reinterpret_cast<Shared*>(memory);
   const int kv_head = blockIdx.x, begin = blockIdx.y * sequences, end = min(begin + sequences, cache.batch);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const float* basis = cache.keys.basis + static_cast<int64_t>(kv_head) * kDim * kDim;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < kDim * kDim / 4; i += kThreads) {
-    const int place = i / (kDim / 4), channel = i % (kDim / 4) * 4;
-    if (cache.keys.width[place / kRunPlaces] != 0)
-      copy_async(&shared.rows[place][channel], basis + place * kDim + channel);
+  const int warp = threadIdx.x / kWarp;
+  float2 range = {};
+  if (warp < kKeyWarps) {
+    const float* basis = cache.keys.basis + static_cast<int64_t>(kv_head) * kDim * kDim;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < kDim * kDim / 4; i += kKeyWarps * kWarp) {
+      const int place = i / (kDim / 4), channel = i % (kDim / 4) * 4;
+      if (cache.keys.width[place / kRunPlaces] != 0)
+        copy_async(&shared.rows[place][channel], basis + place * kDim + channel);
+    }
+    commit_copies();
+    range = reinterpret_cast<const float2*>(cache.keys.steps)[kv_head * kDim + threadIdx.x];
   }
-  commit_copies();
+  wait_for_previous_kernel();
   for (int b = begin; b < end; b += kPairs) {
     const Sequence pair[kPairs] = {sequence_at(cache, rows, b, end), sequence_at(cache, rows, b + 1, end)};
-    const int steps = max(pair[0].end - pair[0].begin, pair[1].end - pair[1].begin);
     const Sequence own = pair[warp % kPairs];
     // One new token never takes the place of the one that leaves the window; several may.
     const bool late = pair[0].count > 1 || pair[1].count > 1;
-    if (warp >= kKeyWarps + kPairs && !late) keep_tokens(cache, rows, own, kv_head);
-    for (int step = 0; step < steps; ++step) {
-      const bool there = own.begin + step < own.end;
-      if (warp < kPairs && there) {
-        float x[kOneOwn];
-        load_token(cache, rows, place_at(cache, own, step, kv_head), true, x);
-        *reinterpret_cast<float4*>(shared.keys[warp] + lane * kOneOwn) = make_float4(x[0], x[1], x[2], x[3]);
-      }
-      wait_copies<0>();
-      __syncthreads();
-      if (warp < kKeyWarps) {
-        put_keys(cache, pair, step, kv_head, shared);
-      } else if (warp < kKeyWarps + kPairs && there) {
+    if (warp < kKeyWarps) {
+      const int steps = max(pair[0].end - pair[0].begin, pair[1].end - pair[1].begin);
+      for (int step = 0; step < steps; ++step) put_keys(cache, rows, pair, step, kv_head, range, shared);
+    } else if (warp < kKeyWarps + kPairs) {
+      for (int step = 0; own.begin + step < own.end; ++step) {
         put_value(cache, rows, place_at(cache, own, step, kv_head), shared.squares[warp % kPairs],
                   shared.products[warp % kPairs]);
+        __syncwarp();
       }
-      __syncthreads();
+    } else if (!late) {
+      keep_tokens(cache, rows, own, kv_head);
     }
-    if (warp >= kKeyWarps + kPairs && late) keep_tokens(cache, rows, own, kv_head);
+    if (late) {
+      __syncthreads();
+      if (warp >= kKeyWarps + kPairs) keep_tokens(cache, rows, own, kv_head);
+    }
   }
-  wait_copies<0>();
+  if (warp < kKeyWarps) wait_copies<0>();
 }
 
 }  // namespace
@@ -168,7 +178,8 @@ void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t
   sequences += sequences > 1 ? sequences % kPairs : 0;
   const dim3 blocks(static_cast<unsigned>(cache.kv_heads),
                     static_cast<unsigned>((cache.batch + sequences - 1) / sequences));
-  launch("append", append_latent_kernel, {blocks, kThreads, sizeof(Shared), stream}, cache, NewRows{tokens}, sequences);
+  launch("append", append_latent_kernel, {blocks, kThreads, sizeof(Shared), stream, can_start_early("append")}, cache,
+         NewRows{tokens}, sequences);
 }
 
 }  // namespace kvquant::cuda

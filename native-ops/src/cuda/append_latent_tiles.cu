@@ -33,15 +33,12 @@ struct alignas(16) KeyWarp {
 };
 using ValueRows = __half[kTileTokens * kRowStride];
 
+/// Parameters, so that all lanes know that they are the same for them.
 struct LatentBlocks {
   int units, groups, runs;  // units of a head, blocks of a head, stored runs
   int warps;                // for keys; as many for values
   int exact;                // pages of a head, k and v
-};
-
-/// A stored run of one width.
-struct RunField {
-  int run, bits, begin;
+  int run[kWidthRuns], bits[kWidthRuns], begin[kWidthRuns];  // of stored runs
 };
 
 /// Tokens of a tile that are coded: tile i % 4 of page i / 4.
@@ -156,42 +153,47 @@ __device__ __forceinline__ void code_again(const CacheView& cache, const NewRows
   __syncwarp();
 }
 
-/// Puts codes of tokens 4 c to 4 c + 3 of a place where a tile has them.
-__device__ __forceinline__ void put_codes(const float (&codes)[4], int bits, uint8_t* field, int c) {
-  const float shift = static_cast<float>(1 << bits);
+/// 2^bits.
+__device__ __forceinline__ float levels_of(int bits) { return __int_as_float((127 + bits) << 23); }
+
+/// Puts codes of tokens 4 c to 4 c + 3 of place g of a run, which begins at `field`.
+__device__ __forceinline__ void put_codes(const float (&codes)[4], int bits, uint8_t* field, int lane) {
+  const float shift = levels_of(bits);
   const auto whole = [](float x) { return __float_as_uint(x + 0x1p23f); };
+  uint8_t* own = field + (bits * lane >> 1);
   if (bits == 8) {
-    reinterpret_cast<uint32_t*>(field)[c] =
+    *reinterpret_cast<uint32_t*>(own) =
         __byte_perm(whole(fmaf(codes[1], shift, codes[0])), whole(fmaf(codes[3], shift, codes[2])), 0x5410);
     return;
   }
-  const uint32_t own = whole(fmaf(fmaf(fmaf(codes[3], shift, codes[2]), shift, codes[1]), shift, codes[0])) & 0xffffu;
-  if (bits == 4) {
-    reinterpret_cast<uint16_t*>(field)[c] = static_cast<uint16_t>(own);
-  } else if (bits == 2) {
-    field[c] = static_cast<uint8_t>(own);
+  const uint32_t all = whole(fmaf(fmaf(fmaf(codes[3], shift, codes[2]), shift, codes[1]), shift, codes[0]));
+  if (bits == 2) {
+    *own = static_cast<uint8_t>(all);
+  } else if (bits == 4) {
+    *reinterpret_cast<uint16_t*>(own) = static_cast<uint16_t>(all);
   } else {
-    const uint32_t next = __shfl_down_sync(0xffffffffu, own, 1);
+    const uint32_t next = __shfl_down_sync(0xffffffffu, all, 1);
+    const int c = lane % 4;
     if (bits == 1) {
-      if (c % 2 == 0) field[c / 2] = static_cast<uint8_t>(own | next << 4);
+      if (c % 2 == 0) *own = static_cast<uint8_t>((all & 0xfu) | next << 4);
     } else if (c < 3) {
-      reinterpret_cast<uint16_t*>(field)[c] = static_cast<uint16_t>(own >> 4 * c | next << (12 - 4 * c));
+      reinterpret_cast<uint16_t*>(field + lane / 4 * 6)[c] =
+          static_cast<uint16_t>((all & 0xfffu) >> 4 * c | next << (12 - 4 * c));
     }
   }
 }
 
-/// Reads a tile's rows, of tokens 4 (g / 2) + 2 n + g % 2 channels 32 j + 8 c + (0 .. 7): x[n][4 j ..]; returns a bound
-/// of the length of those that are coded.
-__device__ __forceinline__ float load_tokens(const TokenRun& run, const __half* rows, int lane, float (&x)[kRowHalf]) {
-  const int g = lane / 4, c = lane % 4, first = first_of(run);
-  float norm = 0.0f;
+/// Reads a tile's rows, of tokens 4 (g / 2) + 2 n + g % 2 channels 32 j + 8 c + (0 .. 7): x[16 n + 4 j ..]. norms:
+/// bounds of the lengths of tokens 4 c to 4 c + 3.
+__device__ __forceinline__ void load_tokens(const __half* rows, int lane, float (&x)[kRowHalf], float (&norms)[4]) {
+  const int g = lane / 4, c = lane % 4;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const int token = g / 2 * 4 + 2 * n + g % 2;
     __half2 sum = __float2half2_rn(0.0f);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const uint4 eight = *reinterpret_cast<const uint4*>(rows + token * kRowStride + 32 * j + 8 * c);
+      const uint4 eight =
+          *reinterpret_cast<const uint4*>(rows + (g / 2 * 4 + 2 * n + g % 2) * kRowStride + 32 * j + 8 * c);
       const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -204,86 +206,72 @@ __device__ __forceinline__ float load_tokens(const TokenRun& run, const __half* 
     float square = both.x + both.y;
     square += __shfl_xor_sync(0xffffffffu, square, 1);
     square += __shfl_xor_sync(0xffffffffu, square, 2);
-    const bool there = first + token >= run.begin && first + token < run.end;
-    // 16 sums in halves, and what is lost below them
-    if (there) norm = fmaxf(norm, sqrtf(fmaf(square, 260.0f, 0.001f)));
-  }
+    const float norm = sqrtf(fmaf(square, 260.0f, 0.001f));  // 16 sums in halves, and what is lost below them
 #pragma unroll
-  for (int step = 4; step < kWarp; step *= 2) norm = fmaxf(norm, __shfl_xor_sync(0xffffffffu, norm, step));
-  return norm;
+    for (int e = 0; e < 2; ++e) norms[2 * n + e] = __shfl_sync(0xffffffffu, norm, 8 * c + 4 * e);
+  }
 }
 
-/// The keys of a tile of a head; x, norm: see load_tokens.
+/// The keys of a tile of a head; x, norms: see load_tokens.
 __device__ __forceinline__ void append_key_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run,
-                                                int kv_head, const float (&x)[kRowHalf], float norm,
-                                                const uint8_t* basis, int runs, const RunField* fields, KeyWarp& own,
+                                                int kv_head, const float (&x)[kRowHalf], const float (&norms)[4],
+                                                const uint8_t* basis, const LatentBlocks& blocks, KeyWarp& own,
                                                 uint8_t* tile, int lane) {
   const int g = lane / 4, c = lane % 4, first = first_of(run), begin = run.begin - first, end = run.end - first;
   uint8_t* to = cache.page(run.b, first / kPageTokens) + cache.keys.tile(kv_head, first / kTileTokens % kPageTiles);
+  // Of tokens 4 c to 4 c + 3, a bit each.
+  const unsigned there = (((1u << end) - 1u) & ~((1u << begin) - 1u)) >> 4 * c & 0xfu;
   int doubts = 0;
 #pragma unroll 1
-  for (int i = 0; i < runs; i += 2) {
-    const auto* low = reinterpret_cast<const uint4*>(basis + i * kRowRunBytes) + lane;
-    const auto* high = low + (i + 1 < runs ? kRowRunBytes / 16 : 0);
-    float sums[2][2][4] = {};  // [channels from 64 on][n]: few in a row, as each may lose something
+  for (int i = 0; i < blocks.runs; i += 2) {
+    const uint8_t* pair = basis + i / 2 * kRowPairBytes;
+    float sums[4][2][4] = {};  // [quarter of the channels][n]: few products in a row, as each may lose something
 #pragma unroll
-    for (int part = 1; part >= 0; --part) {
+    for (int j = 0; j < 16; ++j) {
+      const int step = j % 4 * 2 + j / 4 % 2, quarter = j % 4;
+      const uint4 a = reinterpret_cast<const uint4*>(pair)[(j < 8 ? kRowSteps + step : step) * kWarp + lane];
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        uint4 a[2], b[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          a[half] = low[(part * 4 + half * 2 + j) * kWarp];
-          b[half] = high[(part * 4 + half * 2 + j) * kWarp];
-        }
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int at = 8 * half + 4 * j + 2 * e;
-#pragma unroll
-            for (int n = 0; n < 2; ++n) {
-              mma(sums[half][n], e == 0 ? a[half].x : a[half].z, e == 0 ? b[half].x : b[half].z,
-                  e == 0 ? a[half].y : a[half].w, e == 0 ? b[half].y : b[half].w, __float_as_uint(x[16 * n + at]), __float_as_uint(x[16 * n + at + 1]));
-            }
-          }
-        }
+      for (int n = 0; n < 2; ++n) {
+        mma(sums[quarter][n], a.x, a.y, a.z, a.w, __float_as_uint(x[16 * n + 2 * step]),
+            __float_as_uint(x[16 * n + 2 * step + 1]));
       }
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (i + h >= runs) break;
-      const RunField field = fields[i + h];
-      const float4 scale = reinterpret_cast<const float4*>(basis + (i + h) * kRowRunBytes + kRunFragments)[g];
-      const float levels = static_cast<float>((1 << field.bits) - 1), limit = 0.5f - fmaf(scale.z, norm, scale.w);
+      if (i + h >= blocks.runs) break;
+      const int bits = blocks.bits[i + h];
+      const float4 scale = reinterpret_cast<const float4*>(pair + kPairFragments)[h * kRunPlaces + g];
+      const float levels = levels_of(bits) - 1.0f;
       constexpr float kRound = 12582912.0f;  // 1.5 2^23: its sum with a small number ends in that, rounded
-      float codes[4], rests[4];
-      bool clear = true;
+      float codes[4];
+      bool clear[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float sum = sums[0][k / 2][2 * h + k % 2] + sums[1][k / 2][2 * h + k % 2];
+        const auto part_of = [&](int quarter) { return sums[quarter][k / 2][2 * h + k % 2]; };
+        const float sum = (part_of(0) + part_of(1)) + (part_of(2) + part_of(3));
         const float part = __saturatef(fmaf(sum, scale.x, scale.y));
         codes[k] = fmaf(part, levels, kRound) - kRound;
-        rests[k] = fabsf(fmaf(part, levels, -codes[k]));
-        clear &= rests[k] < limit;
+        clear[k] = fabsf(fmaf(part, levels, -codes[k])) < fmaf(-scale.z, norms[k], 0.5f - scale.w);
       }
-      put_codes(codes, field.bits, tile + field.begin + g * 2 * field.bits, c);
-      if (__any_sync(0xffffffffu, !clear)) {
+      put_codes(codes, bits, tile + blocks.begin[i + h], lane);
+      if (!__any_sync(0xffffffffu, !(clear[0] && clear[1] && clear[2] && clear[3]))) continue;
+      unsigned open = 0;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int token = 4 * c + k;
-          const bool open = !(rests[k] < limit) && token >= begin && token < end;
-          const unsigned lanes = __ballot_sync(0xffffffffu, open);
-          if (open) {
-            own.doubts[doubts + __popc(lanes & ((1u << lane) - 1u))] =
-                static_cast<uint16_t>((field.run * kRunPlaces + g) * kTileTokens + token);
-          }
-          doubts += __popc(lanes);
+      for (int k = 0; k < 4; ++k) open |= clear[k] ? 0u : 1u << k;
+      open &= there;
+      const int place = (blocks.run[i + h] * kRunPlaces + g) * kTileTokens + 4 * c - 1;
+      unsigned lanes;
+      while ((lanes = __ballot_sync(0xffffffffu, open != 0)) != 0) {
+        if (open != 0) {
+          own.doubts[doubts + __popc(lanes & ((1u << lane) - 1u))] =
+              static_cast<uint16_t>(place + __ffs(static_cast<int>(open)));
         }
+        open &= open - 1u;
+        doubts += __popc(lanes);
       }
     }
     __syncwarp();
-    while (doubts >= kAgain || (doubts > 0 && i + 2 >= runs)) {
+    while (doubts >= kAgain || (doubts > 0 && i + 2 >= blocks.runs)) {
       const int after = max(doubts - kAgain, 0);
       code_again(cache, rows, run, kv_head, doubts, after, own, tile, lane);
       doubts = after;
@@ -312,16 +300,10 @@ __global__ void __launch_bounds__(2 * kPageTiles * kWarp, 2)
     append_latent_tiles_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                                const __grid_constant__ LatentBlocks blocks, const uint8_t* basis) {
   KVQUANT_DYNAMIC_SHARED(memory);
-  __shared__ RunField fields[kWidthRuns];
   const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blocks.warps;
-  const int bytes = blocks.runs * kRowRunBytes;
+  const int bytes = (blocks.runs + 1) / 2 * kRowPairBytes;
   for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16) copy_async(memory + i, basis + kv_head * bytes + i);
   commit_copies();
-  if (threadIdx.x == 0) {
-    for (int run = 0, stored = 0; run < kWidthRuns; ++run) {
-      if (cache.keys.width[run] != 0) fields[stored++] = {run, cache.keys.width[run], cache.keys.run_begin[run]};
-    }
-  }
   const bool keys = warp < warps;
   auto* key_warps = reinterpret_cast<KeyWarp*>(memory + bytes);
   auto* value_rows = reinterpret_cast<ValueRows*>(key_warps + warps);
@@ -333,12 +315,12 @@ __global__ void __launch_bounds__(2 * kPageTiles * kWarp, 2)
   for (int i = static_cast<int>(blockIdx.x) * warps + warp % warps - step; i < last; i += step) {
     const TokenRun next = i + step < last ? tile_tokens(cache, rows, i + step) : TokenRun{0, 0, 0};
     const bool there = run.begin < run.end;
-    float x[kRowHalf], norm = 0.0f;  // of keys: halves
+    float x[kRowHalf], norms[4];  // x of keys: halves
     if (there) {
       wait_copies<0>();
       __syncwarp();
       if (keys) {
-        norm = load_tokens(run, staged, lane, x);
+        load_tokens(staged, lane, x, norms);
       } else {
         load_row(staged + lane % kTileTokens * kRowStride + lane / kTileTokens * kRowHalf, x);
       }
@@ -348,7 +330,7 @@ __global__ void __launch_bounds__(2 * kPageTiles * kWarp, 2)
     commit_copies();
     if (there) {
       if (keys) {
-        append_key_tile(cache, rows, run, kv_head, x, norm, memory, blocks.runs, fields, own,
+        append_key_tile(cache, rows, run, kv_head, x, norms, memory, blocks, own,
                         tiles + warp * cache.keys.tile_bytes, lane);
       } else {
         append_value_tile(cache, rows, run, kv_head, first_of(run), x);
@@ -377,7 +359,7 @@ const uint8_t* latent_rows(const CacheView& cache) {
 
 size_t shared_bytes(const CacheView& cache, int warps) {
   const size_t own = sizeof(KeyWarp) + sizeof(ValueRows) + static_cast<size_t>(cache.keys.tile_bytes);
-  return static_cast<size_t>(stored_runs(cache.keys)) * kRowRunBytes + static_cast<size_t>(warps) * own;
+  return static_cast<size_t>((stored_runs(cache.keys) + 1) / 2) * kRowPairBytes + static_cast<size_t>(warps) * own;
 }
 
 }  // namespace
@@ -390,8 +372,13 @@ bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& token
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
   constexpr int kMostBlocks = 264;          // that run at once
   constexpr size_t kMostBytes = 99 << 10;   // where a block has less than elsewhere
-  LatentBlocks blocks;
-  blocks.runs = stored_runs(cache.keys);
+  LatentBlocks blocks = {};
+  for (int run = 0; run < kWidthRuns; ++run) {
+    if (cache.keys.width[run] == 0) continue;
+    blocks.run[blocks.runs] = run;
+    blocks.bits[blocks.runs] = cache.keys.width[run];
+    blocks.begin[blocks.runs++] = cache.keys.run_begin[run];
+  }
   blocks.warps = shared_bytes(cache, kPageTiles) > kMostBytes && !can_start_early("append") ? kPageTiles / 2 : kPageTiles;
   blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
   blocks.groups = std::min(blocks.units * kPageTiles / blocks.warps, std::max(1, kMostBlocks / cache.kv_heads));

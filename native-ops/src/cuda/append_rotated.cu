@@ -190,6 +190,7 @@ __global__ void __launch_bounds__(kThreads, 5)
                           const __grid_constant__ RotatedBlocks blocks) {
   __align__(16) __shared__ Elements shared;
   const int block = blockIdx.x, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  if (block == 0) wait_for_previous_kernel();  // what comes next may rely on massive sinks, too
   if (block >= blocks.items) return append_exact(cache, rows, block - blocks.items);
   const Item item = item_at(cache, rows, blocks, block);
   if (item.run.begin >= item.run.end) return;
@@ -228,7 +229,9 @@ void append_rotated(const CacheView& cache, const NewTokens& tokens, cudaStream_
   blocks.items = across ? blocks.values : 2 * blocks.values;
   const int exact = cache.batch * exact_columns(cache) * groups(2);
   const dim3 all(static_cast<unsigned>(blocks.items + exact));
-  launch("append", append_rotated_kernel, {all, kThreads, 0, stream}, cache, NewRows{tokens}, blocks);
+  // Has nothing to do with massive sinks, which the kernels ahead bring up to date.
+  const bool early = cache.sink_policy == SinkPolicy::kMassive && can_start_early("append");
+  launch("append", append_rotated_kernel, {all, kThreads, 0, stream, early}, cache, NewRows{tokens}, blocks);
   if (across) append_ordered(cache, tokens, stream);
 }
 

@@ -11,9 +11,10 @@ namespace kvquant::cuda {
 namespace {
 
 /// How far sums may be apart, of the product of both lengths, beside what the portable operator's additions lose: two
-/// times 4 products of 16 terms, each term at most twice as much as a rounding, of a half of the channels each; elements
-/// as two halves, which lose two bits; the other products; its subtraction of the mean, its products.
-constexpr double kRounding = 0x1p-24, kApart = 4.0 * 2.0 * 18.0 + 4.0 + 4.0 + 2.0;
+/// products of 16 terms, each term at most twice as much as a rounding, of each quarter of the channels; elements as two
+/// halves, which lose two bits; the other products; additions of quarters; the portable operator's subtraction of the
+/// mean and products.
+constexpr double kRounding = 0x1p-24, kApart = 2.0 * 2.0 * 18.0 + 4.0 + 2.0 + 3.0 + 3.0;
 
 double length(const float* x) {
   double sum = 0.0;
@@ -21,8 +22,8 @@ double length(const float* x) {
   return std::sqrt(sum);
 }
 
-/// A place's row; g: of its run.
-void write_row(const LayerParams& params, int head, int place, int width, uint8_t* run) {
+/// A place's row; half: whether its run is the first or the second of two.
+void write_row(const LayerParams& params, int head, int place, int width, int half, uint8_t* pair) {
   const SideParams& keys = params.keys;
   const int g = place % kRunPlaces;
   const float* row =
@@ -40,16 +41,14 @@ void write_row(const LayerParams& params, int head, int place, int width, uint8_
   int exponent = 0;
   if (largest > 0.0f) std::frexp(largest, &exponent);
   exponent = std::clamp(14 - exponent, -60, 60);  // the largest becomes 2^13 .. 2^14
-  auto* halves = reinterpret_cast<uint16_t*>(run);
+  auto* halves = reinterpret_cast<uint16_t*>(pair);
   for (int step = 0; step < kRowSteps; ++step) {
-    for (int c = 0; c < 4; ++c) {
-      uint16_t* high = halves + (step / 2 * 32 + g * 4 + c) * 8 + step % 2 * 4;
-      uint16_t* low = high + kRunFragments / 4;
-      for (int i = 0; i < 4; ++i) {
-        const float x = std::ldexp(row[row_channel(step, c) + i], exponent);
-        high[i] = float_to_half(x);
-        low[i] = float_to_half(x - half_to_float(high[i]));
-      }
+    for (int i = 0; i < 16; ++i) {
+      const int c = i / 4;
+      uint16_t* high = halves + (step * 32 + g * 4 + c) * 8 + i % 4 / 2 * 4 + half * 2 + i % 2;
+      const float x = std::ldexp(row[row_channel(step, c) + i % 4], exponent);
+      *high = float_to_half(x);
+      high[kPairFragments / 4] = float_to_half(x - half_to_float(*high));
     }
   }
   // A rounding of each sum of the first channels, none of which is larger than the product of both lengths.
@@ -65,7 +64,7 @@ void write_row(const LayerParams& params, int head, int place, int width, uint8_
   scale.offset = static_cast<float>(offset / levels);
   scale.of_norm = static_cast<float>(1.01 * apart);
   scale.always = static_cast<float>(1.01 * apart * mean_length + 0x1p-20 * ((1 << width) + std::fabs(offset)));
-  std::memcpy(run + kRunFragments + g * sizeof(RowScale), &scale, sizeof(RowScale));
+  std::memcpy(pair + kPairFragments + (half * kRunPlaces + g) * sizeof(RowScale), &scale, sizeof(RowScale));
 }
 
 }  // namespace
@@ -75,12 +74,15 @@ int stored_runs(const uint8_t* widths) {
 }
 
 void write_latent_rows(const LayerParams& params, uint8_t* to) {
-  for (int head = 0; head < params.num_kv_heads; ++head) {
-    for (int run = 0; run < kWidthRuns; ++run) {
+  const int pairs = (stored_runs(params.keys.widths) + 1) / 2;
+  for (int head = 0; head < params.num_kv_heads; ++head, to += pairs * kRowPairBytes) {
+    for (int run = 0, stored = 0; run < kWidthRuns; ++run) {
       const int width = params.keys.widths[run];
       if (width == 0) continue;
-      for (int i = 0; i < kRunPlaces; ++i) write_row(params, head, run * kRunPlaces + i, width, to);
-      to += kRowRunBytes;
+      for (int i = 0; i < kRunPlaces; ++i) {
+        write_row(params, head, run * kRunPlaces + i, width, stored % 2, to + stored / 2 * kRowPairBytes);
+      }
+      ++stored;
     }
   }
 }

@@ -9,9 +9,9 @@
 namespace kvquant::cuda {
 
 constexpr int kRowSteps = kLatentDim / 16;  // products of 16 channels
-/// What is kept of a run of one width: elements of a row as two halves, [high, low][steps / 2][32 lanes] of what mma
-/// takes of its places for two steps; then RowScale of its places.
-constexpr int kRunFragments = kRowSteps * 32 * 16, kRowRunBytes = kRunFragments + kRunPlaces * 16;
+/// What is kept of two runs, one behind the other of those that have codes: elements of a row as two halves, [high,
+/// low][steps][32 lanes] of what mma takes of a row of each; then RowScale of their places.
+constexpr int kPairFragments = 2 * kRowSteps * 32 * 16, kRowPairBytes = kPairFragments + 2 * kRunPlaces * 16;
 
 /// The first of four channels that lane 4 g + c has of a product of 16 channels: the first two, then the others.
 __host__ __device__ constexpr int row_channel(int step, int c) { return step / 2 * 32 + c * 8 + step % 2 * 4; }
@@ -30,9 +30,9 @@ inline size_t align_rows(size_t bytes) { return (bytes + 127) / 128 * 128; }
 inline size_t latent_rows_offset(const LayerParams& params) {
   return align_rows(latent_offset(params) + latent_bytes(params));
 }
-/// [kv heads][stored runs].
+/// [kv heads][pairs of stored runs].
 inline size_t latent_rows_bytes(const LayerParams& params) {
-  return static_cast<size_t>(params.num_kv_heads * stored_runs(params.keys.widths) * kRowRunBytes);
+  return static_cast<size_t>(params.num_kv_heads * ((stored_runs(params.keys.widths) + 1) / 2) * kRowPairBytes);
 }
 void write_latent_rows(const LayerParams& params, uint8_t* to);
 

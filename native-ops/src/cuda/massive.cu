@@ -7,6 +7,7 @@
 
 #include "append.cuh"
 #include "launch.cuh"
+#include "ptx.cuh"
 
 namespace kvquant::cuda {
 namespace {
@@ -205,6 +206,7 @@ struct SinkHeaders {
 __global__ void __launch_bounds__(kWarp)
     massive_sinks_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
   __shared__ Entry all[kMassiveEntries];
+  release_next_kernel();
   const int b = blockIdx.x, length = cache.length(b);
   if (rows.count(b) == 0) return;
   const SinkHeaders headers{cache, b, static_cast<int>(threadIdx.x)};
@@ -223,6 +225,8 @@ __global__ void __launch_bounds__(kWarp)
 /// Copies new tokens to their slots, a block a slot.
 __global__ void __launch_bounds__(kThreads)
     massive_copies_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
+  release_next_kernel();
+  wait_for_previous_kernel();
   const int i = blockIdx.x, b = blockIdx.y, length = cache.length(b), channels = cache.kv_heads * cache.head_dim;
   if (rows.count(b) == 0) return;
   uint8_t* page = cache.sink_page(b, i / kExactTokens);
@@ -254,7 +258,8 @@ void update_massive_sinks(const CacheView& cache, const NewTokens& tokens, cudaS
   launch("append", massive_sinks_kernel, {dim3(batch), kWarp, 0, stream}, cache, NewRows{tokens});
   if (tokens.massive_values == nullptr) return;
   const dim3 slots(static_cast<unsigned>(cache.sink_pages * kExactTokens), batch);
-  launch("append", massive_copies_kernel, {slots, kThreads, 0, stream}, cache, NewRows{tokens});
+  launch("append", massive_copies_kernel, {slots, kThreads, 0, stream, can_start_early("append")}, cache,
+         NewRows{tokens});
 }
 
 }  // namespace kvquant::cuda
