@@ -12,7 +12,7 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kReadDim, kPairs = kReadPairs, kWarps = 2 * kPageTiles, kThreads = kWarps * kWarp;
+constexpr int kDim = kReadDim, kPairs = kReadPairs, kMostWarps = 2 * kPageTiles;
 constexpr int kColumns = kDim / 8;           // of products, eight channels each
 constexpr int kStepChunks = kColumns / 2 * kWarp;  // of the basis: what a lane takes for two columns
 
@@ -29,16 +29,16 @@ struct Base {
   float cosines[kPairs], sines[kPairs];
 };
 
-/// Codes as halves: of two tokens, places 2 c and 2 c + 1 of a run each.
-__device__ __forceinline__ void load_codes(const SideView& keys, const uint8_t* tile, int run, int bits, int g, int c,
-                                           uint32_t (&two)[2]) {
-  const uint8_t* field = tile + keys.run_begin[run] + 2 * c * 2 * bits;
+/// Codes as halves: of tokens g and g + 8, places 2 c and 2 c + 1 of a run each.
+__device__ __forceinline__ void load_codes(const uint8_t* run, int bits, int g, int c, uint32_t (&two)[2]) {
+  const uint8_t* from = run + 4 * c * bits + (g * bits >> 3);
+  const int shift = g * bits & 7;
+  const uint32_t ones = ((1u << bits) - 1u) * 0x00010001u;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const auto code = [&](int place) {
-      return static_cast<uint32_t>(get_code(field + place * 2 * bits, g + 8 * i, bits));
-    };
-    const uint32_t whole = 0x64006400u | code(0) | code(1) << 16;  // 1024 + code
+    uint32_t word = from[i * bits] | static_cast<uint32_t>(from[(2 + i) * bits]) << 16;
+    if (bits == 3) word |= (from[i * bits + 1] | static_cast<uint32_t>(from[(2 + i) * bits + 1]) << 16) << 8;
+    const uint32_t whole = 0x64006400u | (word >> shift & ones);  // 1024 + code
     const __half2 x = __hsub2(*reinterpret_cast<const __half2*>(&whole), __float2half2_rn(1024.0f));
     two[i] = *reinterpret_cast<const uint32_t*>(&x);
   }
@@ -54,7 +54,7 @@ __device__ __forceinline__ void rebuild(const CacheView& cache, const LatentStep
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int at = 2 * step + i;
-      if (steps.width[at] != 0) load_codes(cache.keys, tile, steps.run[at], steps.width[at], g, c, a[i]);
+      if (steps.width[at] != 0) load_codes(tile + cache.keys.run_begin[steps.run[at]], steps.width[at], g, c, a[i]);
     }
     if (step == 0 && c == 0) {
       const __half2 constant = __float2half2_rn(kConstantCode);
@@ -72,7 +72,7 @@ __device__ __forceinline__ void rebuild(const CacheView& cache, const LatentStep
 /// The basis of a head as rebuild takes it; a block's work.
 __device__ __forceinline__ void load_basis(const uint4* from, int steps, uint4* basis) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < steps * kDim; i += kThreads) {
+  for (int i = threadIdx.x; i < steps * kDim; i += static_cast<int>(blockDim.x)) {
     const int step = i / kDim, channel = i % kDim;
     const uint4 low = from[2 * step * kDim + channel], high = from[(2 * step + 1) * kDim + channel];
     const uint32_t words[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
@@ -87,7 +87,7 @@ __device__ __forceinline__ void load_angles(const CacheView& cache, InPageAngles
   constexpr int kQuads = kPageTokens / 4;
   const auto* from = reinterpret_cast<const float4*>(cache.rope);
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kPairs * kQuads; i += kThreads) {
+  for (int i = threadIdx.x; i < kPairs * kQuads; i += static_cast<int>(blockDim.x)) {
     const int pair = i % kPairs, quad = i / kPairs;
     const float4 c = from[pair * kQuads + quad], s = from[(kPairs + pair) * kQuads + quad];
     const float cosines[4] = {c.x, c.y, c.z, c.w}, sines[4] = {s.x, s.y, s.z, s.w};
@@ -145,7 +145,7 @@ __device__ __forceinline__ void write_keys(const Rows& rows, int kv_head, int ti
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kMostWarps* kWarp, 2)
     dequantize_latent_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Rows rows,
                              const __grid_constant__ LatentSteps steps) {
   KVQUANT_DYNAMIC_SHARED(shared);
@@ -153,10 +153,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   auto& angles = *reinterpret_cast<InPageAngles*>(shared);
   auto* basis = reinterpret_cast<uint4*>(shared + sizeof(InPageAngles));
   const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, b = rows.sequence;
+  const int warps = blockDim.x / kWarp;
   const int tile_bytes = cache.keys.tile_bytes, own_bytes = static_cast<int>(sizeof(Base)) + tile_bytes;
   uint8_t* own = reinterpret_cast<uint8_t*>(basis + steps.steps() * kStepChunks) + 2 * warp * own_bytes;
   const int chunks = 2 * steps.steps() * kDim;
-  const int first = rows.begin / kTileTokens + blockIdx.x * kWarps + warp, step = gridDim.x * kWarps;
+  const int first = rows.begin / kTileTokens + blockIdx.x * warps + warp, step = gridDim.x * warps;
   const int last = (rows.end - 1) / kTileTokens, quantized = cache.quantized(b, cache.length(b));
   const auto stage = [&](int tile, int i) {
     if (tile <= last) {
@@ -212,13 +213,17 @@ void dequantize_latent(const CacheView& cache, const Rows& rows, cudaStream_t st
   uint8_t widths[kWidthRuns];
   for (int i = 0; i < kWidthRuns; ++i) widths[i] = static_cast<uint8_t>(cache.keys.width[i]);
   const LatentSteps steps = latent_steps(widths);
-  constexpr int kMostBlocks = 264;  // that run at once
+  constexpr int kMostBlocks = 264;         // that run at once
+  constexpr size_t kMostBytes = 99 << 10;  // of a block, where there is little
+  const size_t common = sizeof(InPageAngles) + static_cast<size_t>(2 * steps.steps()) * kRunBytes;
+  const size_t own = 2 * (sizeof(Base) + static_cast<size_t>(cache.keys.tile_bytes));
+  const int warps = common + kMostWarps * own > kMostBytes ? kMostWarps / 2 : kMostWarps;
   const int tiles = (rows.end - 1) / kTileTokens - rows.begin / kTileTokens + 1;
-  const int groups = std::min((tiles + kWarps - 1) / kWarps, std::max(1, kMostBlocks / cache.kv_heads));
+  const int groups = std::min((tiles + warps - 1) / warps, std::max(1, kMostBlocks / cache.kv_heads));
   const dim3 blocks(static_cast<unsigned>(groups), static_cast<unsigned>(cache.kv_heads));
-  const size_t bytes = sizeof(InPageAngles) + static_cast<size_t>(2 * steps.steps()) * kRunBytes +
-                       2 * kWarps * (sizeof(Base) + static_cast<size_t>(cache.keys.tile_bytes));
-  launch("dequantize", dequantize_latent_kernel, {blocks, kThreads, bytes, stream}, cache, rows, steps);
+  launch("dequantize", dequantize_latent_kernel,
+         {blocks, static_cast<unsigned>(warps * kWarp), common + static_cast<size_t>(warps) * own, stream}, cache, rows,
+         steps);
   dequantize_values(cache, rows, stream);
 }
 
