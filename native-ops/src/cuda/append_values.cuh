@@ -60,12 +60,4 @@ __device__ __forceinline__ void append_value_tile(const CacheView& cache, const 
   if (run.begin < cache.length(run.b)) refill(cache, rows, run, first / kTileTokens, kv_head, false, lane);
 }
 
-/// Whether append_value_tile can do it.
-inline bool append_values_supports(const CacheView& cache, const NewTokens& tokens) {
-  const float* levels = cache.values.four_levels;
-  return cache.head_dim == kRowDim && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
-         cache.values.rotated && levels[0] == -levels[3] && levels[1] == -levels[2] && levels[2] > 0.0f &&
-         aligned_rows(tokens);
-}
-
 }  // namespace kvquant::cuda

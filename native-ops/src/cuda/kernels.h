@@ -44,7 +44,11 @@ void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 bool append_layer_tiles_supports(const CacheView& cache, const NewTokens& tokens);
 void append_layer_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// The part behind it for values of 4 bits with a norm, and sinks.
+/// The part behind it for values of 2 bits with a norm, and sinks.
+bool append_values_supports(const CacheView& cache, const NewTokens& tokens);
+void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
+
+/// The same for values of 4 bits.
 bool append_levels_supports(const CacheView& cache, const NewTokens& tokens);
 void append_levels(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
