@@ -9,6 +9,10 @@
 // between codes that the portable operator, whose sums are rounded, might have the other code, it is done again with
 // its additions in its order, for several such codes at a time: each lane has some products of one, and a lane adds
 // those of one.
+//
+// An H100, 8192 tokens of 8 kv heads: 62 us, 25 % of the speed of a copy, 32768 tokens 29 %; 67 us in two kernels, one
+// for keys and one for values. Keys decide: alone they take 54 us, values alone 29, and without the codes that are done
+// again, five or six of a tile, both take 43.
 #include <algorithm>
 
 #include "append_values.cuh"
@@ -35,9 +39,9 @@ using ValueRows = __half[kTileTokens * kRowStride];
 
 /// Parameters, so that all lanes know that they are the same for them.
 struct LatentBlocks {
-  int units, groups, runs;  // units of a head, blocks of a head, stored runs
-  int warps;                // for keys; as many for values
-  int exact;                // pages of a head, k and v
+  int units, groups, runs;                                   // units of a head, blocks of a head, stored runs
+  int warps;                                                 // for keys; as many for values
+  int exact;                                                 // pages of a head, k and v
   int run[kWidthRuns], bits[kWidthRuns], begin[kWidthRuns];  // of stored runs
 };
 
@@ -282,8 +286,8 @@ __device__ __forceinline__ void append_key_tile(const CacheView& cache, const Ne
 }
 
 /// Exact copies of pages of a head; a warp's work.
-__device__ __noinline__ void append_exact_pages(const CacheView& cache, const NewRows& rows,
-                                                const LatentBlocks& blocks, int kv_head, int lane) {
+__device__ __noinline__ void append_exact_pages(const CacheView& cache, const NewRows& rows, const LatentBlocks& blocks,
+                                                int kv_head, int lane) {
   // The blocks of a head that come last have fewer tiles than others.
   const int own = (blocks.groups - 1 - static_cast<int>(blockIdx.x)) * (2 * blocks.warps) + threadIdx.x / kWarp;
   for (int i = own; i < blocks.exact; i += blocks.groups * 2 * blocks.warps) {
@@ -330,8 +334,8 @@ __global__ void __launch_bounds__(2 * kPageTiles * kWarp, 2)
     commit_copies();
     if (there) {
       if (keys) {
-        append_key_tile(cache, rows, run, kv_head, x, norms, memory, blocks, own,
-                        tiles + warp * cache.keys.tile_bytes, lane);
+        append_key_tile(cache, rows, run, kv_head, x, norms, memory, blocks, own, tiles + warp * cache.keys.tile_bytes,
+                        lane);
       } else {
         append_value_tile(cache, rows, run, kv_head, first_of(run), x);
       }
@@ -370,8 +374,8 @@ bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& token
 }
 
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  constexpr int kMostBlocks = 264;          // that run at once
-  constexpr size_t kMostBytes = 99 << 10;   // where a block has less than elsewhere
+  constexpr int kMostBlocks = 264;         // that run at once
+  constexpr size_t kMostBytes = 99 << 10;  // where a block has less than elsewhere
   LatentBlocks blocks = {};
   for (int run = 0; run < kWidthRuns; ++run) {
     if (cache.keys.width[run] == 0) continue;
@@ -379,7 +383,8 @@ void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaSt
     blocks.bits[blocks.runs] = cache.keys.width[run];
     blocks.begin[blocks.runs++] = cache.keys.run_begin[run];
   }
-  blocks.warps = shared_bytes(cache, kPageTiles) > kMostBytes && !can_start_early("append") ? kPageTiles / 2 : kPageTiles;
+  blocks.warps =
+      shared_bytes(cache, kPageTiles) > kMostBytes && !can_start_early("append") ? kPageTiles / 2 : kPageTiles;
   blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
   blocks.groups = std::min(blocks.units * kPageTiles / blocks.warps, std::max(1, kMostBlocks / cache.kv_heads));
   blocks.exact = cache.batch * exact_columns(cache) * 2;

@@ -11,9 +11,9 @@ namespace kvquant::cuda {
 namespace {
 
 /// How far sums may be apart, of the product of both lengths, beside what the portable operator's additions lose: two
-/// products of 16 terms, each term at most twice as much as a rounding, of each quarter of the channels; elements as two
-/// halves, which lose two bits; the other products; additions of quarters; the portable operator's subtraction of the
-/// mean and products.
+/// products of 16 terms, each term at most twice as much as a rounding, of each quarter of the channels; elements as
+/// two halves, which lose two bits; the other products; additions of quarters; the portable operator's subtraction of
+/// the mean and products.
 constexpr double kRounding = 0x1p-24, kApart = 2.0 * 2.0 * 18.0 + 4.0 + 2.0 + 3.0 + 3.0;
 
 double length(const float* x) {
