@@ -2,8 +2,8 @@
 // Dequantize of svdq in a basis over all heads, head_dim 128, before RoPE: the part for keys. A block takes 128 tokens
 // of a head; tensor cores multiply codes of stored places of all heads, as halves, with the basis (layer_basis.h), 64
 // places at a time, which are on their way through shared memory. Keys are turned where they are added up. Values:
-// dequantize_int.cu. An H100, svdq2.25, 8192 tokens of 8 kv heads: 57 us, 29 % of the speed of a copy; 73 us with places
-// of codes worked out for each load.
+// dequantize_int.cu. An H100, svdq2.25, 8192 tokens of 8 kv heads: 57 us, 29 % of the speed of a copy; 73 us with
+// places of codes worked out for each load.
 #include "latent_basis.h"
 #include "launch.cuh"
 #include "layer_basis.h"
@@ -272,8 +272,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 bool dequantize_layer_supports(const CacheView& cache) {
   return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads > 1 &&
-         cache.keys_pre_rope != 0 && cache.keys.latent != nullptr &&
-         dequantize_values_supports(cache);
+         cache.keys_pre_rope != 0 && cache.keys.latent != nullptr && dequantize_values_supports(cache);
 }
 
 void dequantize_layer(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
