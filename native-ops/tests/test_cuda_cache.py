@@ -232,6 +232,7 @@ def run_steps():
         "int2": {"window": 16}, "int2, no window": {"window": 0}, "int4": {"window": 16, **FORMATS["int4"]},
         "latent2": {"keys": Latent(), "window": 16},
         "latent2, no window": {"keys": Latent(), "window": 0, "sinks": 0},
+        "latent4": {"keys": Latent(SCHEDULES["four"]), "values": 4, "window": 16},
         "svdq2.25": {"keys": SVDQ["svdq2.25"], "values": 4, "window": 0},
         "svdq1.25/int2, 20 sinks": {"keys": SVDQ["svdq1.25"], "window": 0, "sinks": 20},
         "svdq2.25, massive sinks": {"keys": SVDQ["svdq2.25"], "values": 4, "window": 0, "sinks": 40, "massive": True},

@@ -1,10 +1,10 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Append while decoding, latent2 in a basis of each head, head_dim 128, for about one token per sequence: the same
-// bytes as append_basis.cu and append.cu leave. A block takes a kv head and some sequences, two at a time, so that a
-// basis is read by few blocks, all of it at once and, where the kernel ahead lets this one start early, while that one
-// ends: four warps have a place a thread and code keys, two code values (one_token.cuh), two copy new tokens, and none
-// waits for what others do. An H100, batch 32 and 8 kv heads: 8.1 us instead of 9.7 when all warps met and the basis
-// came after the kernel ahead.
+// Append while decoding, latent2 and latent4 in a basis of each head, head_dim 128, for about one token per sequence:
+// the same bytes as append_basis.cu and append.cu leave. A block takes a kv head and some sequences, two at a time, so
+// that a basis is read by few blocks, all of it at once and, where the kernel ahead lets this one start early, while
+// that one ends: four warps have a place a thread and code keys, two code values (one_token.cuh), two copy new tokens,
+// and none waits for what others do. An H100, batch 32 and 8 kv heads: 8.1 us instead of 9.7 when all warps met and the
+// basis came after the kernel ahead.
 #include "kernels.h"
 #include "launch.cuh"
 #include "one_token.cuh"
@@ -119,6 +119,7 @@ __device__ __forceinline__ void keep_tokens(const CacheView& cache, const NewRow
   }
 }
 
+template <int value_bits>
 __global__ void __launch_bounds__(kThreads)
     append_latent_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows, int sequences) {
   KVQUANT_DYNAMIC_SHARED(memory);
@@ -149,8 +150,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int step = 0; step < steps; ++step) put_keys(cache, rows, pair, step, kv_head, range, shared);
     } else if (warp < kKeyWarps + kPairs) {
       for (int step = 0; own.begin + step < own.end; ++step) {
-        put_value(cache, rows, place_at(cache, own, step, kv_head), shared.squares[warp % kPairs],
-                  shared.products[warp % kPairs]);
+        put_value<value_bits>(cache, rows, place_at(cache, own, step, kv_head), shared.squares[warp % kPairs],
+                              shared.products[warp % kPairs]);
         __syncwarp();
       }
     } else if (!late) {
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kThreads)
 bool append_latent_supports(const CacheView& cache) {
   return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 1 &&
          cache.keys_pre_rope != 0 && cache.keys.order == nullptr && cache.values.format == Format::kNorm &&
-         cache.values.bits == 2 && reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0;
+         (cache.values.bits == 2 || cache.values.bits == 4) && reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0;
 }
 
 void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
@@ -179,7 +180,8 @@ void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t
   sequences += sequences > 1 ? sequences % kPairs : 0;
   const dim3 blocks(static_cast<unsigned>(cache.kv_heads),
                     static_cast<unsigned>((cache.batch + sequences - 1) / sequences));
-  launch("append", append_latent_kernel, {blocks, kThreads, sizeof(Shared), stream, can_start_early("append")}, cache,
+  const auto kernel = cache.values.bits == 2 ? append_latent_kernel<2> : append_latent_kernel<4>;
+  launch("append", kernel, {blocks, kThreads, sizeof(Shared), stream, can_start_early("append")}, cache,
          NewRows{tokens}, sequences);
 }
 
