@@ -21,10 +21,9 @@
 //   factor and a power of 2, sigma, are folded (static_keys.cuh); constant is what starts of codes and the bias amount
 //   to; the mean term is mean_term.cuh's.
 //
-// Measured on an H100, us a launch, in one run (in brackets cuDNN over fp16): 244 at batch 32, 32 query and 8 kv heads,
-// 32768 tokens (1397); 74.9 at 16, 32, 32, 4096 (351); 40.3 at 1, 32, 8, 131072 (183); 20.8 at 1, 32, 8, 32768 (52);
-// 108 at 8, 40, 40, 8192 (468); 15.5 at 1, 32, 8, 4096 (13.4). From run to run 234 to 250, 73.8 to 74.9, 40.1 to 42.0,
-// 20.5 to 21.1 in the first four.
+// Measured on an H100, us a launch, in one run (in brackets cuDNN over fp16): 234 at batch 32, 32 query and 8 kv heads,
+// 32768 tokens (1381); 73.3 at 16, 32, 32, 4096 (351); 40.3 at 1, 32, 8, 131072 (181); 20.3 at 1, 32, 8, 32768 (51);
+// 104 at 8, 40, 40, 8192 (471). int4: 412, 121, 59.3, 25.9 and 157; int8: 806 and 239 in the first two.
 //
 // Of earlier runs: one kernel for one part and for several, small loads one after the other, sums of warps added up by
 // a chain of factors 248, 78.6, 47.0, 23.4. A kv head to a block, exact tokens copied after the codes, launched after
