@@ -21,6 +21,7 @@
 #include "launch.cuh"
 #include "page_angles.cuh"
 #include "row_codes.cuh"
+#include "static_tile.cuh"
 
 namespace kvquant::cuda {
 namespace {
@@ -83,21 +84,6 @@ __device__ __forceinline__ float4 turned(const KeyChannel (&channels)[kOwn], con
   const float2 first = turn(x[0], x[2], make_float2(angle.x, angle.y));
   const float2 second = turn(x[1], x[3], make_float2(angle.z, angle.w));
   return make_float4(first.x, second.x, first.y, second.y);
-}
-
-/// Of tokens outside [first, last) codes stay as they are; `codes`: of the whole tile, all computed.
-__device__ __noinline__ void keep_others(const CacheView& cache, int first, int last, const uint8_t* old,
-                                         uint8_t* codes, int lane) {
-  for (int place = lane; place < kDim; place += kWarp) {
-    const int run = place / kRunPlaces, bits = cache.keys.width[run];
-    const int field = cache.keys.run_begin[run] + place % kRunPlaces * 2 * bits;
-    for (int half = 0; half < bits; ++half) {
-      const auto below = [&](int token) { return (1u << min(max(token * bits - 16 * half, 0), 16)) - 1u; };
-      const uint32_t ones = below(last) & ~below(first);
-      auto& now = reinterpret_cast<uint16_t*>(codes + field)[half];
-      now = static_cast<uint16_t>((now & ones) | (reinterpret_cast<const uint16_t*>(old + field)[half] & ~ones));
-    }
-  }
 }
 
 /// Codes of a channel once more, with divisions where they may matter.
@@ -167,15 +153,7 @@ __device__ __forceinline__ void put_keys(const CacheView& cache, const KeyChanne
     put_again(channels[i], channels[i ^ 2].mean, i >= 2, rows, angles, tile * kTileTokens, lane * 2 + i % 2, first,
               last, codes + channels[i].field);
   }
-  __syncwarp();
-  if (first != 0 || last != kTileTokens) {
-    keep_others(cache, first, last, to, codes, lane);
-    __syncwarp();
-  }
-  for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
-    *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(codes + at);
-  }
-  __syncwarp();
+  store_tile(cache, first, last, codes, to, lane);
 }
 
 /// The keys of a page, a head a warp.
@@ -329,11 +307,8 @@ __global__ void __launch_bounds__(kThreads, 3)
 }  // namespace
 
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens) {
-  const float* levels = cache.values.four_levels;
-  return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
-         cache.keys_pre_rope == 0 && cache.values.format == Format::kNorm && cache.values.bits == 2 &&
-         cache.values.rotated && levels[0] == -levels[3] && levels[1] == -levels[2] && levels[2] > 0.0f &&
-         aligned_rows(tokens);
+  return append_values_supports(cache, tokens) && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
+         cache.keys_pre_rope == 0;
 }
 
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {

@@ -20,6 +20,7 @@
 #include "kernels.h"
 #include "latent_rows.h"
 #include "launch.cuh"
+#include "static_tile.cuh"
 
 namespace kvquant::cuda {
 namespace {
@@ -65,35 +66,6 @@ __device__ __noinline__ uint2 load_four(const CacheView& cache, const NewRows& r
       token % kExactTokens;
   return make_uint2(from[0] | static_cast<uint32_t>(from[kExactTokens]) << 16,
                     from[2 * kExactTokens] | static_cast<uint32_t>(from[3 * kExactTokens]) << 16);
-}
-
-/// Of tokens outside [first, last) codes stay as they are in `old`; `tile`: of the whole tile.
-__device__ __noinline__ void keep_codes(const CacheView& cache, int first, int last, const uint8_t* old, uint8_t* tile,
-                                        int lane) {
-  for (int place = lane; place < kDim; place += kWarp) {
-    const int run = place / kRunPlaces, bits = cache.keys.width[run];
-    const int field = cache.keys.run_begin[run] + place % kRunPlaces * 2 * bits;
-    for (int half = 0; half < bits; ++half) {
-      const auto below = [&](int token) { return (1u << min(max(token * bits - 16 * half, 0), 16)) - 1u; };
-      const uint32_t ones = below(last) & ~below(first);
-      auto& now = reinterpret_cast<uint16_t*>(tile + field)[half];
-      now = static_cast<uint16_t>((now & ones) | (reinterpret_cast<const uint16_t*>(old + field)[half] & ~ones));
-    }
-  }
-}
-
-/// Copies a tile of codes to its page.
-__device__ __forceinline__ void store_tile(const CacheView& cache, int first, int last, uint8_t* tile, uint8_t* to,
-                                           int lane) {
-  __syncwarp();
-  if (first != 0 || last != kTileTokens) {
-    keep_codes(cache, first, last, to, tile, lane);
-    __syncwarp();
-  }
-  for (int at = lane * 16; at < cache.keys.tile_bytes; at += kWarp * 16) {
-    *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(tile + at);
-  }
-  __syncwarp();
 }
 
 /// Does the last of the codes in doubt again; `tile` has what they were taken for.

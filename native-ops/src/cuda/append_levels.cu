@@ -4,18 +4,16 @@
 // warp a tile. A table says of 128 ranges of quotients which codes they may have, and the middle between them, if there
 // are two; a quotient so near to it that it is not to be trusted as a product with a reciprocal is divided. Codes of a
 // tile meet in shared memory.
+#include "append_values.cuh"
 #include "codes.cuh"
-#include "kernels.h"
-#include "launch.cuh"
-#include "row_codes.cuh"
 
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kRowDim, kHalf = kRowHalf, kWarps = kPageTiles, kThreads = kWarps * kWarp, kLevels = 16;
+constexpr int kDim = kRowDim, kHalf = kRowHalf, kLevels = 16;
 
 /// Ranges that have equal shares of [-kReach, kReach]; what lies beyond belongs to the first and the last.
-constexpr int kRanges = kThreads;
+constexpr int kRanges = kValueThreads;
 constexpr float kReach = 4.0f;
 /// How near to a middle a quotient is divided: it is off by 2^-22 of its size, a middle in the table by 2^-20.
 constexpr float kNear = 1.2e-5f;
@@ -25,7 +23,7 @@ struct LevelBlock {
   float levels[kLevels];
   uint32_t ranges[kRanges];  // the middle in a range, or a large number, with the code below it as its last four bits
   int unsuitable;            // ranges that would need more
-  __align__(16) __half rows[kWarps][kTileTokens * kRowStride];  // of tokens; then codes
+  __align__(16) __half rows[kPageTiles][kTileTokens * kRowStride];  // of tokens; then codes
 };
 
 /// Where the codes of a channel begin, a byte each; both halves of a head meet different banks.
@@ -71,18 +69,6 @@ __device__ __forceinline__ int level_code(const LevelBlock& block, float x, floa
   return static_cast<int>(range & 15u) + (apart > 0.0f ? 1 : 0);
 }
 
-/// The sum of terms of a token, which two lanes hold, in order.
-template <class Term>
-__device__ __forceinline__ float sum_in_order(int lane, Term term) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
-  sum = __shfl_xor_sync(0xffffffffu, sum, kTileTokens);  // the upper lane goes on with the sum of the lower one
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) sum = __fadd_rn(sum, term(i));
-  return __shfl_sync(0xffffffffu, sum, lane | kTileTokens);
-}
-
 /// Sixteen codes, a byte each, as 4 bits each.
 __device__ __forceinline__ uint2 packed(uint4 codes) {
   const auto four = [](uint32_t x) { return (x & 0x000f000fu) | (x >> 4 & 0x00f000f0u); };
@@ -105,7 +91,8 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
   load_row(staged + in_tile * kRowStride + lane / kTileTokens * kHalf, x);
   __syncwarp();
   if (side.rotated) transform_half(x, lane);
-  const float square = sum_in_order(lane, [&](int i) { return __fmul_rn(x[i], x[i]); });
+  const auto term = [&](int i) { return __fmul_rn(x[i], x[i]); };
+  const float square = sum_halves(lane, term, term);
   const float rms = __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kDim)));
   const float inverse = block.unsuitable != 0 ? NAN : rms > 0.0f ? 1.0f / rms : 0.0f;  // no number: divide
   auto* codes = reinterpret_cast<uint8_t*>(staged);
@@ -125,7 +112,8 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
       x[i + j] = __fmul_rn(x[i + j], block.levels[code[j]]);
     }
   }
-  const float product = sum_in_order(lane, [&](int i) { return x[i]; });
+  const auto chosen = [&](int i) { return x[i]; };
+  const float product = sum_halves(lane, chosen, chosen);
   __syncwarp();
   uint8_t* page = cache.page(run.b, first / kPageTokens);
   auto* to = reinterpret_cast<uint2*>(page + side.tile(kv_head, tile));
@@ -148,12 +136,7 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
   }
 }
 
-/// Blocks of pages of a head, then of sinks.
-struct ValueBlocks {
-  int units, pages;
-};
-
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kValueThreads, 3)
     append_levels_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                          const __grid_constant__ ValueBlocks blocks) {
   __align__(16) __shared__ LevelBlock block;
@@ -182,13 +165,7 @@ bool append_levels_supports(const CacheView& cache, const NewTokens& tokens) {
 }
 
 void append_levels(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  ValueBlocks blocks;
-  blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
-  blocks.pages = blocks.units * cache.kv_heads;
-  const auto all =
-      static_cast<unsigned>(blocks.pages + cache.batch * exact_columns(cache) * ((cache.kv_heads + 1) / 2));
-  launch("append", append_levels_kernel, {dim3(all), kThreads, 0, stream, can_start_early("append")}, cache,
-         NewRows{tokens}, blocks);
+  launch_values(append_levels_kernel, cache, tokens, stream);
 }
 
 }  // namespace kvquant::cuda

@@ -3,17 +3,9 @@
 // a block a page of a head, and exact copies of both sides. Starts while the kernel for keys ends, which it has nothing
 // to do with.
 #include "append_values.cuh"
-#include "launch.cuh"
 
 namespace kvquant::cuda {
 namespace {
-
-constexpr int kWarps = kPageTiles, kThreads = kWarps * kWarp;
-
-/// Blocks of pages of a head, then of exact pages.
-struct ValueBlocks {
-  int units, pages;
-};
 
 /// The values of a tile of a head.
 __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run,
@@ -28,10 +20,10 @@ __device__ __forceinline__ void append_tile(const CacheView& cache, const NewRow
   append_value_tile(cache, rows, run, kv_head, first, x);
 }
 
-__global__ void __launch_bounds__(kThreads, 5)
+__global__ void __launch_bounds__(kValueThreads, 5)
     append_values_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                          const __grid_constant__ ValueBlocks blocks) {
-  __align__(16) __shared__ __half staged[kWarps][kTileTokens * kRowStride];
+  __align__(16) __shared__ __half staged[kPageTiles][kTileTokens * kRowStride];
   const int block = blockIdx.x, warp = threadIdx.x / kWarp;
   if (block < blocks.pages) {
     const TokenRun page = unit_run<kPageTokens>(cache, rows, block % blocks.units);
@@ -54,13 +46,7 @@ bool append_values_supports(const CacheView& cache, const NewTokens& tokens) {
 }
 
 void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  ValueBlocks blocks;
-  blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
-  blocks.pages = blocks.units * cache.kv_heads;
-  const auto all =
-      static_cast<unsigned>(blocks.pages + cache.batch * exact_columns(cache) * ((cache.kv_heads + 1) / 2));
-  launch("append", append_values_kernel, {dim3(all), kThreads, 0, stream, can_start_early("append")}, cache,
-         NewRows{tokens}, blocks);
+  launch_values(append_values_kernel, cache, tokens, stream);
 }
 
 }  // namespace kvquant::cuda

@@ -2,10 +2,11 @@
 // Values of 2 bits with a norm, head_dim 128, of a prompt's chunk: the same bytes as append.cu leaves. Two lanes take a
 // token's head, half of it in registers each, a warp a tile; sums go through one half, then through the other, in the
 // order of the portable operator. Codes come of limits (code_limits.cuh), and meet by a transpose of 16 x 16 codes
-// across lanes.
+// across lanes. Also how kernels of values alone are started (append_values.cu, append_levels.cu).
 #pragma once
 #include "code_limits.cuh"
 #include "kernels.h"
+#include "launch.cuh"
 #include "row_codes.cuh"
 
 namespace kvquant::cuda {
@@ -58,6 +59,25 @@ __device__ __forceinline__ void append_value_tile(const CacheView& cache, const 
     reinterpret_cast<__half*>(norms)[in_tile] = __float2half_rn(norm_of(square, product));
   }
   if (run.begin < cache.length(run.b)) refill(cache, rows, run, first / kTileTokens, kv_head, false, lane);
+}
+
+/// Blocks of pages of a head, then of exact pages.
+struct ValueBlocks {
+  int units, pages;
+};
+
+constexpr int kValueThreads = kPageTiles * kWarp;
+
+/// Starts a kernel of such blocks.
+inline void launch_values(void (*kernel)(CacheView, NewRows, ValueBlocks), const CacheView& cache,
+                          const NewTokens& tokens, cudaStream_t stream) {
+  ValueBlocks blocks;
+  blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
+  blocks.pages = blocks.units * cache.kv_heads;
+  const auto all =
+      static_cast<unsigned>(blocks.pages + cache.batch * exact_columns(cache) * ((cache.kv_heads + 1) / 2));
+  launch("append", kernel, {dim3(all), kValueThreads, 0, stream, can_start_early("append")}, cache, NewRows{tokens},
+         blocks);
 }
 
 }  // namespace kvquant::cuda
