@@ -25,6 +25,7 @@ import java.util.function.BooleanSupplier;
 public final class Generator {
 
     private static final GenerationListener SILENT = token -> true;
+    private static final String WHOLE_TEXTS = "DO_NOT_TRUNCATE";
 
     private final LanguageModel model;
     private final BatchScheduler scheduler;
@@ -43,13 +44,15 @@ public final class Generator {
      * Creates a generator.
      *
      * @param model the model; it stays the caller's
-     * @param tokenizer the tokenizer of the model, created with {@code optTruncation(false)}, since
-     *     DJL cuts texts at 512 tokens otherwise; it stays the caller's
+     * @param tokenizer the tokenizer of the model, of {@code Tokenizers.load} or created with
+     *     {@code optTruncation(false)}, since DJL cuts texts at 512 tokens otherwise; it stays the
+     *     caller's; null: prompts are token ids
+     * @throws IllegalArgumentException if the tokenizer cuts texts
      */
     public Generator(LanguageModel model, HuggingFaceTokenizer tokenizer) {
         this.model = model;
         this.scheduler = null;
-        this.tokenizer = tokenizer;
+        this.tokenizer = requireWholeTexts(tokenizer);
     }
 
     /**
@@ -61,11 +64,24 @@ public final class Generator {
      * @param scheduler the scheduler; it stays the caller's
      * @param tokenizer the tokenizer of the model, see {@link #Generator(LanguageModel,
      *     HuggingFaceTokenizer)}, or null
+     * @throws IllegalArgumentException if the tokenizer cuts texts
      */
     public Generator(BatchScheduler scheduler, HuggingFaceTokenizer tokenizer) {
         this.model = scheduler.model();
         this.scheduler = scheduler;
-        this.tokenizer = tokenizer;
+        this.tokenizer = requireWholeTexts(tokenizer);
+    }
+
+    private static HuggingFaceTokenizer requireWholeTexts(HuggingFaceTokenizer tokenizer) {
+        if (tokenizer != null && !WHOLE_TEXTS.equals(tokenizer.getTruncation())) {
+            throw new IllegalArgumentException(
+                    "The tokenizer cuts texts at "
+                            + tokenizer.getMaxLength()
+                            + " tokens, so that the model would see the beginning of a prompt"
+                            + " only; create it with Tokenizers.load(DIRECTORY) or with"
+                            + " optTruncation(false).");
+        }
+        return tokenizer;
     }
 
     /**

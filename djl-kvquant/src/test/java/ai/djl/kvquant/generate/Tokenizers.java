@@ -18,6 +18,10 @@ final class Tokenizers {
 
     /** Byte-level BPE as in Llama 3 and SmolLM: 256 bytes, a few merges, two special tokens. */
     static HuggingFaceTokenizer byteLevel() {
+        return byteLevel(Map.of("truncation", "false"));
+    }
+
+    static HuggingFaceTokenizer byteLevel(Map<String, String> options) {
         Map<String, Integer> vocabulary = new LinkedHashMap<>();
         vocabulary.put("<|end|>", 0);
         vocabulary.put("<|start|>", 1);
@@ -49,7 +53,8 @@ final class Tokenizers {
                 null,
                 byteLevel,
                 byteLevel,
-                Map.of("type", "BPE", "vocab", vocabulary, "merges", merges));
+                Map.of("type", "BPE", "vocab", vocabulary, "merges", merges),
+                options);
     }
 
     /** SentencePiece-style BPE as in Llama 2: spaces as U+2581, unknown characters as bytes. */
@@ -136,11 +141,17 @@ final class Tokenizers {
                 normalizer,
                 null,
                 decoder,
-                model);
+                model,
+                Map.of("truncation", "false"));
     }
 
     private static HuggingFaceTokenizer tokenizer(
-            List<?> added, Object normalizer, Object splitter, Object decoder, Object model) {
+            List<?> added,
+            Object normalizer,
+            Object splitter,
+            Object decoder,
+            Object model,
+            Map<String, String> options) {
         Map<String, Object> json = new LinkedHashMap<>();
         json.put("version", "1.0");
         json.put("added_tokens", added);
@@ -151,8 +162,7 @@ final class Tokenizers {
         json.put("model", model);
         byte[] bytes = new Gson().toJson(json).getBytes(StandardCharsets.UTF_8);
         try {
-            return HuggingFaceTokenizer.newInstance(
-                    new ByteArrayInputStream(bytes), Map.of("truncation", "false"));
+            return HuggingFaceTokenizer.newInstance(new ByteArrayInputStream(bytes), options);
         } catch (IOException e) {
             throw new AssertionError(e);
         }
