@@ -8,12 +8,13 @@ import java.util.LinkedHashSet;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Stream;
 
 /**
  * The cache options of a model: {@code kv_cache_dtype} and the expert options, checked.
  *
  * <p>Options that do not begin with {@code kv_} belong to others and are ignored, except {@code
- * max_batch_size}.
+ * max_batch_size} and other spellings of cache options, which are refused.
  */
 public final class CacheOptions {
 
@@ -43,6 +44,8 @@ public final class CacheOptions {
                             SELF_CALIBRATION,
                             SizeOptions.TOKENS,
                             SizeOptions.MEMORY));
+    private static final OptionNames SPELLINGS =
+            new OptionNames(Stream.concat(NAMES.stream(), Stream.of(SizeOptions.BATCH)).toList());
 
     private final Map<String, String> texts;
     private final CacheDtype dtype;
@@ -69,6 +72,7 @@ public final class CacheOptions {
         this.texts = Map.copyOf(texts);
         this.calibration = calibration;
         OptionValues values = new OptionValues(this.texts);
+        SPELLINGS.requireSpelling(this.texts.keySet());
         values.requireKnown(NAMES);
         dtype = CacheDtype.parse(texts.getOrDefault(DTYPE, "auto"));
         exact = new ExactOptions(values, dtype);

@@ -28,7 +28,8 @@ final class OptionValues {
     /** Refuses names that begin as those of cache options do and are none. */
     void requireKnown(Set<String> names) {
         for (String name : new TreeSet<>(texts.keySet())) {
-            if (name.startsWith("kv_") && !names.contains(name)) {
+            String written = name.toLowerCase(Locale.ROOT).replace('-', '_');
+            if (written.startsWith("kv_") && !names.contains(name)) {
                 throw new IllegalArgumentException(
                         "Unknown option "
                                 + name

@@ -11,6 +11,8 @@ final class BatchOptions {
     private static final String RUNNING = "max_running_requests";
     private static final String WAITING = "max_waiting_requests";
     private static final String PREFILL = "prefill_chunk_tokens";
+    static final List<String> NAMES = List.of(RUNNING, WAITING, PREFILL);
+
     private static final int MOST = 1 << 20;
 
     private BatchOptions() {}
@@ -36,7 +38,7 @@ final class BatchOptions {
      * @throws IllegalArgumentException if one is set
      */
     static void requireNone(Map<String, String> settings) {
-        for (String name : List.of(RUNNING, WAITING, PREFILL)) {
+        for (String name : NAMES) {
             if (settings.containsKey(name)) {
                 throw new IllegalArgumentException(
                         name

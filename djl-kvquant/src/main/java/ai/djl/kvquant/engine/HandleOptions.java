@@ -12,6 +12,10 @@ import java.util.Map;
  */
 record HandleOptions(boolean keepHandles, boolean promptLogits) {
 
+    private static final String KEEP = "keep_handles";
+    private static final String LOGITS = "prompt_logits";
+    static final List<String> NAMES = List.of(KEEP, LOGITS);
+
     /**
      * Reads the options.
      *
@@ -19,8 +23,7 @@ record HandleOptions(boolean keepHandles, boolean promptLogits) {
      */
     static HandleOptions of(Map<String, String> settings) {
         return new HandleOptions(
-                choice(settings, "keep_handles", "false", "true"),
-                choice(settings, "prompt_logits", "last", "all"));
+                choice(settings, KEEP, "false", "true"), choice(settings, LOGITS, "last", "all"));
     }
 
     /** Whether it is the second value, not the first, which is the usual one. */

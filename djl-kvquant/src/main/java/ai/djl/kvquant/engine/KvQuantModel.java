@@ -4,6 +4,7 @@ package ai.djl.kvquant.engine;
 import ai.djl.BaseModel;
 import ai.djl.MalformedModelException;
 import ai.djl.kvquant.cache.CacheOptions;
+import ai.djl.kvquant.cache.OptionNames;
 import ai.djl.kvquant.calibrate.CalibratedOptions;
 import ai.djl.kvquant.generate.BatchLimits;
 import ai.djl.kvquant.llama.LlamaLanguageModel;
@@ -19,6 +20,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.stream.Stream;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -27,9 +29,17 @@ final class KvQuantModel extends BaseModel {
 
     private static final Logger logger = LoggerFactory.getLogger(KvQuantModel.class);
 
+    private static final String DTYPE = "dtype";
+
     /** PyTorch engine settings under which an in-place cache gives wrong results. */
     private static final List<String> REFUSED_PROPERTIES =
             List.of("ai.djl.pytorch.enable_cuda_stream", "ai.djl.pytorch.use_mkldnn");
+
+    private static final OptionNames NAMES =
+            new OptionNames(
+                    Stream.of(List.of(DTYPE), HandleOptions.NAMES, BatchOptions.NAMES)
+                            .flatMap(List::stream)
+                            .toList());
 
     KvQuantModel(String name, NDManager manager) {
         super(name);
@@ -57,6 +67,7 @@ final class KvQuantModel extends BaseModel {
                     "The model " + getName() + " is loaded already; close it and create another.");
         }
         Map<String, String> settings = settings(options);
+        NAMES.requireSpelling(settings.keySet());
         HandleOptions handles = HandleOptions.of(settings);
         Optional<Path> traced = TracedModel.find(modelDir, prefix == null ? modelName : prefix);
         if (traced.isPresent()) {
@@ -65,7 +76,7 @@ final class KvQuantModel extends BaseModel {
         }
         CacheOptions cacheOptions = new CacheOptions(settings);
         BatchLimits limits = BatchOptions.read(settings, cacheOptions.maxBatchSize());
-        WeightType weightType = WeightType.parse(settings.getOrDefault("dtype", "auto"));
+        WeightType weightType = WeightType.parse(settings.getOrDefault(DTYPE, "auto"));
         LlamaModel llama = LlamaModel.load(manager, modelDir, weightType);
         try {
             LlamaLanguageModel model =

@@ -2,6 +2,7 @@
 package ai.djl.kvquant.translate;
 
 import ai.djl.Model;
+import ai.djl.kvquant.cache.OptionNames;
 import ai.djl.kvquant.generate.GenerationConfig;
 import ai.djl.modality.Input;
 import ai.djl.modality.Output;
@@ -31,6 +32,8 @@ final class ServingTranslator implements Translator<Input, Output> {
     private static final String FORMATTER = "output_formatter";
 
     private static final String KEEP_ALIVE = "keep_alive_seconds";
+    private static final OptionNames NAMES =
+            new OptionNames(List.of(MAX_WAIT, FORMATTER, KEEP_ALIVE));
 
     /** A little less than DJL Serving itself waits for a chunk. */
     private static final String DEFAULT_WAIT = "110";
@@ -50,6 +53,7 @@ final class ServingTranslator implements Translator<Input, Output> {
     private ServingTranslator(TextModel model, String name) {
         this.model = model;
         this.name = name;
+        NAMES.requireSpelling(model.settings().keySet());
         maxWait = seconds(MAX_WAIT, DEFAULT_WAIT);
         silence = silence(maxWait, seconds(KEEP_ALIVE, DEFAULT_KEEP_ALIVE));
         formatter = setting(FORMATTER, "jsonlines");

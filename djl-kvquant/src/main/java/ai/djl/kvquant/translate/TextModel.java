@@ -3,6 +3,7 @@ package ai.djl.kvquant.translate;
 
 import ai.djl.Model;
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import ai.djl.kvquant.cache.OptionNames;
 import ai.djl.kvquant.engine.KvQuantBlock;
 import ai.djl.kvquant.generate.GenerationConfig;
 import ai.djl.kvquant.generate.Generator;
@@ -28,10 +29,12 @@ record TextModel(
         Map<String, Object> settings) {
 
     private static final String APPLY_TEMPLATE = "apply_chat_template";
+    private static final OptionNames NAMES = new OptionNames(List.of(APPLY_TEMPLATE));
 
     static TextModel of(Model model, Map<String, ?> arguments) throws IOException {
         KvQuantBlock block = CheckpointBlock.of(model);
         Map<String, Object> settings = settings(model, arguments);
+        NAMES.requireSpelling(settings.keySet());
         GenerationConfig config =
                 GenerationConfig.fromModelDirectory(model.getModelPath()).toBuilder()
                         .configure(settings)

@@ -32,6 +32,36 @@ class CacheOptionsTest {
     }
 
     @Test
+    void optionsOfOthersAreIgnored() {
+        CacheOptions options =
+                options(
+                        "kvDim", "64",
+                        "numLayers", "12",
+                        "batchSize", "2",
+                        "max_rolling_batch_size", "32",
+                        "group_size", "128",
+                        "model_id", "x");
+        assertEquals(4, options.maxBatchSize());
+    }
+
+    @ParameterizedTest
+    @CsvSource({
+        "kv-cache-dtype,kv_cache_dtype",
+        "KV_CACHE_DTYPE,kv_cache_dtype",
+        "kvCacheDtype,kv_cache_dtype",
+        "cache_dtype,kv_cache_dtype",
+        "kv_recenttokens,kv_recent_tokens",
+        "max-batch-size,max_batch_size",
+        "max_batchsize,max_batch_size"
+    })
+    void otherSpellingsAreRefused(String written, String meant) {
+        assertEquals(
+                "Unknown option " + written + "; did you mean " + meant + "?",
+                assertThrows(IllegalArgumentException.class, () -> options(written, "1"))
+                        .getMessage());
+    }
+
+    @Test
     void rotateKvKeepsMassiveSinks() {
         CacheOptions options = options("kv_cache_dtype", "rotatekv2");
         assertEquals(SinkPolicy.MASSIVE, options.exact().sinkPolicy());

@@ -43,6 +43,15 @@ record BadOptions(Map<String, String> options, List<String> fragments) {
         return Stream.of(
                 row("kv_cache_type=rotatekv4", "Unknown option kv_cache_type", "kv_cache_dtype"),
                 row("kv_window=64", "Unknown option kv_window", "kv_recent_tokens"),
+                row("KV-Window=64", "Unknown option KV-Window", "kv_recent_tokens"),
+                row("kv-cache-dtype=int2", "Unknown option kv-cache-dtype; did you mean kv_cache"),
+                row("kvCacheDtype=int2", "option kvCacheDtype; did you mean kv_cache_dtype?"),
+                row("cache_dtype=int2", "option cache_dtype; did you mean kv_cache_dtype?"),
+                row("max-batch-size=2", "option max-batch-size; did you mean max_batch_size?"),
+                row("keepHandles=true", "option keepHandles; did you mean keep_handles?"),
+                row("max_batchsize=2", "option max_batchsize; did you mean max_batch_size?"),
+                row("promptlogits=all", "option promptlogits; did you mean prompt_logits?"),
+                row("max-running-requests=2", "did you mean max_running_requests?"),
                 row("dtype=int8", "dtype 'int8' is not supported", "auto, fp32, bf16, fp16"),
                 row("dtype=float32", "dtype 'float32' is not supported", "choose one of"));
     }

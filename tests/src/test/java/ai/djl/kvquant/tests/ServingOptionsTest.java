@@ -102,4 +102,25 @@ class ServingOptionsTest {
             assertTrue(error.getMessage().startsWith(name), option + ": " + error.getMessage());
         }
     }
+
+    @Test
+    void refusesOtherSpellings() {
+        Map<String, String> meant =
+                Map.of(
+                        "max-wait-seconds", "max_wait_seconds",
+                        "KEEP_ALIVE_SECONDS", "keep_alive_seconds",
+                        "outputFormatter", "output_formatter",
+                        "apply-chat-template", "apply_chat_template");
+        meant.forEach(
+                (written, name) -> {
+                    Throwable error =
+                            assertThrows(Exception.class, () -> load(written + "=1").close());
+                    while (error.getCause() != null) {
+                        error = error.getCause();
+                    }
+                    assertEquals(
+                            "Unknown option " + written + "; did you mean " + name + "?",
+                            error.getMessage());
+                });
+    }
 }
