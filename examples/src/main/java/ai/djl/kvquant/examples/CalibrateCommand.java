@@ -61,7 +61,7 @@ final class CalibrateCommand implements Callable<Integer> {
     @Override
     public Integer call() throws Exception {
         List<CacheOptions> caches = new CacheArguments(kvq, "int2").several(Map.of());
-        String content = Files.readString(text);
+        String content = Texts.read(text, "--text");
         Sensitivity sensitivity = gradients ? Sensitivity.GRADIENTS : Sensitivity.QUERIES;
         int passes = gradients ? 2 : 1;
         if (output != null) {
@@ -71,7 +71,7 @@ final class CalibrateCommand implements Callable<Integer> {
                 Progress progress =
                         Progress.of(
                                 "Calibrating", passes * session.model().geometry().numLayers())) {
-            Path directory = output == null ? session.directory() : output;
+            Path directory = output == null ? writable(session.directory()) : output;
             List<Calibration> calibrations =
                     new CalibratedOptions(session.model(), session.directory())
                             .calibrate(
@@ -91,13 +91,25 @@ final class CalibrateCommand implements Callable<Integer> {
         return 0;
     }
 
-    /** Before the work, which takes minutes, and not after it. */
     private void createOutput() throws IOException {
-        if (Files.isRegularFile(output)) {
-            throw new ParameterException(
-                    spec.commandLine(), "--output " + output + " is a file; name a directory.");
+        String problem = Outputs.problem(output);
+        if (problem != null) {
+            throw new ParameterException(spec.commandLine(), "--output " + output + " " + problem);
         }
-        Files.createDirectories(output);
+        if (!Files.isDirectory(output)) {
+            Files.createDirectories(output);
+        }
+    }
+
+    private static Path writable(Path model) {
+        if (Outputs.problem(model) != null) {
+            throw new IllegalArgumentException(
+                    "The model's directory "
+                            + model
+                            + " can not be written; change its permissions, or say where the files"
+                            + " go with --output DIR.");
+        }
+        return model;
     }
 
     private void print(String name, Path file, Calibration calibration) {

@@ -4,7 +4,11 @@ package ai.djl.kvquant.examples;
 import ai.djl.MalformedModelException;
 import ai.djl.engine.EngineException;
 import java.io.IOException;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
+import java.nio.file.FileSystemException;
 import java.nio.file.NoSuchFileException;
+import java.nio.file.NotDirectoryException;
 
 /** Errors as one line of text. */
 final class Errors {
@@ -12,8 +16,8 @@ final class Errors {
     private Errors() {}
 
     static String describe(Throwable e) {
-        if (e instanceof NoSuchFileException) {
-            return "There is no file " + oneLine(e.getMessage()) + ".";
+        if (e instanceof FileSystemException failed && failed.getFile() != null) {
+            return describe(failed);
         }
         boolean speaksForItself =
                 e instanceof IllegalArgumentException
@@ -27,6 +31,26 @@ final class Errors {
         }
         String text = e.getMessage() == null ? "" : ": " + oneLine(e.getMessage());
         return e.getClass().getName() + text + ". Run it again with --verbose for its origin.";
+    }
+
+    /** Java names the file and often nothing else. */
+    private static String describe(FileSystemException e) {
+        String file = oneLine(e.getFile());
+        if (e.getReason() != null) {
+            return oneLine(e.getMessage());
+        }
+        if (e instanceof NoSuchFileException) {
+            return "There is no file " + file + ".";
+        }
+        if (e instanceof AccessDeniedException) {
+            return file
+                    + " can not be read or written: permission denied; change its permissions or"
+                    + " choose another.";
+        }
+        if (e instanceof FileAlreadyExistsException || e instanceof NotDirectoryException) {
+            return file + " is not a directory; choose another.";
+        }
+        return file + " can not be read or written (" + e.getClass().getSimpleName() + ").";
     }
 
     /** The first line that says something; libtorch's errors go on with a stack trace. */

@@ -174,8 +174,8 @@ final class EvalCommand implements Callable<Integer> {
                     "--text is given twice with the name "
                             + text.getFileName()
                             + "; texts are told apart by their names.");
-            // Before the model is loaded: a missing file is told at once.
-            Files.newByteChannel(text).close();
+            // Before the model is loaded: a file that can not be read is told at once.
+            Texts.read(text, "--text");
         }
     }
 
@@ -187,7 +187,10 @@ final class EvalCommand implements Callable<Integer> {
 
     private void measure(EvalStore store, List<CacheArguments.Named> caches)
             throws IOException, MalformedModelException {
-        String filler = needleText == null ? NeedlePrompts.FILLER : Files.readString(needleText);
+        String problem = Outputs.problem(output);
+        require(problem == null, "--output " + output + " " + problem);
+        String filler =
+                needleText == null ? NeedlePrompts.FILLER : Texts.read(needleText, "--needle-text");
         EvalPart.Run run = new EvalPart.Run(LocalDate.now().toString(), command());
         List<String> head = new ArrayList<>(notes);
         if (kvq.model == null) {

@@ -15,7 +15,6 @@ import ai.djl.kvquant.evaluate.NeedleResult;
 import ai.djl.kvquant.evaluate.Perplexity;
 import ai.djl.kvquant.evaluate.PerplexityResult;
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -117,7 +116,7 @@ final class EvalMeasurer {
                                                                     && c.label().equals(r.cache())))
                             .toList();
             if (!missing.isEmpty()) {
-                int[] tokens = Perplexity.tokenize(session.tokenizer(), Files.readString(text));
+                int[] tokens = Perplexity.tokenize(session.tokenizer(), Texts.read(text, "--text"));
                 int count = Math.min(windows, Math.max(1, tokens.length / context));
                 List<int[]> chosen = Perplexity.windows(tokens, context, count);
                 part.add(heading, perplexity(name, missing, chosen, context));
@@ -175,7 +174,7 @@ final class EvalMeasurer {
         if (missing.isEmpty()) {
             return;
         }
-        int[] tokens = Perplexity.tokenize(session.tokenizer(), Files.readString(text));
+        int[] tokens = Perplexity.tokenize(session.tokenizer(), Texts.read(text, "--text"));
         int[] window = Perplexity.windows(tokens, context, 1).get(0);
         int layers = session.model().geometry().numLayers();
         try (LayerErrors errors = new LayerErrors(session.model(), complete(missing), context);

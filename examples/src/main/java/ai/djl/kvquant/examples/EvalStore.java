@@ -80,7 +80,9 @@ final class EvalStore {
     }
 
     void write(String name, String text) throws IOException {
-        Files.createDirectories(directory);
+        if (!Files.isDirectory(directory)) {
+            Files.createDirectories(directory);
+        }
         Path draft = Files.writeString(directory.resolve(name + ".tmp"), text);
         Files.move(draft, directory.resolve(name), StandardCopyOption.REPLACE_EXISTING);
     }

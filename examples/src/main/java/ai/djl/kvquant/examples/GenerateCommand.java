@@ -9,7 +9,6 @@ import ai.djl.kvquant.translate.ChatMessage;
 import ai.djl.kvquant.translate.ChatTemplate;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -89,7 +88,7 @@ final class GenerateCommand implements Callable<Integer> {
         String text =
                 "-".equals(file)
                         ? new String(System.in.readAllBytes(), StandardCharsets.UTF_8)
-                        : Files.readString(Path.of(file));
+                        : Texts.read(Path.of(file), "--file");
         return prompt == null ? text : text + "\n\n" + prompt;
     }
 }

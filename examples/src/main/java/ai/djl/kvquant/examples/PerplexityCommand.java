@@ -4,7 +4,6 @@ package ai.djl.kvquant.examples;
 import ai.djl.kvquant.cache.CacheOptions;
 import ai.djl.kvquant.evaluate.Perplexity;
 import ai.djl.kvquant.evaluate.PerplexityResult;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -36,7 +35,7 @@ final class PerplexityCommand implements Callable<Integer> {
     @Override
     public Integer call() throws Exception {
         List<CacheArguments.Named> caches = new CacheArguments(kvq, "auto", "int2").named(Map.of());
-        String content = Files.readString(text);
+        String content = Texts.read(text, "--text");
         try (Session session = Session.open(kvq)) {
             int[] tokens = Perplexity.tokenize(session.tokenizer(), content);
             List<CacheOptions> options =

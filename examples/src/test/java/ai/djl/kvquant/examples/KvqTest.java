@@ -6,6 +6,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.PrintWriter;
 import java.io.StringWriter;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
+import java.nio.file.FileSystemException;
+import java.nio.file.FileSystemLoopException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.stream.Stream;
@@ -73,6 +77,8 @@ class KvqTest {
                         + " --help'.",
                 "calibrate --text pom.xml --output pom.xml|kvq: --output pom.xml is a file; name a"
                         + " directory. See 'kvq calibrate --help'.",
+                "eval --text pom.xml --output pom.xml|kvq: --output pom.xml is a file; name a"
+                        + " directory. See 'kvq eval --help'.",
                 "bench --batch 0|kvq: --batch is 0; allowed: 1 or more, or max. See 'kvq bench --help'.",
                 "bench --depth -1|kvq: --depth is -1; allowed: 0 or more, or max. See 'kvq bench"
                         + " --help'.",
@@ -120,6 +126,12 @@ class KvqTest {
                         + " random:smollm2-135m.",
                 "perplexity --text /no/such|kvq: There is no file /no/such.",
                 "eval --text /no/such|kvq: There is no file /no/such.",
+                "calibrate --text src|kvq: --text src is a directory; name a text file.",
+                "perplexity --text src|kvq: --text src is a directory; name a text file.",
+                "eval --text src|kvq: --text src is a directory; name a text file.",
+                "eval --measure needle --needle-text src|kvq: --needle-text src is a directory; name"
+                        + " a text file.",
+                "generate --file src|kvq: --file src is a directory; name a text file.",
                 "eval --measure none --output /no/such|kvq: --output /no/such holds no results; measure"
                         + " something first.",
                 "perplexity --text x --kv-cache-dtype int2:recent=1|kvq: --kv-cache-dtype"
@@ -149,6 +161,49 @@ class KvqTest {
         run = run("generate", "--model", directory.toString(), "x");
         assertEquals(1, run.exitCode());
         assertEquals(1, run.err().lines().count(), run.err());
+    }
+
+    @Test
+    void aTextInAnotherEncodingIsNamed(@TempDir Path directory) throws Exception {
+        Path text = Files.write(directory.resolve("latin1.txt"), new byte[] {(byte) 0xE9, 'a'});
+        String message = " " + text + " is not UTF-8; convert it, for example with iconv.";
+        assertError(1, "kvq: --file" + message, run("generate", "--file", text.toString()));
+        assertError(1, "kvq: --text" + message, run("eval", "--text", text.toString()));
+    }
+
+    @Test
+    void anOutputBelowAFileIsRefusedBeforeTheWork(@TempDir Path directory) throws Exception {
+        Path file = Files.writeString(directory.resolve("file"), "x");
+        Path output = file.resolve("below");
+        for (String command : new String[] {"eval", "calibrate"}) {
+            assertError(
+                    2,
+                    "kvq: --output "
+                            + output
+                            + " can not be made: "
+                            + file
+                            + " is a file; name another directory. See 'kvq "
+                            + command
+                            + " --help'.",
+                    run(command, "--text", "pom.xml", "--output", output.toString()));
+        }
+    }
+
+    @Test
+    void errorsOfFilesSayWhatIsWrong() {
+        assertEquals(
+                "f can not be read or written: permission denied; change its permissions or choose"
+                        + " another.",
+                Errors.describe(new AccessDeniedException("f")));
+        assertEquals(
+                "f is not a directory; choose another.",
+                Errors.describe(new FileAlreadyExistsException("f")));
+        assertEquals(
+                "f can not be read or written (FileSystemLoopException).",
+                Errors.describe(new FileSystemLoopException("f")));
+        assertEquals(
+                "f: No space left on device",
+                Errors.describe(new FileSystemException("f", null, "No space left on device")));
     }
 
     @Test
