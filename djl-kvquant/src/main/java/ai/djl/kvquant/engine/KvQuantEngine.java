@@ -4,6 +4,8 @@ package ai.djl.kvquant.engine;
 import ai.djl.Device;
 import ai.djl.Model;
 import ai.djl.engine.Engine;
+import ai.djl.engine.StandardCapabilities;
+import ai.djl.kvquant.torch.OperatorLibrary;
 import ai.djl.ndarray.NDManager;
 import ai.djl.nn.SymbolBlock;
 import ai.djl.training.GradientCollector;
@@ -77,11 +79,20 @@ public final class KvQuantEngine extends Engine {
                             + target
                             + ", but DJL sees "
                             + getGpuCount()
-                            + " GPUs. If nvidia-smi lists it, put"
-                            + " ai.djl.pytorch:pytorch-native-cu128 on the class path; else use"
-                            + " Device.cpu(), or leave the device out.");
+                            + " GPUs. If nvidia-smi lists it, "
+                            + gpuRemedy()
+                            + "; else use Device.cpu(), or leave the device out.");
         }
         return new KvQuantModel(name, pytorch.newBaseManager(target));
+    }
+
+    private String gpuRemedy() {
+        if (getGpuCount() > 0) {
+            return "look at CUDA_VISIBLE_DEVICES";
+        }
+        return hasCapability(StandardCapabilities.CUDA)
+                ? RuntimeInfo.CUDART_REMEDY
+                : OperatorLibrary.GPU_REMEDY;
     }
 
     /** {@inheritDoc} */

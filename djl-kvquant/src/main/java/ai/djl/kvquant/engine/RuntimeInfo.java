@@ -36,6 +36,9 @@ public record RuntimeInfo(
         String cudaLibrary,
         List<String> problems) {
 
+    static final String CUDART_REMEDY =
+            "DJL does not, because it finds no libcudart.so; add its directory to LD_LIBRARY_PATH";
+
     /**
      * Loads the libraries, if they are not loaded yet, and looks at them. Never throws.
      *
@@ -76,9 +79,11 @@ public record RuntimeInfo(
         if (gpus == 0) {
             return List.of(
                     pytorch.hasCapability(StandardCapabilities.CUDA)
-                            ? "GPU: libtorch sees one, but DJL does not, because it finds no"
-                                    + " libcudart.so; add its directory to LD_LIBRARY_PATH"
-                            : "GPU: libtorch sees none");
+                            ? "GPU: libtorch sees one, but " + CUDART_REMEDY
+                            : "GPU: libtorch "
+                                    + pytorch.getVersion()
+                                    + " sees none; if nvidia-smi lists one, "
+                                    + OperatorLibrary.GPU_REMEDY);
         }
         List<String> problems = new ArrayList<>();
         for (int i = 0; i < gpus; ++i) {

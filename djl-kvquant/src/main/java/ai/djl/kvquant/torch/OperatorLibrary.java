@@ -35,6 +35,12 @@ public final class OperatorLibrary {
     /** Names the file of a CUDA operator library to load instead of the one in the jar. */
     public static final String CUDA_LIBRARY_PROPERTY = "ai.djl.kvquant.cuda.library";
 
+    /** What to do where nvidia-smi lists a GPU and libtorch sees none. */
+    public static final String GPU_REMEDY =
+            "this libtorch is one for CPUs: leave ai.djl.pytorch:pytorch-native-cpu off the class"
+                    + " path and set PYTORCH_FLAVOR=cu128 in the environment (kvq needs the latter"
+                    + " only), and DJL downloads the one for CUDA";
+
     private static final String CUDA_LOADED_PROPERTY = "ai.djl.kvquant.cuda.library.loaded";
 
     // A property of the JVM rather than of the class: a second class loader must not load a second
@@ -76,9 +82,9 @@ public final class OperatorLibrary {
                 throw new EngineException(
                         "A GPU was asked for, but libtorch "
                                 + pytorch.getVersion()
-                                + " sees none. If nvidia-smi lists one, put"
-                                + " ai.djl.pytorch:pytorch-native-cu128 on the class path instead"
-                                + " of pytorch-native-cpu; else use the device cpu.");
+                                + " sees none. If nvidia-smi lists one, "
+                                + GPU_REMEDY
+                                + "; else use the device cpu.");
             }
             load(
                     find(

@@ -9,6 +9,8 @@ import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -65,15 +67,65 @@ class LauncherTest {
     }
 
     private String failure() throws Exception {
+        return run(1, Map.of());
+    }
+
+    /** What it says on stderr. */
+    private String run(int exitCode, Map<String, String> environment) throws Exception {
         ProcessBuilder builder = new ProcessBuilder(launcher.toString(), "info");
         builder.environment().clear();
         builder.environment().put("PATH", bin.toString());
+        builder.environment().putAll(environment);
         Process process = builder.start();
         try (InputStream err = process.getErrorStream()) {
             String text = new String(err.readAllBytes(), StandardCharsets.UTF_8).strip();
-            assertEquals(1, process.waitFor(), text);
+            assertEquals(exitCode, process.waitFor(), text);
             return text;
         }
+    }
+
+    /** Files as a build leaves them. */
+    private void build() throws IOException {
+        Path root = directory.resolve("root");
+        for (String folder :
+                List.of(
+                        "native-ops/src",
+                        "native-ops/cmake",
+                        "native-ops/target/classes/native/linux-x86_64",
+                        "djl-kvquant/src/main",
+                        "examples/src/main",
+                        "examples/target/lib")) {
+            Files.createDirectories(root.resolve(folder));
+        }
+        for (String file :
+                List.of(
+                        "pom.xml",
+                        "native-ops/pom.xml",
+                        "native-ops/CMakeLists.txt",
+                        "native-ops/target/classes/native/linux-x86_64/libkvquant_cpu.so",
+                        "djl-kvquant/pom.xml",
+                        "examples/pom.xml",
+                        "examples/target/lib/a.jar",
+                        "examples/target/lib/pytorch-native-cpu-2.7.1-linux-x86_64.jar",
+                        "examples/target/djl-kvquant-examples.jar")) {
+            Files.writeString(root.resolve(file), "");
+        }
+    }
+
+    @Test
+    void aFlavorWithCudaLeavesLibtorchForCpusOut() throws Exception {
+        build();
+        Path java = bin.resolve("java");
+        Files.writeString(
+                java,
+                "#!/usr/bin/env bash\n[[ $1 == -version ]] && echo 'java 17.0.9' >&2 && exit\n"
+                        + "while [[ $1 != -cp ]]; do shift; done; echo \"$2\" >&2\n");
+        java.toFile().setExecutable(true);
+        String target = directory.resolve("root/examples/target").toString();
+        String jar = target + "/djl-kvquant-examples.jar:";
+        assertEquals(jar + target + "/lib/*", run(0, Map.of()));
+        assertEquals(jar + target + "/lib/*", run(0, Map.of("PYTORCH_FLAVOR", "cpu")));
+        assertEquals(jar + target + "/lib/a.jar", run(0, Map.of("PYTORCH_FLAVOR", "cu128")));
     }
 
     @Test
