@@ -45,7 +45,7 @@ final class CacheArguments {
             throw new IllegalArgumentException(
                     "--kv-cache-dtype is given "
                             + dtypes.size()
-                            + " times; only perplexity, eval and bench compare several.");
+                            + " times; only perplexity, eval, bench, calibrate and info take several.");
         }
         return several(Map.of()).get(0);
     }

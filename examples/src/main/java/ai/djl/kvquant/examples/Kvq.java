@@ -63,8 +63,10 @@ public final class Kvq implements Runnable {
                     "how keys and values are stored: auto, fp16, int8, int4, int3, int2, latent4,"
                             + " latent3, latent2, latent1.5, rotatekv4, rotatekv3, rotatekv2,"
                             + " kvquant4, kvquant3, kvquant2, svdq2.25, svdq1.25 or a pair K/V,"
-                            + " with own options as NAME:kv_x=y; perplexity, eval, bench and"
-                            + " calibrate take several")
+                            + " with own options as NAME:kv_x=y (default: int2 for generate, chat"
+                            + " and calibrate; auto and int2 for perplexity; fp16 and int2 for"
+                            + " bench; all for eval and info); perplexity, eval, bench, calibrate"
+                            + " and info take several")
     List<String> cacheDtypes = new ArrayList<>();
 
     @Option(

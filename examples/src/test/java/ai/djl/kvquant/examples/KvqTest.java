@@ -53,6 +53,16 @@ class KvqTest {
         assertEquals("", run.err());
     }
 
+    @Test
+    void helpNamesTheCachesThatEachCommandTakesByDefault() {
+        String help = run("generate", "--help").out().replaceAll("\\s+", " ");
+        String defaults =
+                "(default: int2 for generate, chat and calibrate; auto and int2 for perplexity; fp16"
+                        + " and int2 for bench; all for eval and info); perplexity, eval, bench,"
+                        + " calibrate and info take several";
+        assertTrue(help.contains(defaults), help);
+    }
+
     @ParameterizedTest
     @CsvSource(
             delimiter = '|',
@@ -108,7 +118,7 @@ class KvqTest {
                         + " latent1.5, rotatekv4, rotatekv3, rotatekv2, kvquant4, kvquant3, kvquant2,"
                         + " svdq2.25, svdq1.25 or a pair K/V such as rotatekv4/rotatekv2.",
                 "generate --kv-cache-dtype fp16 --kv-cache-dtype auto x|kvq: --kv-cache-dtype is given"
-                        + " 2 times; only perplexity, eval and bench compare several.",
+                        + " 2 times; only perplexity, eval, bench, calibrate and info take several.",
                 "chat --set temperature=1|kvq: --set temperature is not a cache option; allowed:"
                         + " kv_…=value except kv_cache_dtype (use --kv-cache-dtype), and"
                         + " max_batch_size.",
