@@ -7,6 +7,7 @@ import java.io.IOException;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.OptionalLong;
 import java.util.stream.Stream;
 
 /**
@@ -51,18 +52,24 @@ public record MemoryBudget(String owner, long defaultBytes, long totalBytes, boo
                 ManagementFactory.getOperatingSystemMXBean();
     }
 
-    /**
-     * What could be allocated without swapping: on Linux, page cache that can be dropped counts as
-     * well.
-     */
     private static long freeMemory() {
+        return available().orElseGet(() -> system().getFreeMemorySize());
+    }
+
+    /**
+     * Returns what could be allocated on this machine without swapping: page cache that can be
+     * dropped counts as free. In a container it is at most what that may take.
+     *
+     * @return the bytes; empty where the system does not tell
+     */
+    public static OptionalLong available() {
         try (Stream<String> lines = Files.lines(Path.of("/proc/meminfo"))) {
             return lines.filter(line -> line.startsWith("MemAvailable:"))
                     .mapToLong(line -> Long.parseLong(line.replaceAll("\\D", "")) * 1024)
-                    .findFirst()
-                    .orElseGet(() -> system().getFreeMemorySize());
+                    .map(bytes -> Math.min(bytes, system().getTotalMemorySize()))
+                    .findFirst();
         } catch (IOException e) {
-            return system().getFreeMemorySize();
+            return OptionalLong.empty();
         }
     }
 }

@@ -49,4 +49,11 @@ final class CheckpointWeights implements WeightSource {
         NDArray tensor = operators.wrap(manager, bytes, from, shape);
         return to.equals(from) ? tensor : operators.convert(manager, tensor, to);
     }
+
+    @Override
+    public long memory(String name) {
+        TensorEntry entry = checkpoint.entry(name);
+        boolean asStored = type == WeightType.AUTO || type == WeightType.of(entry.dtype());
+        return asStored ? 0 : new Shape(entry.shape()).size() * type.bytes();
+    }
 }

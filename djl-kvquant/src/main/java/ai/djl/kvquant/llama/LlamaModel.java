@@ -49,9 +49,13 @@ public final class LlamaModel implements AutoCloseable {
             weightType = graph.fused() ? graph.type() : weights.type;
             String methods = new LlamaCode(config, graph).methods();
             module = TorchModule.load(manager, TorchArchive.write(methods));
-            NDList tensors =
-                    new LlamaWeights(manager, operators, source(weights), graph.fused())
-                            .read(config);
+            LlamaWeights named =
+                    new LlamaWeights(manager, operators, source(weights), graph.fused());
+            if (!operators.onGpu()) {
+                WeightMemory.require(
+                        named.memory(config), MemoryBudget.available(), keptType(weights), random);
+            }
+            NDList tensors = named.read(config);
             operators.releaseCachedMemory();
             module.run(manager, "load", tensors);
         } catch (IOException | RuntimeException | Error e) {
@@ -81,10 +85,13 @@ public final class LlamaModel implements AutoCloseable {
                         : weights.checkpoint.entry("model.embed_tokens.weight").dtype());
     }
 
+    private WeightType keptType(Weights weights) {
+        return weightType == WeightType.AUTO ? storedType(weights) : weightType;
+    }
+
     private WeightSource source(Weights weights) {
         if (weights.checkpoint == null) {
-            WeightType type = weightType == WeightType.AUTO ? storedType(weights) : weightType;
-            return new RandomWeights(manager, operators, config, type);
+            return new RandomWeights(manager, operators, config, keptType(weights));
         }
         return new CheckpointWeights(manager, operators, weights.checkpoint, weightType);
     }

@@ -13,6 +13,9 @@ import java.util.Arrays;
 /** A model's tensors in the order in which the TorchScript module wants them. */
 final class LlamaWeights {
 
+    private static final String EMBEDDING = "model.embed_tokens.weight";
+    private static final String NORM = "model.norm.weight";
+    private static final String HEAD = "lm_head.weight";
     private static final String[] LAYER = {
         "input_layernorm.weight",
         "self_attn.q_proj.weight",
@@ -58,14 +61,14 @@ final class LlamaWeights {
      */
     NDList read(LlamaConfig config) throws IOException {
         NDArray none = manager.create(new Shape(0), DataType.FLOAT32);
-        NDArray embedding = source.tensor("model.embed_tokens.weight");
-        NDList weights = new NDList(embedding, source.tensor("model.norm.weight"));
-        weights.add(config.tieWordEmbeddings() ? embedding : source.tensor("lm_head.weight"));
+        NDArray embedding = source.tensor(EMBEDDING);
+        NDList weights = new NDList(embedding, source.tensor(NORM));
+        weights.add(config.tieWordEmbeddings() ? embedding : source.tensor(HEAD));
         weights.add(none);
         for (int layer = 0; layer < config.numLayers(); ++layer) {
             NDArray[] tensors = new NDArray[LAYER.length];
             for (int i = 0; i < LAYER.length; ++i) {
-                String full = "model.layers." + layer + "." + LAYER[i];
+                String full = inLayer(layer, LAYER[i]);
                 tensors[i] = source.has(full) ? source.tensor(full) : none;
             }
             if (fused) {
@@ -76,6 +79,23 @@ final class LlamaWeights {
             weights.addAll(Arrays.asList(tensors));
         }
         return weights;
+    }
+
+    /** Bytes of memory that all of them take on a CPU. */
+    long memory(LlamaConfig config) {
+        long bytes = source.memory(EMBEDDING) + source.memory(NORM);
+        bytes += config.tieWordEmbeddings() ? 0 : source.memory(HEAD);
+        for (int layer = 0; layer < config.numLayers(); ++layer) {
+            for (String name : LAYER) {
+                String full = inLayer(layer, name);
+                bytes += source.has(full) ? source.memory(full) : 0;
+            }
+        }
+        return bytes;
+    }
+
+    private static String inLayer(int layer, String name) {
+        return "model.layers." + layer + "." + name;
     }
 
     private void join(NDArray[] tensors, int[] places, NDArray none) {

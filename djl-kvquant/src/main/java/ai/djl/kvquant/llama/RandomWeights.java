@@ -40,6 +40,11 @@ final class RandomWeights implements WeightSource {
                 manager, shape(name), norm ? 0 : SCALE, norm ? 1 : 0, type.tensorType());
     }
 
+    @Override
+    public long memory(String name) {
+        return shape(name).size() * type.bytes();
+    }
+
     private Shape shape(String name) {
         long hidden = config.hiddenSize();
         long inner = config.intermediateSize();

@@ -12,4 +12,7 @@ interface WeightSource {
 
     /** The tensor, on the device and in the type in which it is kept. */
     NDArray tensor(String name) throws IOException;
+
+    /** Bytes of memory that the tensor takes on a CPU; 0 if it is used as it lies in its file. */
+    long memory(String name);
 }

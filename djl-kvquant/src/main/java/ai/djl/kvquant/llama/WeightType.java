@@ -49,6 +49,11 @@ public enum WeightType {
                         + ".");
     }
 
+    /** Bytes of an element; AUTO has none. */
+    int bytes() {
+        return this == FP32 ? Float.BYTES : Short.BYTES;
+    }
+
     String tensorType() {
         return tensorType;
     }
