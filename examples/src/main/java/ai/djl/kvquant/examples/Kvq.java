@@ -110,7 +110,7 @@ public final class Kvq implements Runnable {
      * @param args the arguments
      */
     public static void main(String[] args) {
-        quieten(args);
+        properties(args).forEach(Kvq::setDefault);
         System.exit(run(args, utf8(FileDescriptor.out), utf8(FileDescriptor.err)));
     }
 
@@ -132,13 +132,23 @@ public final class Kvq implements Runnable {
                 .execute(args);
     }
 
-    /** Before the first logger and the engine are made. */
-    private static void quieten(String[] args) {
+    /**
+     * System properties, set before the first logger and the engine are made: what DJL warns of is
+     * for those who ask, what we warn of is for all.
+     */
+    static Map<String, String> properties(String[] args) {
         boolean verbose = Arrays.asList(args).contains("--verbose");
-        setDefault("org.slf4j.simpleLogger.defaultLogLevel", verbose ? "info" : "error");
-        setDefault("org.slf4j.simpleLogger.showThreadName", "false");
-        setDefault("OPT_OUT_TRACKING", "true");
-        setDefault("ai.djl.pytorch.graph_optimizer", "false");
+        return Map.of(
+                "org.slf4j.simpleLogger.defaultLogLevel",
+                verbose ? "info" : "error",
+                "org.slf4j.simpleLogger.log.ai.djl.kvquant",
+                verbose ? "info" : "warn",
+                "org.slf4j.simpleLogger.showThreadName",
+                "false",
+                "OPT_OUT_TRACKING",
+                "true",
+                "ai.djl.pytorch.graph_optimizer",
+                "false");
     }
 
     private static void setDefault(String name, String value) {

@@ -12,6 +12,8 @@ import java.nio.file.FileSystemException;
 import java.nio.file.FileSystemLoopException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -214,6 +216,16 @@ class KvqTest {
         assertEquals(
                 "f: No space left on device",
                 Errors.describe(new FileSystemException("f", null, "No space left on device")));
+    }
+
+    @Test
+    void ourWarningsAreShownAndThoseOfDjlOnRequest() {
+        String all = "org.slf4j.simpleLogger.defaultLogLevel";
+        String ours = "org.slf4j.simpleLogger.log.ai.djl.kvquant";
+        Map<String, String> quiet = Kvq.properties(new String[] {"generate", "x"});
+        assertEquals(List.of("error", "warn"), List.of(quiet.get(all), quiet.get(ours)));
+        Map<String, String> verbose = Kvq.properties(new String[] {"generate", "--verbose", "x"});
+        assertEquals(List.of("info", "info"), List.of(verbose.get(all), verbose.get(ours)));
     }
 
     @Test
