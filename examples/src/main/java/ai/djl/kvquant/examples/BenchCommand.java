@@ -104,8 +104,8 @@ final class BenchCommand implements Callable<Integer> {
             if (!kvq.json) {
                 report.print(out(), markdown);
             }
+            return report.isEmpty() ? 1 : 0;
         }
-        return 0;
     }
 
     private PrintWriter out() {

@@ -54,6 +54,11 @@ final class BenchReport {
         }
     }
 
+    /** Whether no cache could be measured. */
+    boolean isEmpty() {
+        return rows.isEmpty();
+    }
+
     private static String name(Contestant.Figures f) {
         return f.dtype()
                 + (f.at().depth() == BenchCase.MAX ? "" : " at depth " + f.at().depth())

@@ -20,6 +20,7 @@ final class GenerationReport {
         json.put("text", result.text());
         json.put("prompt_tokens", result.promptTokens());
         json.put("new_tokens", result.tokens().length);
+        json.put("finish_reason", result.finishReason().name().toLowerCase(Locale.ROOT));
         json.put("ttft_ms", Json.round(result.timeToFirstToken().toNanos() / 1e6, 1));
         json.put("tokens_per_second", Json.round(result.tokensPerSecond(), 2));
         json.put("kv_cache_dtype", cache.dtype());

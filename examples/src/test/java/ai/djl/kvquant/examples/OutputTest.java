@@ -50,7 +50,7 @@ class OutputTest {
     void jsonHasTheseKeysOnOneLine() {
         assertEquals(
                 "{\"text\":\"An \\\"answer\\\"\",\"prompt_tokens\":40,\"new_tokens\":3,"
-                        + "\"ttft_ms\":312.0,\"tokens_per_second\":45.68,"
+                        + "\"finish_reason\":\"eos\",\"ttft_ms\":312.0,\"tokens_per_second\":45.68,"
                         + "\"kv_cache_dtype\":\"rotatekv4\",\"bits_per_key\":4.5,"
                         + "\"bits_per_value\":4.25,\"key_bits_read\":4.5,"
                         + "\"kv_bytes\":1048576,\"kv_bytes_fp16\":4194304}",

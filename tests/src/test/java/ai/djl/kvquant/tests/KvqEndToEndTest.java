@@ -40,6 +40,10 @@ class KvqEndToEndTest {
     }
 
     private static Run runModel(String model, String... arguments) {
+        return runModel(0, model, arguments);
+    }
+
+    private static Run runModel(int expected, String model, String... arguments) {
         List<String> args = new ArrayList<>(Arrays.asList(arguments));
         args.add("--model");
         args.add(model);
@@ -47,7 +51,7 @@ class KvqEndToEndTest {
         StringWriter err = new StringWriter();
         int exitCode =
                 Kvq.run(args.toArray(String[]::new), new PrintWriter(out), new PrintWriter(err));
-        assertEquals(0, exitCode, err.toString());
+        assertEquals(expected, exitCode, err.toString());
         return new Run(out.toString(), err.toString());
     }
 
@@ -56,7 +60,7 @@ class KvqEndToEndTest {
     }
 
     private static final String GENERATION_KEYS =
-            "text prompt_tokens new_tokens ttft_ms tokens_per_second kv_cache_dtype bits_per_key"
+            "text prompt_tokens new_tokens finish_reason ttft_ms tokens_per_second kv_cache_dtype bits_per_key"
                     + " bits_per_value key_bits_read kv_bytes kv_bytes_fp16";
 
     @Test
@@ -87,6 +91,7 @@ class KvqEndToEndTest {
         assertEquals(text, json.get("text").getAsString() + System.lineSeparator());
         assertEquals(3, json.get("prompt_tokens").getAsInt());
         assertEquals(8, json.get("new_tokens").getAsInt());
+        assertEquals("length", json.get("finish_reason").getAsString());
         assertEquals("fp16", json.get("kv_cache_dtype").getAsString());
         // 11 tokens but the last, which is not read any more.
         assertEquals(10 * 23040, json.get("kv_bytes_fp16").getAsLong());
@@ -215,6 +220,22 @@ class KvqEndToEndTest {
         int quantized = caches.get(3).get("depth").getAsInt();
         assertTrue(half > 1000 && quantized > 4 * half, half + " and " + quantized);
         assertTrue(caches.get(2).get("kv_bytes").getAsLong() <= 40 << 20);
+    }
+
+    @Test
+    void benchThatMeasuresNothingFails() {
+        String[] args = {
+            "bench",
+            "--json",
+            "--fill",
+            "random",
+            "--set",
+            "kv_cache_memory=1k",
+            "--kv-cache-dtype",
+            "fp16"
+        };
+        Run run = runModel(1, "random:smollm2-135m", args);
+        assertKeys("kv_cache_dtype depth batch error", run.json().get(0));
     }
 
     @Test
