@@ -47,7 +47,9 @@ final class CacheSize {
                             + pageBytes
                             + " bytes, and the exact tokens of "
                             + sequences
-                            + " sequences "
+                            + " sequences (for max_batch_size "
+                            + rows
+                            + " and for beginnings of prompts that are kept) "
                             + exactTotal
                             + ". Set kv_cache_memory higher, or max_batch_size or"
                             + " kv_recent_tokens lower.");

@@ -102,7 +102,17 @@ final class PageReservation implements AutoCloseable {
                         ? "all exact pages, enough for "
                                 + pool.size() / layout.exactColumns()
                                 + " sequences, are in use"
-                        : "all " + cache.capacity() + " tokens that fit are in use";
+                        : "all "
+                                + pool.size()
+                                + " pages of "
+                                + KvCache.PAGE_TOKENS
+                                + " tokens are in use (room for "
+                                + cache.capacity()
+                                + " tokens, and a page for each of max_batch_size "
+                                + cache.options().maxBatchSize()
+                                + (layout.exactColumns() > 0
+                                        ? "; exact tokens lie elsewhere)"
+                                        : ")");
         return new CacheFullException(
                 String.format(
                         Locale.ROOT,

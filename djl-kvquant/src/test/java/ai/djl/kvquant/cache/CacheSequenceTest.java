@@ -182,13 +182,65 @@ class CacheSequenceTest {
             assertTrue(
                     e.getMessage()
                             .startsWith(
-                                    "The KV cache is full: all 128 tokens that fit are in use, and a"
-                                            + " sequence of 0 tokens needs 100 more."),
+                                    "The KV cache is full: all 3 pages of 64 tokens are in use (room"
+                                            + " for 128 tokens, and a page for each of"
+                                            + " max_batch_size 1), and a sequence of 0 tokens needs"
+                                            + " 100 more."),
                     e::getMessage);
             assertEquals(128, first.length());
             first.close();
             tiny.append(second, TinyCache.tokens(2, 100));
             assertEquals(100, second.length());
         }
+    }
+
+    @Test
+    void exactTokensComeOnTopOfPages() {
+        try (TinyCache tiny =
+                new TinyCache(
+                        "kv_cache_dtype",
+                        "rotatekv4",
+                        "kv_sink_tokens",
+                        "4",
+                        "kv_recent_tokens",
+                        "128",
+                        "kv_cache_tokens",
+                        "64",
+                        "max_batch_size",
+                        "1")) {
+            CacheSequence sequence = tiny.sequence(TinyCache.tokens(1, 128 + 2 * 64));
+            CacheFullException e =
+                    assertThrows(
+                            CacheFullException.class,
+                            () -> tiny.append(sequence, TinyCache.tokens(2, 1)));
+            assertTrue(
+                    e.getMessage()
+                            .startsWith(
+                                    "The KV cache is full: all 2 pages of 64 tokens are in use (room"
+                                            + " for 64 tokens, and a page for each of max_batch_size"
+                                            + " 1; exact tokens lie elsewhere), and a sequence of"
+                                            + " 256 tokens needs 1 more."),
+                    e::getMessage);
+        }
+    }
+
+    @Test
+    void aCacheWithoutRoomTellsForWhomExactTokensAre() {
+        assertEquals(
+                "The KV cache has no room for a page: 64 tokens take 100 bytes, and the exact tokens"
+                        + " of 16 sequences (for max_batch_size 4 and for beginnings of prompts that"
+                        + " are kept) 1600. Set kv_cache_memory higher, or max_batch_size or"
+                        + " kv_recent_tokens lower.",
+                assertThrows(
+                                IllegalArgumentException.class,
+                                () ->
+                                        new CacheSize(
+                                                new CacheGeometry(
+                                                        1, 2, 1, 32, 0.2, new double[16], 4096),
+                                                new SizeOptions(4, 0, 1000),
+                                                new MemoryBudget("machine", 1, 1 << 20, true),
+                                                100,
+                                                100))
+                        .getMessage());
     }
 }

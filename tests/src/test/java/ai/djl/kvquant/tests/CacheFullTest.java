@@ -100,7 +100,7 @@ class CacheFullTest {
                 assertThrows(CacheFullException.class, () -> lm.prefill(prompts));
         contains(
                 error.getMessage(),
-                "The KV cache is full: all 128 tokens that fit are in use",
+                "The KV cache is full: all 3 pages of 64 tokens are in use (room for 128 tokens",
                 "needs 100 more",
                 "set kv_cache_tokens or kv_cache_memory higher",
                 "close batches that are not used");
@@ -119,7 +119,7 @@ class CacheFullTest {
         assertEquals(FinishReason.CACHE_FULL, result.finishReason());
         contains(
                 result.message(),
-                "The KV cache is full: all 128 tokens that fit are in use",
+                "The KV cache is full: all 3 pages of 64 tokens are in use (room for 128 tokens",
                 "a sequence of 192 tokens needs 1 more",
                 "set kv_cache_tokens");
         // The token that had no room is generated, too: its logits were there.

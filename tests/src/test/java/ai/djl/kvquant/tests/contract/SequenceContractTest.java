@@ -227,7 +227,7 @@ class SequenceContractTest {
                             CacheFullException.class,
                             () -> on.prefill(greedy, Sequences.tokens(3, 0, 800)));
             assertTrue(
-                    e.getMessage().startsWith("The KV cache is full: all 512 tokens"),
+                    e.getMessage().startsWith("The KV cache is full: all 9 pages of 64 tokens"),
                     e::getMessage);
             assertEquals(0, greedy.length());
             assertArrayEquals(expected, on.decodeAll(sequence, more));
