@@ -1,7 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 package ai.djl.kvquant.examples;
 
-import ai.djl.MalformedModelException;
+import ai.djl.ModelException;
 import ai.djl.engine.EngineException;
 import java.io.IOException;
 import java.nio.file.AccessDeniedException;
@@ -19,18 +19,23 @@ final class Errors {
         if (e instanceof FileSystemException failed && failed.getFile() != null) {
             return describe(failed);
         }
-        boolean speaksForItself =
-                e instanceof IllegalArgumentException
-                        || e instanceof IllegalStateException
-                        || e instanceof MalformedModelException
-                        || e instanceof EngineException
-                        || e instanceof IOException
-                        || e.getClass().getName().startsWith("ai.djl.kvquant.");
-        if (speaksForItself && e.getMessage() != null) {
+        if (speaksForItself(e)) {
             return oneLine(e.getMessage());
         }
         String text = e.getMessage() == null ? "" : ": " + oneLine(e.getMessage());
         return e.getClass().getName() + text + ". Run it again with --verbose for its origin.";
+    }
+
+    /** Whether its message is meant for users. */
+    static boolean speaksForItself(Throwable e) {
+        boolean meant =
+                e instanceof IllegalArgumentException
+                        || e instanceof IllegalStateException
+                        || e instanceof ModelException
+                        || e instanceof EngineException
+                        || e instanceof IOException
+                        || e.getClass().getName().startsWith("ai.djl.kvquant.");
+        return meant && e.getMessage() != null;
     }
 
     /** Java names the file and often nothing else. */

@@ -86,14 +86,14 @@ class ExampleScriptsTest {
     @Test
     void examplesGetAModel() throws Exception {
         assertEquals(
-                new Run(0, "programs.Answer in examples: " + model + " Why? int2"),
+                new Run(0, "ExampleRunner in examples: Answer " + model + " Why? int2"),
                 example("Answer", "Why?", "int2"));
         assertEquals(
-                new Run(0, "programs.PromptBatch in examples: " + model),
+                new Run(0, "ExampleRunner in examples: PromptBatch " + model),
                 example("--model", model.toString(), "PromptBatch"));
         // A client has none.
         assertEquals(
-                new Run(0, "programs.ServedChat in examples: http://localhost"),
+                new Run(0, "ExampleRunner in examples: ServedChat http://localhost"),
                 example("ServedChat", "http://localhost"));
     }
 

@@ -10,6 +10,7 @@ import com.sun.net.httpserver.HttpServer;
 import java.io.IOException;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
+import java.net.ServerSocket;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -85,6 +86,20 @@ class ServingScriptsTest {
         } finally {
             broken.stop(0);
         }
+    }
+
+    @Test
+    void checkServerWithoutServer() throws Exception {
+        int port;
+        try (ServerSocket socket = new ServerSocket(0)) {
+            port = socket.getLocalPort();
+        }
+        String url = "http://127.0.0.1:" + port;
+        Run run = check(url);
+        assertEquals(
+                "check-server: " + url + " does not answer: [Errno 111] Connection refused",
+                run.output.strip());
+        assertEquals(1, run.exitCode);
     }
 
     private static Path executable(Path file, String text) throws IOException {

@@ -6,6 +6,7 @@ import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
 import java.io.IOException;
 import java.io.PrintStream;
+import java.net.ConnectException;
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
@@ -42,7 +43,7 @@ public final class ServedChat {
      * @param url the URL of the server
      * @param message the message
      * @param out where the answer goes
-     * @throws IOException if the server answers with an error
+     * @throws IOException if there is no server, or it answers with an error
      * @throws InterruptedException if the thread is interrupted
      */
     public static void run(String url, String message, PrintStream out)
@@ -52,8 +53,16 @@ public final class ServedChat {
                         .header("Content-Type", "application/json")
                         .POST(BodyPublishers.ofString(body(message).toString()))
                         .build();
-        HttpResponse<Stream<String>> response =
-                HttpClient.newHttpClient().send(request, BodyHandlers.ofLines());
+        HttpResponse<Stream<String>> response;
+        try {
+            response = HttpClient.newHttpClient().send(request, BodyHandlers.ofLines());
+        } catch (ConnectException e) {
+            throw new IOException(
+                    "No server answers at "
+                            + url
+                            + "; start one as examples/serving/README.md says, or give its URL.",
+                    e);
+        }
         try (Stream<String> lines = response.body()) {
             if (response.statusCode() != 200) {
                 throw new IOException(
