@@ -214,7 +214,8 @@ public final class Checkpoint {
     private static void checkSurplus(TensorEntry entry, TensorEntry embedding, LlamaConfig config)
             throws IOException, MalformedModelException {
         if (!CheckpointLayout.OUTPUT.equals(entry.name())) {
-            String hint = "";
+            String hint =
+                    "; if config.json and the weights are of different models, download both again";
             if (entry.name().endsWith(".bias")) {
                 String key = entry.name().contains(".mlp.") ? "mlp_bias" : "attention_bias";
                 hint = "; if it belongs to the model, config.json needs " + key + " true";

@@ -13,6 +13,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.Map;
 
@@ -27,6 +28,9 @@ public final class SafetensorsFile {
 
     /** The limit of the reference implementation. */
     private static final long MAX_HEADER = 100_000_000;
+
+    private static final byte[] LFS_START =
+            "version https://git-lfs".getBytes(StandardCharsets.US_ASCII);
 
     /** The most that is mapped at once to compare tensors. */
     private static final int PART = 1 << 28;
@@ -199,7 +203,13 @@ public final class SafetensorsFile {
                     path
                             + " is truncated: a safetensors file has at least 8 bytes, this one "
                             + size
-                            + ".");
+                            + ". Download it again.");
+        }
+        if (isLfsPointer(channel)) {
+            throw new MalformedModelException(
+                    path
+                            + " is a Git LFS pointer and not the file that it stands for. Run 'git"
+                            + " lfs pull' in its repository, or download it again.");
         }
         ByteBuffer bytes = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
         readFully(channel, bytes, 0);
@@ -211,7 +221,7 @@ public final class SafetensorsFile {
                             + Long.toUnsignedString(length)
                             + " is not between 2 and "
                             + MAX_HEADER
-                            + ".");
+                            + ". Download it again.");
         }
         if (length > size - 8) {
             throw new MalformedModelException(
@@ -220,9 +230,15 @@ public final class SafetensorsFile {
                             + (8 + length)
                             + " bytes, the file has "
                             + size
-                            + ".");
+                            + ". Download it again.");
         }
         return (int) length;
+    }
+
+    private static boolean isLfsPointer(FileChannel channel) throws IOException {
+        byte[] start = new byte[LFS_START.length];
+        channel.read(ByteBuffer.wrap(start), 0);
+        return Arrays.equals(start, LFS_START);
     }
 
     private static void readFully(FileChannel channel, ByteBuffer target, long position)

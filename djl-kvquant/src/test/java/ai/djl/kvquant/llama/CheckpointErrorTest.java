@@ -70,7 +70,10 @@ class CheckpointErrorTest {
                         model -> model.config.addProperty("attention_bias", true)),
                 damage(
                         "surplus tensor",
-                        SINGLE + ": tensor foo [3] is no part of a LlamaForCausalLM",
+                        SINGLE
+                                + ": tensor foo [3] is no part of a LlamaForCausalLM as config.json"
+                                + " describes it; if config.json and the weights are of different"
+                                + " models, download both again.",
                         model -> model.add("foo", 3)),
                 damage(
                         "surplus bias",

@@ -48,13 +48,27 @@ class SafetensorsFileTest {
     static Stream<Arguments> brokenFiles() {
         return Stream.of(
                 length("empty file", "a safetensors file has at least 8 bytes", 0),
-                length("half a length", "at least 8 bytes, this one 7.", 7),
+                length("half a length", "at least 8 bytes, this one 7. Download it again.", 7),
                 length("half a header", "is truncated: its header needs", 50),
                 length("half the data", "is truncated: tensor b ends at byte", -2),
                 length("more data", "5 bytes follow the last tensor, b", 5),
                 start("absurd length", "its header length 9223372036854775807", -1L >>> 1),
                 start("negative length", "header length 18446744073709551615", -1),
                 start("no header", "its header length 0 is not between 2 and", 0));
+    }
+
+    @Test
+    void aGitLfsPointerIsNamed(@TempDir Path directory) throws Exception {
+        Path file =
+                Files.writeString(
+                        directory.resolve("model.safetensors"),
+                        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+        assertEquals(
+                file
+                        + " is a Git LFS pointer and not the file that it stands for. Run 'git lfs"
+                        + " pull' in its repository, or download it again.",
+                assertThrows(MalformedModelException.class, () -> SafetensorsFile.open(file))
+                        .getMessage());
     }
 
     static Stream<Arguments> brokenHeaders() {

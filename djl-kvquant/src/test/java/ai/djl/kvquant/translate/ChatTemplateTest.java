@@ -96,7 +96,12 @@ class ChatTemplateTest {
         write("tokenizer_config.json", Map.of("bos_token", "<s>"));
         IOException e =
                 assertThrows(IOException.class, () -> ChatTemplate.fromModelDirectory(directory));
-        assertTrue(e.getMessage().contains("has no chat template"), e.getMessage());
+        assertEquals(
+                directory
+                        + " has no chat template (chat_template.jinja, or chat_template in"
+                        + " tokenizer_config.json); use an instruct model, or give the prompt as"
+                        + " plain text (kvq generate --raw).",
+                e.getMessage());
         Files.writeString(directory.resolve("tokenizer_config.json"), "{");
         IOException broken =
                 assertThrows(IOException.class, () -> ChatTemplate.fromModelDirectory(directory));
