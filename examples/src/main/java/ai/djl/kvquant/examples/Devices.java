@@ -13,6 +13,11 @@ final class Devices {
 
     private Devices() {}
 
+    /** The name of a device. */
+    static String name(Device device) {
+        return device.isGpu() ? "gpu:" + device.getDeviceId() : device.getDeviceType();
+    }
+
     /** The device of a name; auto is the engine's default. */
     static Device parse(String name) {
         if ("cpu".equals(name)) {

@@ -76,7 +76,7 @@ final class InfoCommand implements Callable<Integer> {
         map.put("head_dim", config.headDim());
         map.put("vocabulary", config.vocabSize());
         map.put("context", session.model().geometry().maxTokens());
-        map.put("device", session.model().device().toString());
+        map.put("device", Devices.name(session.model().device()));
         map.put("dtype", session.model().weightType().toString());
         map.put("checkpoint_dtype", config.dtype().toString().toLowerCase(Locale.ROOT));
         return map;
@@ -132,7 +132,8 @@ final class InfoCommand implements Callable<Integer> {
             out.flush();
             return;
         }
-        versions.forEach((name, value) -> out.printf("%-18s%s%n", name, value));
+        versions.forEach(
+                (name, value) -> out.printf("%-18s%s%n", name, value == null ? "none" : value));
         out.println();
         model.forEach((name, value) -> out.printf("%-18s%s%n", name, value));
         out.println();

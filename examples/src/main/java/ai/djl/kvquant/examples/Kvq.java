@@ -17,6 +17,7 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
+import picocli.CommandLine.UnmatchedArgumentException;
 
 /** The command line of djl-kvquant: options that all commands share, and how errors are told. */
 @Command(
@@ -163,18 +164,41 @@ public final class Kvq implements Runnable {
 
     private static int tellUsage(ParameterException e, String[] args) {
         CommandLine command = e.getCommandLine();
-        String message = Errors.oneLine(e.getMessage());
+        String message = message(e);
         String name = command.getCommandSpec().qualifiedName();
         command.getErr()
                 .println(
                         "kvq: "
                                 + message
-                                + (message.endsWith(".") ? "" : ".")
+                                + (message.matches(".*[.?]") ? "" : ".")
                                 + " See '"
                                 + name
                                 + " --help'.");
         command.getErr().flush();
         return command.getCommandSpec().exitCodeOnInvalidInput();
+    }
+
+    private static String message(ParameterException e) {
+        if (e instanceof UnmatchedArgumentException unmatched) {
+            String first = unmatched.getUnmatched().get(0);
+            Map<String, CommandLine> commands = e.getCommandLine().getSubcommands();
+            List<String> similar = unmatched.getSuggestions();
+            if (unmatched.isUnknownOption() && !similar.isEmpty()) {
+                return "There is no option '"
+                        + first
+                        + "'; did you mean "
+                        + String.join(" or ", similar)
+                        + "?";
+            }
+            if (!unmatched.isUnknownOption() && !commands.isEmpty()) {
+                return "There is no command '"
+                        + first
+                        + "'; allowed: "
+                        + String.join(", ", commands.keySet());
+            }
+        }
+        // Picocli doubles the word for options of pairs.
+        return Errors.oneLine(e.getMessage()).replace("option option", "option");
     }
 
     private int tell(Exception e, CommandLine command) {

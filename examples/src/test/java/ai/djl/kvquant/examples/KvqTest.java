@@ -4,6 +4,7 @@ package ai.djl.kvquant.examples;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.djl.Device;
 import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.AccessDeniedException;
@@ -71,7 +72,13 @@ class KvqTest {
             quoteCharacter = '"',
             value = {
                 "''|kvq: A command is missing. See 'kvq --help'.",
-                "nonsense|kvq: Unmatched argument at index 0: 'nonsense'. See 'kvq --help'.",
+                "generte hi|kvq: There is no command 'generte'; allowed: generate, chat, perplexity,"
+                        + " eval, calibrate, bench, info. See 'kvq --help'.",
+                "generate --kv-cache-dtyp int2 x|kvq: There is no option '--kv-cache-dtyp'; did you"
+                        + " mean --kv-cache-dtype? See 'kvq generate --help'.",
+                "generate x y|kvq: Unmatched argument at index 2: 'y'. See 'kvq generate --help'.",
+                "generate --set kv_clip x|kvq: Value for option '--set' (kv_x=y) should be in"
+                        + " KEY=VALUE format but was kv_clip. See 'kvq generate --help'.",
                 "generate|kvq: PROMPT or --file is missing. See 'kvq generate --help'.",
                 "generate --raw --system x y|kvq: --system needs the chat template, which --raw turns"
                         + " off. See 'kvq generate --help'.",
@@ -226,6 +233,12 @@ class KvqTest {
         assertEquals(List.of("error", "warn"), List.of(quiet.get(all), quiet.get(ours)));
         Map<String, String> verbose = Kvq.properties(new String[] {"generate", "--verbose", "x"});
         assertEquals(List.of("info", "info"), List.of(verbose.get(all), verbose.get(ours)));
+    }
+
+    @Test
+    void devicesAreShownAsTheyAreGiven() {
+        assertEquals("cpu", Devices.name(Device.cpu()));
+        assertEquals("gpu:1", Devices.name(Device.gpu(1)));
     }
 
     @Test
