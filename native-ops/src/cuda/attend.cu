@@ -169,6 +169,10 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
     return {AttentionPlan::kRebuilt, attend_rebuilt_shape(cache), parts,
             attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9, parts == 1};
   }
+  if (plan.kernel == AttentionPlan::kPlain && attend_tiles_supports(cache) &&
+      attend_tiles_shape(cache).shared_bytes <= shared_bytes) {
+    plan = {AttentionPlan::kTiles, attend_tiles_shape(cache), 1, false, false};
+  }
   const bool plain = plan.kernel == AttentionPlan::kPlain;
   const bool shares_exact = plan.kernel == AttentionPlan::kRotated && attend_rotated_writes(cache);
   constexpr int kReservedBytes = 1024;  // of each block, by CUDA
@@ -180,9 +184,10 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
                          : cache.kv_heads / plan.shape.together * head_groups(cache);
   const int64_t pairs = std::max<int64_t>(1, static_cast<int64_t>(cache.batch) * blocks);
   const int64_t slots = static_cast<int64_t>(multiprocessors) * resident;
-  const Cut cut =
-      best_parts(cache, plan.shape, pairs, plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : plan.shape.together,
-                 slots, exact && !plain && plan.kernel != AttentionPlan::kCodebook && !shares_exact);
+  const Cut cut = best_parts(cache, plan.shape, pairs,
+                             plan.kernel == AttentionPlan::kRotated ? kRotatedHeads : plan.shape.together, slots,
+                             exact && !plain && plan.kernel != AttentionPlan::kCodebook &&
+                                 plan.kernel != AttentionPlan::kTiles && !shares_exact);
   plan.parts = cut.parts;
   double least = cut.time;
   for (int together = 2; plan.kernel == AttentionPlan::kInt && together <= 4; together *= 2) {
@@ -207,7 +212,9 @@ AttentionPlan plan_attention(const CacheView& cache, int device) {
 
 void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& attention, cudaStream_t stream) {
   if (cache.sparse_tokens > 0) select_pages(cache, attention, plan.early, stream);
-  if (plan.kernel == AttentionPlan::kFp16) {
+  if (plan.kernel == AttentionPlan::kTiles) {
+    attend_tiles(cache, attention, plan.shape, stream);
+  } else if (plan.kernel == AttentionPlan::kFp16) {
     attend_fp16(cache, attention, plan.shape, stream);
   } else if (plan.kernel == AttentionPlan::kRotated) {
     attend_rotated(cache, attention, plan.early, stream);

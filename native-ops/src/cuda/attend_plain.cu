@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Decode attention written for reading: a warp takes a token at a time, whatever its format. It serves formats and
-// sizes that have no kernel of their own and is what those are compared with on the device.
+// Decode attention written for reading: a warp takes a token at a time, whatever its format. It serves FLOAT32 and keys
+// in a basis over several heads where they have no kernel of their own, and is what kernels are compared with on the
+// device.
 #include "elements.cuh"
 #include "launch.cuh"
 #include "query_state.cuh"

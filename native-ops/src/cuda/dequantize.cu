@@ -1,12 +1,12 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Reads tokens back into the natural basis, keys after RoPE, for attention of a prompt's chunk over its past. A warp
-// takes a token and kv head; a permutation of channels goes through shared memory. int2 has a kernel of its own: a
-// block takes a tile and kv head, a thread a channel, so that each byte of codes is read once (8192 tokens of 8 kv
-// heads on an H100: 76 us instead of 142).
+// Reads tokens back into the natural basis, keys after RoPE, for attention of a prompt's chunk over its past, where no
+// kernel of its own serves a format. A warp takes 16 tokens of a head in registers (side_tile.cuh); FLOAT32 and keys in
+// a basis it takes token by token. 8192 tokens of 8 kv heads on an H100: rotatekv4 102 us, kvquant2 with head_dim 64 32
+// us, of static codes with head_dim 64 37 us (81 token by token).
 #include "elements.cuh"
 #include "kernels.h"
 #include "launch.cuh"
-#include "token_reader.cuh"
+#include "side_tile.cuh"
 
 namespace kvquant::cuda {
 namespace {
@@ -40,101 +40,125 @@ __global__ void __launch_bounds__(kWarps* kWarp) dequantize_kernel(const __grid_
   }
 }
 
-/// What a token's head is written with: 4 channels a lane.
-template <class Element>
-__device__ __forceinline__ void store_four(void* to, int64_t index, const float (&x)[4]) {
-  struct alignas(4 * sizeof(Element)) Four {
-    Element at[4];
-  } four;
+/// What a lane writes of a token's head.
+template <int n, class Element>
+__device__ __forceinline__ void store_channels(void* to, int64_t index, const float (&x)[n]) {
+  struct alignas(n * sizeof(Element)) Channels {
+    Element at[n];
+  } channels;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) four.at[i] = from_float<Element>(x[i]);
-  *reinterpret_cast<Four*>(static_cast<Element*>(to) + index) = four;
+  for (int i = 0; i < n; ++i) channels.at[i] = from_float<Element>(x[i]);
+  *reinterpret_cast<Channels*>(static_cast<Element*>(to) + index) = channels;
 }
 
-constexpr int kTileDim = 128, kOwn = kTileDim / kWarp, kTileStride = kTileDim + 4;
+/// Warps of a block: a page of so many heads.
+constexpr int kTileHeads = 2, kTileWarps = kPageTiles * kTileHeads;
 
-/// The codes of a place of static keys, a thread a place, at their channels.
-__device__ __forceinline__ void read_place(const CacheView& cache, const uint8_t* page, int kv_head, int tile,
-                                           float (&k)[kTileTokens][kTileStride]) {
-  const SideView& keys = cache.keys;
-  const int place = threadIdx.x, run = place / (kTileDim / kWidthRuns), bits = keys.width[run];
-  const int channel = channel_at<kTileDim>(keys, kv_head, place);
-  const auto* words = reinterpret_cast<const uint16_t*>(page + keys.tile(kv_head, tile) + keys.run_begin[run] +
-                                                        place % (kTileDim / kWidthRuns) * 2 * bits);
-  const float2 step = reinterpret_cast<const float2*>(keys.steps)[kv_head * kTileDim + place];
-  uint64_t codes[2] = {};
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (i < bits) codes[i / 4] |= static_cast<uint64_t>(words[i]) << (i % 4 * 16);
+template <int D>
+constexpr int kTilesBytes = kTileWarps * SideTile<D>::kScratchBytes + kPageTokens * D / 2 * 8;
+
+/// Tokens of a warp: [first, first + 16) of a head.
+template <int D, class Element>
+struct TileRows {
+  static constexpr int n = D / kWarp;
+  const Rows& rows;
+  int kv_head, first, lane;
+
+  __device__ bool wanted(int token) const { return token >= rows.begin && token < rows.end; }
+
+  __device__ void store(void* to, int token, const float (&x)[n]) const {
+    const int64_t row = static_cast<int64_t>(kv_head) * (rows.end - rows.begin) + token - rows.begin;
+    store_channels<n, Element>(to, row * D + lane * n, x);
   }
+
+  /// Those before end.
+  __device__ void store(void* to, int end, const float (&x)[n][kTileTokens]) const {
 #pragma unroll
-  for (int token = 0; token < kTileTokens; ++token) {
-    const int bit = token * bits;
-    const uint64_t word = bit < 64 ? codes[0] : codes[1];
-    const int code = static_cast<int>(word >> (bit % 64)) & ((1 << bits) - 1);
-    k[token][channel] = bits == 0 ? 0.0f : step.x + step.y * static_cast<float>(code);
+    for (int t = 0; t < kTileTokens; ++t) {
+      if (!wanted(first + t) || first + t >= end) continue;
+      float token[n];
+#pragma unroll
+      for (int i = 0; i < n; ++i) token[i] = x[i][t];
+      store(to, first + t, token);
+    }
   }
+};
+
+/// Whether a token is a sink: a bit for each of 16.
+__device__ __forceinline__ uint32_t sinks_among(const CacheView& cache, int b, int first, int lane) {
+  uint32_t found = 0;
+  for (int i = lane; i < cache.sink_pages * kExactTokens; i += kWarp) {
+    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, i / kExactTokens));
+    const int at = header->tokens[i % kExactTokens] - first;
+    if (at >= 0 && at < kTileTokens) found |= 1u << at;
+  }
+  return __reduce_or_sync(0xffffffffu, found);
 }
 
-/// Static codes of keys after RoPE, values of 2 bits with norms.
-template <class Element>
-__global__ void __launch_bounds__(kTileDim) dequantize_tiles(const __grid_constant__ CacheView cache, Rows rows) {
-  __align__(16) __shared__ float k[kTileTokens][kTileStride], v[kTileTokens][kTileStride];
-  const int lane = threadIdx.x % kWarp, kv_head = blockIdx.y, b = rows.sequence;
-  const int first = (rows.begin / kTileTokens + blockIdx.x) * kTileTokens, tile = first % kPageTokens / kTileTokens;
+/// A warp takes a tile of a head. Tokens that are kept exactly come over those in codes.
+template <int D, class Element>
+__global__ void __launch_bounds__(kTileWarps* kWarp, 2)
+    dequantize_tiles(const __grid_constant__ CacheView cache, const __grid_constant__ Rows rows) {
+  constexpr int n = D / kWarp;
+  KVQUANT_DYNAMIC_SHARED(shared);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, b = rows.sequence;
+  auto* scratch = reinterpret_cast<float*>(shared + warp * SideTile<D>::kScratchBytes);
+  auto* angles = reinterpret_cast<float2*>(shared + kTileWarps * SideTile<D>::kScratchBytes);
+  fill_page_angles<D>(cache, angles);
+  __syncthreads();
+  const int page = rows.begin / kPageTokens + blockIdx.x, tile = warp % kPageTiles;
+  const int kv_head = blockIdx.y * kTileHeads + warp / kPageTiles, first = page * kPageTokens + tile * kTileTokens;
+  if (kv_head >= cache.kv_heads || first >= rows.end || first + kTileTokens <= rows.begin) return;
+  const TileRows<D, Element> out{rows, kv_head, first, lane};
   const int quantized = cache.quantized(b, cache.length(b));
   if (first < quantized) {
-    const uint8_t* page = cache.page(b, first / kPageTokens);
-    read_place(cache, page, kv_head, tile, k);
-    const int c = threadIdx.x;
-    const uint32_t codes = *reinterpret_cast<const uint32_t*>(page + cache.values.tile(kv_head, tile) + c * 4);
-    const auto* norms = reinterpret_cast<const __half*>(
-        page + cache.values.norms + tile * cache.values.norm_tile_bytes + kv_head * kTileTokens * 2);
-    float levels[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) levels[i] = cache.values.levels[i];
-#pragma unroll
-    for (int token = 0; token < kTileTokens; ++token) {
-      const uint32_t code = codes >> (2 * token) & 3u;
-      const float level = code == 0 ? levels[0] : code == 1 ? levels[1] : code == 2 ? levels[2] : levels[3];
-      v[token][c] = __half2float(norms[token]) * level;
+    const uint8_t* codes = cache.page(b, page);
+    const SideTile<D> keys{cache.keys, codes, tile, lane};
+    const int heads = max(1, cache.keys.rotation_heads), own = kv_head % heads;
+    float x[n][kTileTokens] = {};
+#pragma unroll 1
+    for (int head = 0; head < heads; ++head) {
+      keys.add(kv_head - own + head, mixing(heads, own, head), scratch, x);
     }
+    finish_keys<D>(cache, keys, kv_head, first + lane % kTileTokens, angles, nullptr, scratch, x);
+    out.store(rows.k, quantized, x);
+#pragma unroll
+    for (int t = 0; t < kTileTokens; ++t) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) x[i][t] = 0.0f;
+    }
+    SideTile<D>{cache.values, codes, tile, lane}.add(kv_head, 1.0f, scratch, x);
+    if (cache.values.rotated) transform_tokens(x, lane);
+    out.store(rows.v, quantized, x);
   }
-  __syncthreads();
-#pragma unroll 2
-  for (int at = threadIdx.x / kWarp; at < kTileTokens; at += kTileDim / kWarp) {
-    const int token = first + at;
-    if (token < rows.begin || token >= rows.end) continue;
+  const uint32_t sinks = sinks_among(cache, b, first, lane);
+#pragma unroll 1
+  for (int t = 0; t < kTileTokens; ++t) {
+    const int token = first + t;
+    if (!out.wanted(token) || (token < quantized && (sinks >> t & 1u) == 0)) continue;
     const Place place = find_token(cache, b, token, quantized);
-    float key[kOwn], value[kOwn];
-    if (place.exact != nullptr) {
-      read_exact(cache, place, kv_head, true, lane, key);
-      read_exact(cache, place, kv_head, false, lane, value);
-      turn_head(cache, token, lane, key);
-    } else {
-      float mean[kOwn] = {};
-#pragma unroll
-      for (int i = 0; i < kOwn && cache.keys.mean != nullptr; ++i) {
-        mean[i] = cache.keys.mean[kv_head * kTileDim + lane * kOwn + i];
-      }
-      turn_head(cache, token, lane, mean);
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        key[i] = k[at][lane * kOwn + i] + mean[i];
-        value[i] = v[at][lane * kOwn + i];
-      }
-      if (cache.values.rotated) walsh_hadamard(value, lane);
-    }
-    const int64_t to =
-        (static_cast<int64_t>(kv_head) * (rows.end - rows.begin) + token - rows.begin) * kTileDim + lane * kOwn;
-    store_four<Element>(rows.k, to, key);
-    store_four<Element>(rows.v, to, value);
+    float k[n], v[n];
+    read_exact(cache, place, kv_head, true, lane, k);
+    read_exact(cache, place, kv_head, false, lane, v);
+    turn_head(cache, token, lane, k);
+    out.store(rows.k, token, k);
+    out.store(rows.v, token, v);
   }
 }
 
 bool tiles_support(const CacheView& cache) {
-  return cache.head_dim == kTileDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 0 &&
-         cache.keys_pre_rope == 0 && cache.values.format == Format::kNorm && cache.values.bits == 2;
+  const auto side = [](const SideView& x) { return x.format != Format::kFloat32; };
+  return side(cache.keys) && side(cache.values) && cache.keys.basis_heads == 0;
+}
+
+template <int D>
+void dequantize_by_tiles(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
+  const int pages = (rows.end - 1) / kPageTokens - rows.begin / kPageTokens + 1;
+  const LaunchShape shape{
+      dim3(static_cast<unsigned>(pages), static_cast<unsigned>((cache.kv_heads + kTileHeads - 1) / kTileHeads)),
+      kTileWarps * kWarp, kTilesBytes<D>, stream};
+  if (rows.type == ElementType::kFloat32) launch("dequantize", dequantize_tiles<D, float>, shape, cache, rows);
+  if (rows.type == ElementType::kFloat16) launch("dequantize", dequantize_tiles<D, __half>, shape, cache, rows);
 }
 
 template <int D>
@@ -158,11 +182,8 @@ void dequantize(const CacheView& cache, const Rows& rows, cudaStream_t stream) {
     if (dequantize_halves_supports(cache)) return dequantize_halves(cache, rows, stream);
   }
   if (tiles_support(cache)) {
-    const auto tiles = static_cast<unsigned>((rows.end - 1) / kTileTokens - rows.begin / kTileTokens + 1);
-    const LaunchShape shape{dim3(tiles, static_cast<unsigned>(cache.kv_heads)), kTileDim, 0, stream};
-    if (rows.type == ElementType::kFloat32) launch("dequantize", dequantize_tiles<float>, shape, cache, rows);
-    if (rows.type == ElementType::kFloat16) launch("dequantize", dequantize_tiles<__half>, shape, cache, rows);
-    return;
+    if (cache.head_dim == 64) return dequantize_by_tiles<64>(cache, rows, stream);
+    return dequantize_by_tiles<128>(cache, rows, stream);
   }
   if (cache.head_dim == 64) {
     dequantize_dim<64>(cache, rows, stream);

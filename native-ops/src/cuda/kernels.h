@@ -146,7 +146,7 @@ struct AttentionShape {
 
 /// Which kernel works on a layer, and in how many parts.
 struct AttentionPlan {
-  enum Kernel { kPlain, kFp16, kInt, kLatent, kRotated, kCodebook, kRebuilt } kernel;
+  enum Kernel { kPlain, kTiles, kFp16, kInt, kLatent, kRotated, kCodebook, kRebuilt } kernel;
   AttentionShape shape;
   int parts;
   bool early;   // parts let the kernel behind them start early
@@ -162,6 +162,11 @@ void attend(const CacheView& cache, const AttentionPlan& plan, const Attention& 
 void select_pages(const CacheView& cache, const Attention& attention, bool early, cudaStream_t stream);
 
 void attend_plain(const CacheView& cache, const Attention& attention, cudaStream_t stream);
+
+/// Any format but FLOAT32 and keys in a basis over several heads.
+bool attend_tiles_supports(const CacheView& cache);
+AttentionShape attend_tiles_shape(const CacheView& cache);
+void attend_tiles(const CacheView& cache, const Attention& attention, const AttentionShape& shape, cudaStream_t stream);
 
 /// fp16 pages without exact tokens.
 AttentionShape attend_fp16_shape(const CacheView& cache);
