@@ -241,6 +241,10 @@ def run_steps():
         "rotatekv2, 40 heads": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128), "kv_heads": 40, "heads": 40},
         "rotatekv2, 12 heads in an order": {"keys": Rotated(2, 2, 128, order="group"), "values": Rotated(2, 1, 128),
                                             "window": 0, "kv_heads": 12, "heads": 12},
+        "kvquant2": {**kvquant(2), "window": 0, "sinks": 1},
+        "kvquant3, 24 heads": {**kvquant(3), "window": 16, "kv_heads": 24, "heads": 24},
+        "kvquant2, 40 heads": {**kvquant(2), "window": 0, "sinks": 1, "kv_heads": 40, "heads": 40},
+        "kvquant4, 64 heads": {**kvquant(4), "window": 16, "kv_heads": 64, "heads": 64},
     }
     for (name, other), dtype in itertools.product(options.items(), TOLERANCE):
         layer = Layer(**{"heads": 6, "kv_heads": 6, **other})

@@ -3,14 +3,15 @@
 // per sequence.
 //
 // There the time goes to instructions that are fetched once and to barriers, so this is short code. A block takes a
-// side of a token, a thread four channels. Outliers are the extreme elements of all heads, in order: a bound that as
-// many groups of elements reach as there are slots rules most elements out, and those that are left find their slots by
-// counting; both ends of values at once, with the first elements behind, which are the range of the others. Parameters
-// are read before the kernel ahead has ended.
+// side of a token, a thread four channels or, of more than 32 kv heads, eight. Outliers are the extreme elements of all
+// heads, in order: a bound that as many groups of elements reach as there are slots rules most elements out, and those
+// that are left find their slots by counting; both ends of values at once, with the first elements behind, which are
+// the range of the others. Parameters are read before the kernel ahead has ended.
 //
 // An H100, batch 32 and 8 kv heads: 4.9 us instead of 32 (an end after the other: 6.4); batch 16 and 32 kv heads: 8.7
-// instead of 156.
+// instead of 156; batch 8 and 40 kv heads: 13 instead of 34; batch 4 and 64 kv heads: 18.5.
 #include "append.cuh"
+#include "device_limits.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 #include "outlier_rank.cuh"
@@ -19,7 +20,9 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = 128, kOwn = 4, kMostThreads = 1024, kMostGroups = 128;
+constexpr int kDim = 128, kMostThreads = 1024, kMostGroups = 256;
+/// Channels of a thread, n below, where there are few kv heads and where there are many.
+constexpr int kFew = 4, kMany = 8;
 
 /// An element that may become an outlier: its rank, how early its channel comes, and its 16 bits. The largest is the
 /// first.
@@ -58,13 +61,19 @@ struct TokenAt {
 
 /// Puts, of each of `ends` ends, the `most` elements of highest rank, but rank 0, into slots, an end's behind those of
 /// the one before it; of two ends also finds the next one of each. Returns how many there were. A block's work.
-template <int ends>
-__device__ __forceinline__ int put_outliers(const TokenAt& t, int most, const uint32_t (&rank)[ends][kOwn],
-                                            const uint16_t (&x)[kOwn], Choice& choice, uint64_t* lists) {
-  const int thread = threadIdx.x, threads = blockDim.x, channels = kOwn * threads, wanted = most + ends - 1;
+template <int ends, int n>
+__device__ __forceinline__ int put_outliers(const TokenAt& t, int most, const uint32_t (&rank)[ends][n],
+                                            const uint16_t (&x)[n], Choice& choice, uint64_t* lists) {
+  const int thread = threadIdx.x, threads = blockDim.x, channels = n * threads, wanted = most + ends - 1;
   uint32_t best[ends];
 #pragma unroll
-  for (int e = 0; e < ends; ++e) best[e] = max(max(rank[e][0], rank[e][1]), max(rank[e][2], rank[e][3]));
+  for (int e = 0; e < ends; ++e) {
+    uint32_t highest[n / 2];
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) highest[i] = max(rank[e][i], rank[e][i + n / 2]);
+    best[e] = max(highest[0], highest[1]);
+    if (n == kMany) best[e] = max(best[e], max(highest[n / 2 - 2], highest[n / 2 - 1]));
+  }
   int groups = threads;
 #pragma unroll 1
   for (int step = 1; groups > kMostGroups || (groups / 2 >= 2 * wanted && groups > kWarp); step *= 2, groups /= 2) {
@@ -106,9 +115,9 @@ __device__ __forceinline__ int put_outliers(const TokenAt& t, int most, const ui
     End& end = choice.ends[e];
     const uint32_t bound = end.bound;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
+    for (int i = 0; i < n; ++i) {
       if (rank[e][i] < bound) continue;
-      lists[e * channels + atomicAdd(&end.count, 1u)] = candidate(rank[e][i], kOwn * thread + i, x[i]);
+      lists[e * channels + atomicAdd(&end.count, 1u)] = candidate(rank[e][i], n * thread + i, x[i]);
     }
   }
   __syncthreads();
@@ -141,8 +150,8 @@ __device__ __forceinline__ void store_range(const TokenAt& t, float2 range) {
 }
 
 /// Step and start of values: those of what are no outliers. A block's work.
-__device__ __forceinline__ float2 range_of_rest(const TokenAt& t, const uint32_t (&rank)[kOwn],
-                                                const uint16_t (&x)[kOwn], Choice& choice) {
+template <int n>
+__device__ __forceinline__ float2 range_of_rest(const uint32_t (&rank)[n], const uint16_t (&x)[n], Choice& choice) {
   if (threadIdx.x == 0) {
     choice.low = ~0u;
     choice.high = 0;
@@ -151,9 +160,9 @@ __device__ __forceinline__ float2 range_of_rest(const TokenAt& t, const uint32_t
   // Ranks, then the lowest of several channels, and whether the element is minus zero.
   uint32_t low = ~0u, high = 0;
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
+  for (int i = 0; i < n; ++i) {
     if (rank[i] == 0) continue;
-    const uint32_t channel = kOwn * threadIdx.x + i, minus_zero = x[i] == 0x8000u ? 1 : 0;
+    const uint32_t channel = n * threadIdx.x + i, minus_zero = x[i] == 0x8000u ? 1 : 0;
     low = min(low, rank[i] << 14 | channel << 1 | minus_zero);
     high = max(high, rank[i] << 14 | (0x1fffu - channel) << 1 | minus_zero);
   }
@@ -176,6 +185,11 @@ __device__ __forceinline__ float2 range_of_rest(const TokenAt& t, const uint32_t
   return range;
 }
 
+template <int n>
+struct Elements {
+  uint16_t x[n];
+};
+
 /// Range of values and how many outliers there were.
 struct Ends {
   float2 range;
@@ -183,12 +197,12 @@ struct Ends {
 };
 
 /// Outliers of values one after another, the smallest, then the largest, where ends meet. A block's work.
-static __device__ __noinline__ Ends put_ends_slowly(TokenAt t, int most, uint2 pairs, Choice* choice) {
-  const uint16_t x[kOwn] = {static_cast<uint16_t>(pairs.x), static_cast<uint16_t>(pairs.x >> 16),
-                            static_cast<uint16_t>(pairs.y), static_cast<uint16_t>(pairs.y >> 16)};
-  uint32_t rank[kOwn];
+template <int n>
+__device__ __noinline__ Ends put_ends_slowly(TokenAt t, int most, Elements<n> elements, Choice* choice) {
+  const auto& x = elements.x;
+  uint32_t rank[n];
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) rank[i] = rank_of(__ushort_as_half(x[i]));
+  for (int i = 0; i < n; ++i) rank[i] = rank_of(__ushort_as_half(x[i]));
   auto* best = reinterpret_cast<unsigned long long*>(&choice->ends[0].next);
   int slot = 0;
 #pragma unroll 1
@@ -196,9 +210,9 @@ static __device__ __noinline__ Ends put_ends_slowly(TokenAt t, int most, uint2 p
     unsigned long long own = 0;
     int which = 0;
 #pragma unroll
-    for (int k = 0; k < kOwn; ++k) {
+    for (int k = 0; k < n; ++k) {
       const uint32_t from_end = i < most ? reversed(rank[k]) : rank[k];
-      const unsigned long long other = candidate(from_end, kOwn * threadIdx.x + k, x[k]);
+      const unsigned long long other = candidate(from_end, n * threadIdx.x + k, x[k]);
       if (from_end == 0 || other < own) continue;
       own = other;
       which = k;
@@ -213,19 +227,21 @@ static __device__ __noinline__ Ends put_ends_slowly(TokenAt t, int most, uint2 p
     if (chosen == own) {
       t.put(slot, own);
 #pragma unroll
-      for (int k = 0; k < kOwn; ++k) rank[k] = k == which ? 0 : rank[k];
+      for (int k = 0; k < n; ++k) rank[k] = k == which ? 0 : rank[k];
     }
     ++slot;
   }
-  return {range_of_rest(t, rank, x, *choice), slot};
+  return {range_of_rest(rank, x, *choice), slot};
 }
 
 /// Outliers of values, the smallest, then the largest, and the range of the others.
-__device__ __forceinline__ Ends put_ends(const TokenAt& t, int most, const uint16_t (&x)[kOwn], Choice& choice,
+template <int n>
+__device__ __forceinline__ Ends put_ends(const TokenAt& t, int most, const Elements<n>& elements, Choice& choice,
                                          uint64_t* lists) {
-  uint32_t rank[2][kOwn];
+  const auto& x = elements.x;
+  uint32_t rank[2][n];
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
+  for (int i = 0; i < n; ++i) {
     rank[1][i] = rank_of(__ushort_as_half(x[i]));
     rank[0][i] = reversed(rank[1][i]);
   }
@@ -239,46 +255,52 @@ __device__ __forceinline__ Ends put_ends(const TokenAt& t, int most, const uint1
     found.range = range_between(element(low), element(high));
   } else {
     __syncthreads();
-    found = put_ends_slowly(t, most, make_uint2(x[0] | x[1] << 16, x[2] | x[3] << 16), &choice);
+    found = put_ends_slowly(t, most, elements, &choice);
   }
   store_range(t, found.range);
   return found;
 }
 
-/// Four elements of a side of a token, new or from the window, as halves.
+/// A thread's elements of a side of a token, new or from the window, as halves.
+template <int n>
 __device__ __forceinline__ void load_own(const CacheView& cache, const NewRows& rows, int b, int token, bool keys,
-                                         uint16_t (&x)[kOwn]) {
-  const int fresh = token - cache.length(b), first = kOwn * static_cast<int>(threadIdx.x);
+                                         uint16_t (&x)[n]) {
+  const int fresh = token - cache.length(b), first = n * static_cast<int>(threadIdx.x);
   if (fresh >= 0) {
     const int64_t from = rows.key(cache, b, fresh, 0) + (keys ? 0 : cache.kv_heads * kDim) + first;
-    const uint2 pairs = four_halves(rows.tokens.type, rows.tokens.qkv, from);
-    x[0] = static_cast<uint16_t>(pairs.x);
-    x[1] = static_cast<uint16_t>(pairs.x >> 16);
-    x[2] = static_cast<uint16_t>(pairs.y);
-    x[3] = static_cast<uint16_t>(pairs.y >> 16);
+#pragma unroll
+    for (int i = 0; i < n; i += 4) {
+      const uint2 pairs = four_halves(rows.tokens.type, rows.tokens.qkv, from + i);
+      x[i] = static_cast<uint16_t>(pairs.x);
+      x[i + 1] = static_cast<uint16_t>(pairs.x >> 16);
+      x[i + 2] = static_cast<uint16_t>(pairs.y);
+      x[i + 3] = static_cast<uint16_t>(pairs.y >> 16);
+    }
     return;
   }
   const int head = first / kDim, channel = first % kDim;
   const int64_t at = keys ? cache.exact_key(head, channel) : cache.exact_value(head, channel);
   const auto* from = reinterpret_cast<const uint16_t*>(cache.window_page(b, token) + at) + token % kExactTokens;
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) x[i] = from[i * kExactTokens];
+  for (int i = 0; i < n; ++i) x[i] = from[i * kExactTokens];
 }
 
 /// What a thread needs of a side's parameters.
-template <int bits>
+template <int bits, int n>
 struct SideParams {
   static constexpr int kMiddles = (1 << bits) - 1;
-  float middles[kMiddles], step[kOwn], start[kOwn];
+  float middles[kMiddles], step[n], start[n];
 
   __device__ __forceinline__ explicit SideParams(const SideView& side) {
 #pragma unroll
     for (int i = 0; i < kMiddles; ++i) middles[i] = __fmul_rn(0.5f, __fadd_rn(side.levels[i], side.levels[i + 1]));
     if (side.steps == nullptr) return;
-    const auto* steps = reinterpret_cast<const float4*>(side.steps) + 2 * threadIdx.x;
-    const float4 two[2] = {steps[0], steps[1]};
+    const auto* steps = reinterpret_cast<const float4*>(side.steps) + n / 2 * threadIdx.x;
+    float4 two[n / 2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < n / 2; ++i) two[i] = steps[i];
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) {
       start[2 * i] = two[i].x;
       step[2 * i] = two[i].y;
       start[2 * i + 1] = two[i].z;
@@ -287,27 +309,28 @@ struct SideParams {
   }
 };
 
-template <int bits>
+template <int bits, int n>
 __device__ __forceinline__ void put_side(const CacheView& cache, const SideView& side, const NewRows& rows, int b,
-                                         int token, SideParams<bits>& own, Choice& choice, uint64_t* list) {
+                                         int token, SideParams<bits, n>& own, Choice& choice, uint64_t* list) {
   const bool keys = &side == &cache.keys;
-  const int first = kOwn * static_cast<int>(threadIdx.x);
+  const int first = n * static_cast<int>(threadIdx.x);
   const TokenAt t{side, cache.page(b, token / kPageTokens), token % kPageTokens / kTileTokens, token % kTileTokens};
   const int bit = t.lane * bits, shift = bit % 8;
   const bool two = bits == 3 && shift + bits > 8;  // bytes
   uint8_t* field = t.page + side.tile(first / kDim, t.tile) + first % kDim * 2 * bits + bit / 8;
-  uint16_t x[kOwn];
-  float relative[kOwn];
-  unsigned old[kOwn];
-  load_own(cache, rows, b, token, keys, x);
+  Elements<n> elements;
+  const auto& x = elements.x;
+  float relative[n];
+  unsigned old[n];
+  load_own(cache, rows, b, token, keys, elements.x);
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
+  for (int i = 0; i < n; ++i) {
     old[i] = field[i * 2 * bits];
     if (two) old[i] |= static_cast<unsigned>(field[i * 2 * bits + 1]) << 8;
   }
   const auto find_relative = [&] {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
+    for (int i = 0; i < n; ++i) {
       relative[i] = __fdiv_rn(__fsub_rn(__half2float(__ushort_as_half(x[i])), own.start[i]), own.step[i]);
     }
   };
@@ -315,16 +338,16 @@ __device__ __forceinline__ void put_side(const CacheView& cache, const SideView&
   if (keys) {
     find_relative();
     if (side.outliers > 0) {
-      uint32_t far[1][kOwn];
+      uint32_t far[1][n];
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) far[0][i] = rank_beyond(relative[i], own.step[i]);
+      for (int i = 0; i < n; ++i) far[0][i] = rank_beyond(relative[i], own.step[i]);
       slot = put_outliers<1>(t, side.outliers, far, x, choice, list);
     }
   } else {
-    const Ends ends = put_ends(t, side.outliers / 2, x, choice, list);
+    const Ends ends = put_ends(t, side.outliers / 2, elements, choice, list);
     slot = ends.count;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
+    for (int i = 0; i < n; ++i) {
       own.step[i] = ends.range.x;
       own.start[i] = ends.range.y;
     }
@@ -336,7 +359,7 @@ __device__ __forceinline__ void put_side(const CacheView& cache, const SideView&
     reinterpret_cast<uint16_t*>(to)[kTileTokens] = kNoChannel;
   }
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
+  for (int i = 0; i < n; ++i) {
     const unsigned mask = ((1u << bits) - 1u) << shift;
     const unsigned now = (old[i] & ~mask) | static_cast<unsigned>(nearest_level_of(relative[i], own.middles)) << shift;
     field[i * 2 * bits] = static_cast<uint8_t>(now);
@@ -345,13 +368,14 @@ __device__ __forceinline__ void put_side(const CacheView& cache, const SideView&
 }
 
 /// Exact copies of a side of a new token.
+template <int n>
 __device__ __forceinline__ void keep_side(const CacheView& cache, const NewRows& rows, int b, int i, bool keys) {
   const int before = cache.length(b), token = before + i, length = before + rows.count(b);
   const bool recent = cache.window > 0 && token >= length - cache.ring * kExactTokens;
   const bool sink = cache.sink_policy == SinkPolicy::kFirst && token < cache.max_sinks;
   if (!recent && !sink) return;
-  const int first = kOwn * static_cast<int>(threadIdx.x), head = first / kDim, channel = first % kDim;
-  uint16_t x[kOwn];
+  const int first = n * static_cast<int>(threadIdx.x), head = first / kDim, channel = first % kDim;
+  uint16_t x[n];
   load_own(cache, rows, b, token, keys, x);
   const int64_t at = keys ? cache.exact_key(head, channel) : cache.exact_value(head, channel);
 #pragma unroll 1
@@ -360,31 +384,32 @@ __device__ __forceinline__ void keep_side(const CacheView& cache, const NewRows&
     uint8_t* page = copy == 0 ? cache.window_page(b, token) : cache.sink_page(b, token / kExactTokens);
     auto* to = reinterpret_cast<uint16_t*>(page + at) + token % kExactTokens;
 #pragma unroll
-    for (int j = 0; j < kOwn; ++j) to[j * kExactTokens] = x[j];
+    for (int j = 0; j < n; ++j) to[j * kExactTokens] = x[j];
   }
 }
 
 /// A block per side and sequence.
-template <int bits>
+template <int bits, int n>
 __global__ void __launch_bounds__(kMostThreads)
     append_codebook_one_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows) {
   KVQUANT_DYNAMIC_SHARED(shared);
-  __shared__ Choice choice;
+  auto& choice = *reinterpret_cast<Choice*>(shared);
+  auto* lists = reinterpret_cast<uint64_t*>(shared + sizeof(Choice));
   const bool keys = blockIdx.x == 0;
   const SideView& side = keys ? cache.keys : cache.values;
   release_next_kernel();
-  SideParams<bits> own(side);
+  SideParams<bits, n> own(side);
   wait_for_previous_kernel();
   const int b = blockIdx.y, length = cache.length(b), added = rows.count(b);
   if (added == 0) return;
   const int end = cache.quantized(b, length + added);
 #pragma unroll 1
   for (int token = cache.quantized(b, length); token < end; ++token) {
-    put_side<bits>(cache, side, rows, b, token, own, choice, reinterpret_cast<uint64_t*>(shared));
+    put_side(cache, side, rows, b, token, own, choice, lists);
     __syncthreads();
   }
 #pragma unroll 1
-  for (int i = 0; i < added; ++i) keep_side(cache, rows, b, i, keys);
+  for (int i = 0; i < added; ++i) keep_side<n>(cache, rows, b, i, keys);
   if (keys && cache.sink_policy == SinkPolicy::kFirst) {
 #pragma unroll 1
     for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, added, page, threadIdx.x);
@@ -393,24 +418,44 @@ __global__ void __launch_bounds__(kMostThreads)
 
 }  // namespace
 
+/// Channels of a thread.
+static int thread_channels(const CacheView& cache) {
+  return cache.kv_heads * kDim <= kFew * kMostThreads ? kFew : kMany;
+}
+
+static int block_bytes(const CacheView& cache) {
+  return static_cast<int>(sizeof(Choice) + 2 * sizeof(uint64_t) * static_cast<size_t>(cache.kv_heads) * kDim);
+}
+
 bool append_codebook_one_supports(const CacheView& cache, const NewTokens& tokens) {
   const SideView &keys = cache.keys, &values = cache.values;
   const auto side = [](const SideView& x) {
     return x.format == Format::kCodebook && x.mean == nullptr && x.rotation_heads == 0 && x.basis_heads == 0;
   };
+  const int channels = cache.kv_heads * kDim, n = thread_channels(cache);
   return side(keys) && side(values) && keys.bits == values.bits && keys.bits >= 2 && keys.bits <= 4 &&
          keys.steps != nullptr && values.steps == nullptr && values.outliers % 2 == 0 && cache.keys_pre_rope != 0 &&
-         cache.head_dim == kDim && cache.kv_heads * kDim <= kOwn * kMostThreads && aligned_rows(tokens);
+         cache.head_dim == kDim && channels <= n * kMostThreads && channels % (n * kWarp) == 0 &&
+         block_bytes(cache) <= most_shared_bytes("append") && aligned_rows(tokens);
+}
+
+template <int bits>
+static void append_bits(const CacheView& cache, const NewRows& rows, cudaStream_t stream) {
+  const int n = thread_channels(cache);
+  const LaunchShape shape{dim3(2, static_cast<unsigned>(cache.batch)), static_cast<unsigned>(cache.kv_heads * kDim / n),
+                          static_cast<size_t>(block_bytes(cache)), stream, can_start_early("append")};
+  if (n == kFew) {
+    launch("append", append_codebook_one_kernel<bits, kFew>, shape, cache, rows);
+  } else {
+    launch("append", append_codebook_one_kernel<bits, kMany>, shape, cache, rows);
+  }
 }
 
 void append_codebook_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  const int channels = cache.kv_heads * kDim;
-  const LaunchShape shape{dim3(2, static_cast<unsigned>(cache.batch)), static_cast<unsigned>(channels / kOwn),
-                          2 * sizeof(uint64_t) * static_cast<size_t>(channels), stream, can_start_early("append")};
   const NewRows rows{tokens};
-  if (cache.keys.bits == 2) launch("append", append_codebook_one_kernel<2>, shape, cache, rows);
-  if (cache.keys.bits == 3) launch("append", append_codebook_one_kernel<3>, shape, cache, rows);
-  if (cache.keys.bits == 4) launch("append", append_codebook_one_kernel<4>, shape, cache, rows);
+  if (cache.keys.bits == 2) append_bits<2>(cache, rows, stream);
+  if (cache.keys.bits == 3) append_bits<3>(cache, rows, stream);
+  if (cache.keys.bits == 4) append_bits<4>(cache, rows, stream);
 }
 
 }  // namespace kvquant::cuda
