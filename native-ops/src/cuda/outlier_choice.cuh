@@ -112,24 +112,32 @@ struct LaneBits {
   }
 };
 
-/// How many of a list, which has three zeros behind it, are above a number.
+/// How many of a list, which has three zeros behind it, are above a number. None has its highest bit set: that of a
+/// difference tells.
 __device__ __forceinline__ int count_above(const uint32_t* list, int count, uint32_t own) {
-  int above = 0;
+  uint32_t above = 0;
 #pragma unroll 1
   for (int i = 0; i < count; i += 4) {
     const uint4 x = *reinterpret_cast<const uint4*>(list + i);
-    above += (x.x > own ? 1 : 0) + (x.y > own ? 1 : 0) + (x.z > own ? 1 : 0) + (x.w > own ? 1 : 0);
+    above += (own - x.x) >> 31;
+    above += (own - x.y) >> 31;
+    above += (own - x.z) >> 31;
+    above += (own - x.w) >> 31;
   }
-  return above;
+  return static_cast<int>(above);
 }
 __device__ __forceinline__ int count_above(const uint64_t* list, int count, uint64_t own) {
-  int above = 0;
+  uint32_t above = 0;
 #pragma unroll 1
-  for (int i = 0; i < count; i += 2) {
+  for (int i = 0; i < count; i += 4) {
     const ulonglong2 x = *reinterpret_cast<const ulonglong2*>(list + i);
-    above += (x.x > own ? 1 : 0) + (x.y > own ? 1 : 0);
+    const ulonglong2 y = *reinterpret_cast<const ulonglong2*>(list + i + 2);
+    above += static_cast<uint32_t>((own - x.x) >> 63);
+    above += static_cast<uint32_t>((own - x.y) >> 63);
+    above += static_cast<uint32_t>((own - y.x) >> 63);
+    above += static_cast<uint32_t>((own - y.y) >> 63);
   }
-  return above;
+  return static_cast<int>(above);
 }
 
 /// A number that at least `most` of the warp's are not less than, and rarely many more.
@@ -226,12 +234,12 @@ __device__ __forceinline__ void choose_far(const TileSide& t, int token, const W
   const auto* middles = reinterpret_cast<const uint4*>(t.shared + t.layout.limits);
   const uint4* reaches = middles + vectors;
   __half2 x[4 * kAtOnce];  // distances beyond ranges
-  const auto load = [&](int first) {
+  const auto load_vectors = [&](int first, bool all) {
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int i = first + k * kWarp + lane;
       uint4 own = make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu), middle = {}, reach = {};
-      if (i < vectors) {
+      if (all || i < vectors) {
         own = reinterpret_cast<const uint4*>(row)[i];
         middle = middles[i];
         reach = reaches[i];
@@ -243,6 +251,14 @@ __device__ __forceinline__ void choose_far(const TileSide& t, int token, const W
       x[4 * k + 1] = distance(own.y, middle.y, reach.y);
       x[4 * k + 2] = distance(own.z, middle.z, reach.z);
       x[4 * k + 3] = distance(own.w, middle.w, reach.w);
+    }
+  };
+  // Where all vectors exist none is looked at first.
+  const auto load = [&](int first) {
+    if (first + kAtOnce * kWarp <= vectors) {
+      load_vectors(first, true);
+    } else {
+      load_vectors(first, false);
     }
   };
   const __half2 lowest = __half2half2(__ushort_as_half(0xfc00));
@@ -298,7 +314,7 @@ __device__ __forceinline__ void choose_far(const TileSide& t, int token, const W
     if (first + lane < found) {
       const int c = LaneBits::channel(lists.beyond[first + lane]);
       const uint32_t rank = rank_in_channel(t.steps, row[c], c);
-      if (rank >= bound) own = candidate_of(rank, c);
+      if (rank >= bound) own = candidate_of(rank, c) & ~(1ull << 63);  // all ranks have this bit
     }
     const unsigned lanes = __ballot_sync(0xffffffffu, own != 0);
     const int place = count + __popc(lanes & ((1u << lane) - 1u));
@@ -306,7 +322,7 @@ __device__ __forceinline__ void choose_far(const TileSide& t, int token, const W
     count += __popc(lanes);
   }
   if (count > kList) return choose_far_slowly(t, token, lane);
-  if (lane == 0) lists.far[count] = 0;
+  if (lane < 3) lists.far[count + lane] = 0;
   __syncwarp();
 #pragma unroll 1
   for (int i = lane; i < count; i += kWarp) {
@@ -322,16 +338,24 @@ __device__ __forceinline__ void choose_ends(const TileSide& t, int token, const 
   const __half* row = t.row(token);
   const int vectors = t.layout.channels / 8, most = t.outliers / 2;
   uint32_t x[4 * kAtOnce];
-  const auto load = [&](int first) {
+  const auto load_vectors = [&](int first, bool all) {
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int i = first + k * kWarp + lane;
       uint4 own = make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu);
-      if (i < vectors) own = reinterpret_cast<const uint4*>(row)[i];
+      if (all || i < vectors) own = reinterpret_cast<const uint4*>(row)[i];
       x[4 * k] = own.x;
       x[4 * k + 1] = own.y;
       x[4 * k + 2] = own.z;
       x[4 * k + 3] = own.w;
+    }
+  };
+  // Where all vectors exist none is looked at first.
+  const auto load = [&](int first) {
+    if (first + kAtOnce * kWarp <= vectors) {
+      load_vectors(first, true);
+    } else {
+      load_vectors(first, false);
     }
   };
   const __half2 infinity = __half2half2(__ushort_as_half(0x7c00));
@@ -386,7 +410,7 @@ __device__ __forceinline__ void choose_ends(const TileSide& t, int token, const 
       uint32_t* at = own(i);
       const int channel = LaneBits::channel(*at);
       const uint32_t rank = rank_of(row[channel]);
-      *at = (i < lows ? 0x10000u - rank : rank) << 16 | (0xffffu - static_cast<uint32_t>(channel));
+      *at = (i < lows ? 0x10000u - rank : rank) << 14 | (0x3fffu - static_cast<uint32_t>(channel));
     }
     if (lane < 3) lists.low[lows + lane] = lists.high[highs + lane] = 0;
     __syncwarp();
@@ -394,8 +418,8 @@ __device__ __forceinline__ void choose_ends(const TileSide& t, int token, const 
     for (int i = lane; i < lows + highs; i += kWarp) {
       const uint32_t key = *own(i);
       const int place = count_above(i < lows ? lists.low : lists.high, i < lows ? lows : highs, key);
-      if (place < most) t.put_slot(i < lows ? place : most + place, token, static_cast<int>(0xffffu - (key & 0xffffu)));
-      if (place == most) lists.rest[i < lows ? 0 : 1] = key >> 16;
+      if (place < most) t.put_slot(i < lows ? place : most + place, token, static_cast<int>(0x3fffu - (key & 0x3fffu)));
+      if (place == most) lists.rest[i < lows ? 0 : 1] = key >> 14;
     }
   }
   __syncwarp();
