@@ -4,25 +4,28 @@
 //
 // A block takes a part of a sequence for 4 kv heads, a round of 256 tokens at a time. 8 warps find scores, each of 32
 // tokens for all heads: two operands of 16 rows whose codes lie in the same bytes, so that they share loads, byte moves
-// and cosines, and one fills the gaps of the other. 4 helpers do all else: copies, queries' turns and, a head each, the
-// values of the round before. A scheduler has two of the former and one of the latter. Barriers in shared memory hand
-// on rounds of keys and weights, so that no warp waits for all others. Parts share what is kept exactly, see
+// and cosines, and one fills the gaps of the other. 4 helpers do all else: copies, queries' turns, with an order scales
+// and, a head each, the values of the round before. A scheduler has two of the former and one of the latter. Barriers in
+// shared memory hand on rounds of keys and weights, so that no warp waits for all others; copies arrive there by
+// themselves, so that keys are ready before helpers add values. Parts share what is kept exactly, see
 // rotated_exact.cuh: 20 massive sinks cost 4 us at (16, 32, 32, 128, 4096) and 3 us at (32, 32, 8, 128, 32768), where
 // a part of their own with plain code cost 60 and 110. An only part writes the output itself.
 //
 //   k_h = sum over heads g of mixing(h, g) s_g (H c_g - 128 z_g e_0) / sqrt(128), turned to its position. H, 128 x 128,
 //   is a product of transforms of the bits of the channel:
-//   - bits 0 to 3: a product of codes (subnormal halves, see static_keys.cuh) with H_16, exact in halves;
-//   - bits 4 and 5: additions of halves, exact;
+//   - bits 4 and 5: additions of codes in fields of 4 bits, 8 to a word: of two channels both operands' rows g and
+//     g + 8. Differences take 3 more, which what is added to the product below takes away;
+//   - bits 0 to 3: a product of these (subnormal halves, see static_keys.cuh) with H_16, exact in halves;
 //   - bit 6, which is what RoPE pairs: y_i + j y_(i + 64) = (1 + j) (x0 - j x1), with x0, x1 the transforms of both
 //     halves; 1 - j goes into the query;
 //   - zeros: a constant only meets element 0 of x0 and x1;
 //   - heads: every stored head meets all queries of the block; scales and mixing are factors of the sums.
 //   In an order of channels within the block's heads, an element has one of 4 scales and zeros of its token: a byte
-//   move takes a pair of each from two registers, and codes become elements before they are transformed. (An order
-//   across the layer: attend_reordered.cu.)
+//   move takes a pair of each from two registers, and codes become elements before they are transformed: bit 4 is sums
+//   and differences of products, bit 5 additions of halves. The two score warps of a scheduler take turns to transform.
+//   (An order across the layer: attend_reordered.cu.)
 //   RoPE turns keys by their place in 128 tokens, constants that a warp keeps; the query is turned back by the first
-//   token's position, and by one more for the operand of odd tokens.
+//   token's position, and by two more for the operand of tokens two behind.
 //
 // On an H100, times as fast as the best fp16 attention of torch at (32, 32, 8, 128, 32768) and (16, 32, 32, 128, 4096):
 //   one operand a warp, a barrier for 128 tokens                    2.3, 2.3; in an order (one-hot products) 1.25, 0.80
@@ -42,6 +45,7 @@
 #include "launch.cuh"
 #include "rotated_exact.cuh"
 #include "rotated_keys.cuh"
+#include "rotated_queries.cuh"
 
 namespace kvquant::cuda {
 namespace {
@@ -81,28 +85,38 @@ struct ValueWarp {
     uint32_t b[kProducts][2];
 #pragma unroll
     for (int f = 0; f < kProducts; ++f) {
-      const __half2 factor = __float2half2_rn(exp2_fast(theirs[f / 2] - own_reference));
+      const __half2 factor = __float2half2_rn(exp2_fast(theirs[quarter_of(f)] - own_reference));
       const uint2 x = operands[f][n][lane];
       b[f][0] = as_bits(__hmul2(as_half2(x.x), factor));
       b[f][1] = as_bits(__hmul2(as_half2(x.y), factor));
     }
     const unsigned char* first = codes + c * 2 * kValueStride + g * 16;
+    constexpr int kTogether = 2;  // products of few sums would wait for each other
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const uint4 x = *reinterpret_cast<const uint4*>(first + 128 * m);
-      const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * m + kValueStride);
-      uint32_t words[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+    for (int from = 0; from < 4; from += kTogether) {
+      uint32_t words[kTogether][8];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        const uint4 x = *reinterpret_cast<const uint4*>(first + 128 * (from + k));
+        const uint4 y = *reinterpret_cast<const uint4*>(first + 128 * (from + k) + kValueStride);
+        const uint32_t all[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+#pragma unroll
+        for (int i = 0; i < 8; ++i) words[k][i] = all[i];
+      }
 #pragma unroll
       for (int f = 0; f < kProducts; ++f) {
         const uint32_t mask = 0x00030003u << field_position(f);
-        uint32_t a[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          if (f == 4) words[i] >>= 8;
-          a[i] = flip_and_mask(words[i], 0xffff0000u, mask);
+        for (int k = 0; k < kTogether; ++k) {
+          uint32_t a[8];
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            if (f == 4) words[k][i] >>= 8;
+            a[i] = flip_and_mask(words[k][i], 0xffff0000u, mask);
+          }
+          mma(sums[2 * (from + k)], a[0], a[1], a[4], a[5], b[f][0], b[f][1]);
+          mma(sums[2 * (from + k) + 1], a[2], a[3], a[6], a[7], b[f][0], b[f][1]);
         }
-        mma(sums[2 * m], a[0], a[1], a[4], a[5], b[f][0], b[f][1]);
-        mma(sums[2 * m + 1], a[2], a[3], a[6], a[7], b[f][0], b[f][1]);
       }
     }
   }
@@ -111,7 +125,7 @@ struct ValueWarp {
 template <int products, bool kOrdered>
 __device__ __forceinline__ void find_scores(const CacheView& cache, const Attention& p, const Work& work,
                                             SharedState<products>& state, KeyWarp<products, kOrdered>& keys) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, own_group = warp / 4, field = warp % 4 * 2;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, own_group = warp / 4, field = first_token(warp % 4);
   const int rounds = work.end - work.begin;
   int sink = -1;  // a lane a slot
   if (lane < cache.sink_pages * kExactTokens) {
@@ -137,7 +151,8 @@ __device__ __forceinline__ void find_scores(const CacheView& cache, const Attent
     }
     float scores[kSides][products][4] = {};
     wait_arrivals(&state.ready[turn], (round - work.begin) / 2 % 2);
-    keys.score(scores, stage, state.queries[turn][own_group], state, field, lane);
+    keys.score(scores, stage, state.queries[turn][own_group], state, state.units[turn][own_group],
+               round == work.begin && warp < 4, round + 1 == work.end && warp >= 4, field, lane);
     if (round - work.begin > 1) wait_arrivals(&state.taken[turn], ((round - work.begin) / 2 + 1) % 2);
     keys.weigh(scores, all_valid, valid, stage + Stage::kValueScales, state.weights[turn][own_group],
                state.references[turn][own_group], field, lane);
@@ -175,11 +190,9 @@ __device__ __forceinline__ void find_scores(const CacheView& cache, const Attent
 /// What else there is to do: copies, queries' turns and values, those of the round before.
 template <int products, bool kOrdered>
 __device__ __forceinline__ void help(const CacheView& cache, const Work& work, SharedState<products>& state,
-                                     Copier& copier, const Queries<products>& queries) {
+                                     Copier& copier, Queries<products>& queries) {
   const int lane = threadIdx.x % kWarp, head = threadIdx.x / kWarp - kKeyWarps;
   const int column = Columns<products>::of(head, 0), last_group = (work.tokens - 1) / kGroupTokens;
-  // Where scores take longer, they should not wait for values.
-  constexpr int kReadyAfter = kOrdered || products == 2 ? 0 : kRoundGroups - 1;
   ValueWarp values;
   // Values of the i-th round, of a group or those behind it.
   const auto add_values = [&](int i, int group) {
@@ -190,9 +203,19 @@ __device__ __forceinline__ void help(const CacheView& cache, const Work& work, S
   const auto wait_copied = [&](int i) { wait_arrivals(&state.ready[i % 2], i / 2 % 2); };
   const auto wait_weights = [&](int i) { wait_arrivals(&state.done[i % 2], i / 2 % 2); };
   const auto wait_taken = [&](int i) { wait_arrivals(&state.taken[i % 2], i / 2 % 2); };
-  wait_copies<0>();
-  meet<kThreads>();
+  // Ready is what this thread has copied and stored for the i-th round; with an order, what all have.
+  const auto prepare_rows = [&](int i) {
+    wait_copies<0>();
+    meet<kHelperThreads, 3>();
+    scale_rows(state.stages[i % 2], state.units[i % 2], threadIdx.x - kKeyThreads);
+  };
+  if constexpr (kOrdered) {
+    prepare_rows(0);
+  } else {
+    arrive_copied(&state.ready[0]);
+  }
   arrive(&state.ready[0]);
+  meet<kThreads>();
   const int rounds = work.end - work.begin;
 #pragma unroll 1
   for (int i = 0; i < rounds; ++i) {
@@ -210,19 +233,28 @@ __device__ __forceinline__ void help(const CacheView& cache, const Work& work, S
     }
 #pragma unroll
     for (int group = 0; group < kRoundGroups; ++group) copier.copy_codes<false>(own_stages, group);
-    commit_copies();
-    queries.prefetch_angles(cache, work.begin + i + 2, last_group);
+    if constexpr (kOrdered) {
+      commit_copies();
+    } else {
+      arrive_copied(&state.ready[(i + 1) % 2]);
+    }
     copier.find(work.begin + i + 2);
-    queries.store(cache, work.begin + i + 1, last_group, state, (i + 1) % 2);
+    queries.store(state, (i + 1) % 2);
+    if constexpr (!kOrdered) arrive(&state.ready[(i + 1) % 2]);
+    queries.load_angles(cache, work.begin + i + 2, last_group);
 #pragma unroll 1
     for (int group = 0; group < kRoundGroups; ++group) {
       if (i > 0) add_values(i - 1, group);
-      if (group == kReadyAfter) {
-        wait_copies<0>();
-        arrive(&state.ready[(i + 1) % 2]);
-      }
     }
     if (i > 0) arrive(&state.taken[(i - 1) % 2]);
+    if constexpr (kOrdered) {
+      if (more) {
+        prepare_rows(i + 1);
+      } else {
+        wait_copies<0>();
+      }
+      arrive(&state.ready[(i + 1) % 2]);
+    }
   }
   wait_copied(rounds);
   if (rounds > 1) wait_taken(rounds - 2);
@@ -267,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kOrdered) fill_selectors(cache, work.first_head, state);
   }
   if (threadIdx.x < 2) {
-    set_arrivals(&state.ready[threadIdx.x], kHelperThreads);
+    set_arrivals(&state.ready[threadIdx.x], (kOrdered ? 1 : 2) * kHelperThreads);
     set_arrivals(&state.taken[threadIdx.x], kHelperThreads);
     set_arrivals(&state.done[threadIdx.x], kKeyThreads);
   }
@@ -283,14 +315,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   work.tokens = min(work.coded, work.end * kRoundTokens);
   if (warp < kKeyWarps) {
-    take_registers<kKeyRegisters>();
+    take_registers<kKeyRegisters<kOrdered>>();
     meet<kThreads>();
-    KeyWarp<products, kOrdered> keys(place_angles, warp % 4 * 2, lane);
+    KeyWarp<products, kOrdered> keys(place_angles, first_token(warp % 4), lane);
     find_scores(cache, p, work, state, keys);
   } else {
-    give_registers<kHelperRegisters>();
+    give_registers<kHelperRegisters<kOrdered>>();
     const int thread = threadIdx.x - kKeyThreads;
-    const Queries<products> queries(thread);
+    Queries<products> queries(thread);
     if (work.begin == work.end) {  // all that there may be is kept exactly
       queries.load(cache, p, work.b, work.first_head, kOrdered, state);
       for (int i = 0; i < 3; ++i) meet<kThreads>();
@@ -305,7 +337,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kRoundGroups; ++i) copier.copy_codes<true>(stages, i);
     commit_copies();
     copier.find(work.begin + 1);
-    queries.store(cache, work.begin, (work.tokens - 1) / kGroupTokens, state, 0);
+    const int last_group = (work.tokens - 1) / kGroupTokens;
+    queries.load_angles(cache, work.begin, last_group);
+    queries.store(state, 0);
+    queries.load_angles(cache, work.begin + 1, last_group);
     meet<kThreads>();
     help<products, kOrdered>(cache, work, state, copier, queries);
   }

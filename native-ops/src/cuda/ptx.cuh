@@ -35,6 +35,14 @@ __device__ __forceinline__ void mma_halves(uint32_t& c0, uint32_t& c1, uint32_t 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
 }
 
+/// The same, added to c.
+__device__ __forceinline__ void add_mma_halves(uint32_t& c0, uint32_t& c1, uint32_t a0, uint32_t a1, uint32_t a2,
+                                               uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0,%1},{%2,%3,%4,%5},{%6,%7},{%0,%1};"
+      : "+r"(c0), "+r"(c1)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -165,6 +173,10 @@ __device__ __forceinline__ void set_arrivals(uint64_t* barrier, int count) {
 __device__ __forceinline__ void arrive(uint64_t* barrier) {
   asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state,[%0]; }" ::"r"(shared_address(barrier)) : "memory");
 }
+/// Arrives when what this thread copies is there.
+__device__ __forceinline__ void arrive_copied(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
 __device__ __forceinline__ void wait_arrivals(uint64_t* barrier, int phase) {
   uint32_t done = 0;
   while (done == 0) {
@@ -231,6 +243,15 @@ __device__ __forceinline__ uint32_t flip_and_mask(uint32_t x, uint32_t flip, uin
 template <int threads, int which = 1>
 __device__ __forceinline__ void meet() {
   asm volatile("barrier.sync %0, %1;" ::"n"(which), "n"(threads) : "memory");
+}
+/// A barrier named by a variable, which is waited at or only arrived at.
+template <int threads>
+__device__ __forceinline__ void meet_at(int which) {
+  asm volatile("bar.sync %0, %1;" ::"r"(which), "n"(threads) : "memory");
+}
+template <int threads>
+__device__ __forceinline__ void arrive_at(int which) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(which), "n"(threads) : "memory");
 }
 
 /// x & mask, neither before what stands before it nor behind what stands behind it.

@@ -7,157 +7,14 @@
 
 namespace kvquant::cuda {
 
-/// What a helper's thread turns of queries: two neighbouring pairs of channels of a column of each product, and those
-/// 32 pairs on.
-template <int products>
-struct Queries {
-  static constexpr int kShares = 2, kStep = 32;
-  int thread, pair, column;
-
-  __device__ explicit Queries(int thread) : thread(thread) {
-    pair = thread / 64 * 16 + thread % 8 * 2;
-    column = thread / 8 % 8;
-  }
-
-  /// Two neighbouring elements.
-  template <class Element>
-  static __device__ __forceinline__ float2 two(const void* data, int64_t index) {
-    const auto* x = static_cast<const Element*>(data) + index;
-    return make_float2(to_float(x[0]), to_float(x[1]));
-  }
-  template <class Element>
-  __device__ __forceinline__ void load_elements(const CacheView& cache, const Attention& p, int b, int first_head,
-                                                int pair, float2 (&x)[products][2]) const {
-    const int per_head = cache.heads / cache.kv_heads;
-#pragma unroll
-    for (int n = 0; n < products; ++n) {
-      const int at = 8 * n + column, r = Columns<products>::query(at);
-      const int64_t row = static_cast<int64_t>(b) * (cache.heads + 2 * cache.kv_heads) +
-                          (first_head + Columns<products>::head(at)) * per_head + min(r, per_head - 1);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) x[n][i] = two<Element>(p.qkv, row * kDim + pair + i * kPairs);
-      if (r >= per_head) x[n][0] = x[n][1] = make_float2(0.0f, 0.0f);
-    }
-  }
-
-  /// Leaves the thread's queries, turned to their position and back by a side's token, times the score's factor.
-  __device__ void load(const CacheView& cache, const Attention& p, int b, int first_head, bool ordered,
-                       SharedState<products>& state) const {
-    const int position = cache.length(b);
-#pragma unroll
-    for (int share = 0; share < kShares; ++share) {
-      const int first = pair + share * kStep;
-      float2 angles[kSides][2], x[products][2];
-#pragma unroll
-      for (int i = 0; i < 2 * kSides; ++i) {
-        angles[i / 2][i % 2] = rope_angle(cache, max(position - i / 2, 0), first + i % 2);
-      }
-      if (p.type == ElementType::kFloat16) {
-        load_elements<__half>(cache, p, b, first_head, first, x);
-      } else if (p.type == ElementType::kBFloat16) {
-        load_elements<__nv_bfloat16>(cache, p, b, first_head, first, x);
-      } else {
-        load_elements<float>(cache, p, b, first_head, first, x);
-      }
-#pragma unroll
-      for (int side = 0; side < kSides; ++side) {
-        // In natural order products with H_16 have a factor of 2^-9, of side 1 2^-7.
-        const float unit = ordered ? 1.0f : side == 0 ? 512.0f : 128.0f;
-        const float scale = cache.score_scale * kLog2e * unit * 0.08838834764831845f;
-#pragma unroll
-        for (int n = 0; n < products; ++n) {
-          const float2 a = turn(x[n][0].x, x[n][1].x, angles[side][0]);
-          const float2 c = turn(x[n][0].y, x[n][1].y, angles[side][1]);
-          state.turned[share][side][n][thread] = make_float4(a.x * scale, a.y * scale, c.x * scale, c.y * scale);
-        }
-      }
-    }
-  }
-
-  static __device__ __forceinline__ const float* angle_row(const CacheView& cache, int group) {
-    return cache.rope + (static_cast<int64_t>(kPageTokens) + group * (kGroupTokens / kPageTokens)) * kDim;
-  }
-
-  /// Of a group's first token, for both pairs: cosine - sine, cosine + sine.
-  __device__ __forceinline__ float4 angles(const CacheView& cache, int group, int share) const {
-    const float* row = angle_row(cache, group) + pair + share * kStep;
-    const float2 cosines = *reinterpret_cast<const float2*>(row);
-    const float2 sines = *reinterpret_cast<const float2*>(row + kPairs);
-    return make_float4(cosines.x - sines.x, cosines.x + sines.x, cosines.y - sines.y, cosines.y + sines.y);
-  }
-
-  __device__ __forceinline__ void prefetch_angles(const CacheView& cache, int round, int last_group) const {
-    if (thread >= 4 * kRoundGroups) return;
-    prefetch(angle_row(cache, min(round * kRoundGroups + thread / 4, last_group)) + thread % 4 * 32);
-  }
-
-  /// Queries turned back by a round's groups' first positions, times 1 - j, as operands.
-  __device__ __forceinline__ void store(const CacheView& cache, int round, int last_group, SharedState<products>& state,
-                                        int turn) const {
-    float4 turns[kRoundGroups][kShares];
-#pragma unroll
-    for (int i = 0; i < kRoundGroups * kShares; ++i) {
-      turns[i / kShares][i % kShares] = angles(cache, min(round * kRoundGroups + i / kShares, last_group), i % kShares);
-    }
-    const int k = pair % 16, lane = column * 4 + k % 8 / 2;
-#pragma unroll
-    for (int group = 0; group < kRoundGroups; ++group) {
-      auto& operands = state.queries[turn][group];
-#pragma unroll
-      for (int share = 0; share < kShares; ++share) {
-        const float4 angle = turns[group][share];
-        const auto& own = state.turned[share];
-        float4 all[kSides][products];
-#pragma unroll
-        for (int i = 0; i < kSides * products; ++i)
-          all[i / products][i % products] = own[i / products][i % products][thread];
-#pragma unroll
-        for (int i = 0; i < kSides * products; ++i) {
-          const int side = i / products, n = i % products;
-          const float4 x = all[side][n];
-          uint32_t* to =
-              reinterpret_cast<uint32_t*>(&operands[side][n][pair / 16 + share * (kStep / 16)][lane]) + k / 8;
-          to[0] = pack_halves(fmaf(x.x, angle.x, x.y * angle.y), fmaf(x.z, angle.z, x.w * angle.w));
-          to[2] = pack_halves(fmaf(x.y, angle.x, -x.x * angle.y), fmaf(x.w, angle.z, -x.z * angle.w));
-        }
-      }
-    }
-  }
-};
-
-/// With an order of channels, what a warp's rows need of the scales of the 4 groups: of codes' fields, and minus scales
-/// times zeros, both in units of a power of 2 that suits the row.
+/// With an order of channels, what a warp's rows need of the scales of the 4 groups; see scale_rows.
 struct RowScales {
-  uint32_t scales[kSides][2][2], offsets[kSides][2][2];  // [side][row g or g + 8][groups 0 and 1, 2 and 3]
-  float units[kSides][2];
+  uint4 rows[kSides][2];  // [side][row g or g + 8]
 
   __device__ __forceinline__ RowScales(const unsigned char* stage, int field, int lane) {
-    const int g = lane / 4, side = lane % 4 / 2, second = lane % 2;  // a lane does one row of four
-    const auto* at =
-        reinterpret_cast<const __half*>(stage + Stage::kKeyScales + g * kScaleStride) + field + side + 8 * second;
-    float s[4], o[4], most = 0.0f;
+    const auto* at = reinterpret_cast<const uint4*>(stage + Stage::kKeyScales + lane / 4 * kScaleStride) + field;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      s[i] = __half2float(at[2 * kTileTokens * i]);
-      o[i] = -s[i] * __half2float(at[2 * kTileTokens * i + kTileTokens]);
-      most = fmaxf(most, fmaxf(s[i], fabsf(o[i]) * 0.015625f));
-    }
-    // Scales become less than 2^15, elements code * 2^(p - 24) * scale.
-    const int exponent = max(__float_as_int(most) >> 23, 64), shift = 24 - field_position(field) - 2 * side;
-    const float up = __int_as_float((254 + 14 - exponent) << 23), unit = __int_as_float((exponent - 14 + shift) << 23);
-    const float down = __int_as_float((254 + 14 - exponent - shift) << 23);
-    const uint32_t own[4] = {pack_halves(s[0] * up, s[1] * up), pack_halves(s[2] * up, s[3] * up),
-                             pack_halves(o[0] * down, o[1] * down), pack_halves(o[2] * down, o[3] * down)};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int from = (lane & ~3) + i;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        scales[i / 2][i % 2][j] = __shfl_sync(0xffffffffu, own[j], from);
-        offsets[i / 2][i % 2][j] = __shfl_sync(0xffffffffu, own[2 + j], from);
-      }
-      units[i / 2][i % 2] = __shfl_sync(0xffffffffu, unit, from);
-    }
+    for (int i = 0; i < kSides * 2; ++i) rows[i / 2][i % 2] = at[i / 2 * kSideStep + i % 2 * 8];
   }
 };
 struct NoScales {
@@ -169,7 +26,7 @@ template <int products, bool kOrdered>
 struct KeyWarp {
   uint32_t cosines[16], sines[16];  // of rows g, g + 8 and pairs 16 i + 2 c, + 8
   uint32_t h[4];                    // H_16: two words for columns 0 to 7, two for 8 to 15
-  uint32_t select_low, select_high, masks[kSides], zero_factors[kSides];
+  uint32_t select, select_pair, shift, masks[kSides], zero_factors[kSides], biases[kSides];
   float reference[2 * products], weights[2 * products], zeros[2 * products];
 
   /// field: of side 0; angles: see fill_angles.
@@ -177,24 +34,27 @@ struct KeyWarp {
     const int g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      cosines[i] = angles[field / 2][i][lane];
-      sines[i] = angles[field / 2][16 + i][lane];
+      cosines[i] = angles[quarter_of(field)][i][lane];
+      sines[i] = angles[quarter_of(field)][16 + i][lane];
     }
     // Rows 2 c, 2 c + 1, 2 c + 8 and 2 c + 9 of the operand are channels 4 c to 4 c + 3: a lane reads 16 bytes.
-    const float unit = kOrdered ? 1.0f : static_cast<float>(1 << (15 - field_position(field)));
+    const float unit = kOrdered ? 1.0f : 32768.0f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int channel = 4 * c + i % 2 * 2, column = g + i / 2 * 8;
       h[i] = pack_halves((__popc(channel & column) & 1) != 0 ? -unit : unit,
                          (__popc((channel + 1) & column) & 1) != 0 ? -unit : unit);
     }
-    select_low = kept(field < 4 ? 0x5410u : 0x6521u);   // bytes 0 (or 1) of both words
-    select_high = kept(field < 4 ? 0x7632u : 0x7763u);  // bytes 2 (or 3)
+    select = kept(field < 4 ? 0x6420u : 0x7531u);  // bytes 0 and 2 (or 1 and 3) of both words
     masks[0] = kept(0x00030003u << field_position(field));
-    masks[1] = kept(0x00030003u << (field_position(field) + 2));
-    // Element 0 of a half of the channels is in the lanes with c = 0. -64 z 2^-9, of side 1 -64 z 2^-7.
+    masks[1] = kept(0x00030003u << (field_position(field) + 2 * kSideStep));
+    select_pair = kept(field % 2 == 0 ? 0x5410u : 0x7632u);
+    shift = kept(field_position(field));
+    // Element 0 of a half of the channels is in the lanes with c = 0. -64 z 2^-9, of side 1 -64 z 2^-5.
     zero_factors[0] = kept(c == 0 ? pack_halves(-0.125f, 0.0f) : 0u);
-    zero_factors[1] = kept(c == 0 ? pack_halves(-0.5f, 0.0f) : 0u);
+    zero_factors[1] = kept(c == 0 ? pack_halves(-2.0f, 0.0f) : 0u);
+    biases[0] = kept(c == 0 ? pack_halves(-0.1875f, 0.0f) : 0u);
+    biases[1] = kept(c == 0 ? pack_halves(-3.0f, 0.0f) : 0u);
 #pragma unroll
     for (int i = 0; i < 2 * products; ++i) {
       reference[i] = kLowest;
@@ -202,65 +62,117 @@ struct KeyWarp {
     }
   }
 
-  /// The transform of a head, but for bit 6: words of 16 channels each, rows g, g + 8, g, g + 8. First operands are
-  /// codes as they are or, in an order, times their groups' scales.
-  template <class Scales>
-  __device__ __forceinline__ void transform(uint32_t (&x)[kSides][8][4], const unsigned char* codes,
-                                            const Scales& scales, const uint4* selectors) const {
+  /// Codes of a head's 16 channels i: of two channels each, both sides' rows g and g + 8 in fields of 4 bits.
+  __device__ __forceinline__ void load_codes(uint32_t (&z)[8][2], const unsigned char* codes) const {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint4 w = *reinterpret_cast<const uint4*>(codes + 64 * i);
-      const uint32_t words[4] = {__byte_perm(w.x, w.y, select_low), __byte_perm(w.x, w.y, select_high),
-                                 __byte_perm(w.z, w.w, select_low), __byte_perm(w.z, w.w, select_high)};
-#pragma unroll
-      for (int side = 0; side < kSides; ++side) {
-        uint32_t a[4];
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          a[r] = words[r] & masks[side];
-          if constexpr (kOrdered) {
-            const uint4 all = selectors[i / 2 * 4];
-            const uint32_t select = i % 2 == 0 ? (r < 2 ? all.x : all.y) : (r < 2 ? all.z : all.w);
-            const auto of = [&](const uint32_t(&of_groups)[2]) {
-              return as_half2(permute_bytes(of_groups[0], of_groups[1], select));
-            };
-            a[r] = as_bits(__hfma2(as_half2(a[r]), of(scales.scales[side][r % 2]), of(scales.offsets[side][r % 2])));
-          }
-        }
-        mma_halves(x[side][i][0], x[side][i][1], a[0], a[1], a[2], a[3], h[0], h[1]);
-        mma_halves(x[side][i][2], x[side][i][3], a[0], a[1], a[2], a[3], h[2], h[3]);
-      }
+      z[i][0] = __byte_perm(w.x, w.y, select);
+      z[i][1] = __byte_perm(w.z, w.w, select);
     }
+  }
+
+  /// The transform of a head, but for bit 6: words of 16 channels each, rows g, g + 8, g, g + 8. Sums of codes of
+  /// channels that differ in bits 4 and 5 are multiplied by H_16.
+  __device__ __forceinline__ void transform(uint32_t (&x)[kSides][8][4], uint32_t (&z)[8][2]) const {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) z[i / 2][i % 2] = z[i / 2][i % 2] >> shift & 0x33333333u;
 #pragma unroll
     for (int step = 1; step <= 2; step *= 2) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i & step) continue;
+      for (int i = 0; i < 16; ++i) {
+        if (i / 2 & step) continue;
+        uint32_t &low = z[i / 2][i % 2], &high = z[i / 2 | step][i % 2];
+        const uint32_t a = low, b = high;
+        low = a + b;
+        high = a - b + 0x33333333u * step;  // no field is negative: those of all but channels 0 and 64 are 6 too large
+      }
+    }
 #pragma unroll
-        for (int j = 0; j < 4 * kSides; ++j) {
-          uint32_t &low = x[j / 4][i][j % 4], &high = x[j / 4][i | step][j % 4];
-          const __half2 a = as_half2(low), b = as_half2(high);
-          low = as_bits(__hadd2(a, b));
-          high = as_bits(__hsub2(a, b));
-        }
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) {
+        const uint32_t mask = 0x000f000fu << (4 * side);
+        const uint32_t a0 = z[i][0] & mask, a1 = z[i][0] >> 8 & mask, a2 = z[i][1] & mask, a3 = z[i][1] >> 8 & mask;
+        uint32_t(&to)[4] = x[side][i];
+        to[0] = to[1] = i % 4 != 0 ? biases[side] : 0u;
+        to[2] = to[3] = 0u;
+        add_mma_halves(to[0], to[1], a0, a1, a2, a3, h[0], h[1]);
+        add_mma_halves(to[2], to[3], a0, a1, a2, a3, h[2], h[3]);
       }
     }
   }
 
-  /// Scores (base 2).
+  /// The same of a side with an order: codes times their groups' scales are multiplied by H_16. Bit 4 is sums of
+  /// products, bit 5 additions of halves.
+  __device__ __forceinline__ void transform(uint32_t (&x)[8][4], const uint32_t (&z)[8][2], int side,
+                                            const RowScales& scales, const uint4* selectors) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t words[4] = {z[i][0], z[i][0] >> 8, z[i][1], z[i][1] >> 8};
+      uint32_t a[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const uint4 all = selectors[i / 2 * 4], row = scales.rows[side][r % 2];
+        const uint32_t groups = i % 2 == 0 ? (r < 2 ? all.x : all.y) : (r < 2 ? all.z : all.w);
+        a[r] = as_bits(__hfma2(as_half2(words[r] & masks[side]), as_half2(permute_bytes(row.x, row.y, groups)),
+                               as_half2(permute_bytes(row.z, row.w, groups))));
+      }
+      uint32_t(&low)[4] = x[i & ~1], (&high)[4] = x[i | 1];
+#pragma unroll
+      for (int j = 0; j < 4; j += 2) {
+        if (i % 2 == 0) {
+          mma_halves(low[j], low[j + 1], a[0], a[1], a[2], a[3], h[j], h[j + 1]);
+          high[j] = low[j];
+          high[j + 1] = low[j + 1];
+        } else {
+          add_mma_halves(low[j], low[j + 1], a[0], a[1], a[2], a[3], h[j], h[j + 1]);
+          add_mma_halves(high[j], high[j + 1], a[0], a[1], a[2], a[3], h[j] ^ 0x80008000u, h[j + 1] ^ 0x80008000u);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i & 2) continue;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t &low = x[i][j], &high = x[i | 2][j];
+        const __half2 a = as_half2(low), b = as_half2(high);
+        low = as_bits(__hadd2(a, b));
+        high = as_bits(__hsub2(a, b));
+      }
+    }
+  }
+
+  /// Scores (base 2). units: with an order, of a group's tokens; is_first, is_last: a warp whose first turn nobody
+  /// ends, a warp that nobody waits for after its last one.
   __device__ __forceinline__ void score(float (&scores)[kSides][products][4], const unsigned char* stage,
                                         const uint4 (&all_queries)[kSides][products][4][kWarp],
-                                        const SharedState<products>& state, int field, int lane) const {
+                                        const SharedState<products>& state, const float (&units)[kGroupTokens],
+                                        bool is_first, bool is_last, int field, int lane) const {
     using Scales = std::conditional_t<kOrdered, RowScales, NoScales>;
     const Scales of_rows(stage, field, lane);
     const unsigned char* codes = kept(stage + lane / 4 * kKeyStride + lane % 4 * 16);
-    const unsigned char* scales_at = kept(stage + Stage::kKeyScales + lane / 4 * kScaleStride + 2 * field);
+    const unsigned char* scales_at = kept(stage + Stage::kKeyScales + lane / 4 * kScaleStride + 2 * (field & 4));
     const uint4* queries = kept(&all_queries[0][0][0][lane]);
     const float* mixing = kept(&state.mixing[0][0][lane % 4]);
 #pragma unroll 1  // code that fits the instruction cache is faster than overlapping heads
     for (int head = 0; head < kRotatedHeads; ++head) {
-      uint32_t x[kSides][8][4];
-      transform(x, codes, of_rows, &state.selectors[head][0][lane % 4]);
+      uint32_t x[kSides][8][4], z[8][2];
+      if constexpr (kOrdered) {
+        // The two warps of a scheduler take turns: while one transforms, which is moves of bytes, the other goes on.
+        const int warp = threadIdx.x / kWarp;
+        if (!is_first || head != 0) wait_turn(warp);
+        load_codes(z, codes);
+#pragma unroll
+        for (int side = 0; side < kSides; ++side) {
+          transform(x[side], z, side, of_rows, &state.selectors[head][0][lane % 4]);
+        }
+        if (!is_last || head != kRotatedHeads - 1) end_turn(warp);
+      } else {
+        load_codes(z, codes);
+        transform(x, z);
+      }
       codes += 8 * kKeyStride;
       // Of rows g, g + 8: both sides' scales and zeros.
       __half2 scales[2];
@@ -270,8 +182,8 @@ struct KeyWarp {
         const __half2 element0 = as_half2(zero_factors[0]), element1 = as_half2(zero_factors[1]);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          scales[r] = *reinterpret_cast<const __half2*>(at + 16 * r);
-          const __half2 zeros_of = *reinterpret_cast<const __half2*>(at + 16 * r + 2 * kTileTokens);
+          scales[r] = both_sides(at + 16 * r);
+          const __half2 zeros_of = both_sides(at + 16 * r + 2 * kTileTokens);
 #pragma unroll
           for (int i = 0; i < 8; i += 4) {
             x[0][i][r] = as_bits(__hfma2(__low2half2(zeros_of), element0, as_half2(x[0][i][r])));
@@ -281,23 +193,21 @@ struct KeyWarp {
       }
       float sums[kSides][products][4] = {};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int k = 0; k < 4 * kSides; ++k) {
+        const int i = kOrdered ? k % 4 : k / 2, side = kOrdered ? k / 4 : k % 2;
+        uint32_t re[4], im[4];
 #pragma unroll
-        for (int side = 0; side < kSides; ++side) {
-          uint32_t re[4], im[4];
+        for (int r = 0; r < 4; ++r) {
+          const __half2 a = as_half2(x[side][i][r]), b = as_half2(x[side][i + 4][r]);
+          const __half2 cosine = as_half2(cosines[4 * i + r]), sine = as_half2(sines[4 * i + r]);
+          re[r] = as_bits(__hfma2(a, cosine, __hmul2(b, sine)));
+          im[r] = as_bits(__hfma2(a, sine, __hneg2(__hmul2(b, cosine))));
+        }
 #pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            const __half2 a = as_half2(x[side][i][r]), b = as_half2(x[side][i + 4][r]);
-            const __half2 cosine = as_half2(cosines[4 * i + r]), sine = as_half2(sines[4 * i + r]);
-            re[r] = as_bits(__hfma2(a, cosine, __hmul2(b, sine)));
-            im[r] = as_bits(__hfma2(a, sine, __hneg2(__hmul2(b, cosine))));
-          }
-#pragma unroll
-          for (int n = 0; n < products; ++n) {
-            const uint4 q = queries[((side * products + n) * 4 + i) * kWarp];
-            mma(sums[side][n], re[0], re[1], re[2], re[3], q.x, q.y);
-            mma(sums[side][n], im[0], im[1], im[2], im[3], q.z, q.w);
-          }
+        for (int n = 0; n < products; ++n) {
+          const uint4 q = queries[((side * products + n) * 4 + i) * kWarp];
+          mma(sums[side][n], re[0], re[1], re[2], re[3], q.x, q.y);
+          mma(sums[side][n], im[0], im[1], im[2], im[3], q.z, q.w);
         }
       }
 #pragma unroll
@@ -321,40 +231,48 @@ struct KeyWarp {
       mixing += 4 * products;
     }
     if constexpr (kOrdered) {
+      const float* at = units + lane / 4 * kTileTokens + field;
+      const float of_rows_units[kSides][2] = {{at[0], at[8]}, {at[kSideStep], at[kSideStep + 8]}};
 #pragma unroll
       for (int i = 0; i < kSides * products * 4; ++i) {
-        scores[i / 4 / products][i / 4 % products][i % 4] *= of_rows.units[i / 4 / products][i % 4 / 2];
+        const int side = i / 4 / products;
+        scores[side][i / 4 % products][i % 4] *= of_rows_units[side][i % 4 / 2];
       }
     }
+  }
+
+  /// Scales or zeros of both sides' tokens.
+  __device__ __forceinline__ __half2 both_sides(const unsigned char* at) const {
+    const uint2 four = *reinterpret_cast<const uint2*>(at);
+    return as_half2(__byte_perm(four.x, four.y, select_pair));
   }
 
   /// Raises references to scores, if any exceeds them by much. References are whole numbers: what follows from a change
   /// of one is exact.
   __device__ __forceinline__ void raise(const float (&scores)[kSides][products][4]) {
+    float high[2 * products];
+    bool must = false;
 #pragma unroll
-    for (int n = 0; n < products; ++n) {
-      float high[2];
+    for (int i = 0; i < 2 * products; ++i) {
+      const auto& a = scores[0][i / 2];
+      const auto& b = scores[1][i / 2];
+      high[i] = fmaxf(fmaxf(a[i % 2], a[2 + i % 2]), fmaxf(b[i % 2], b[2 + i % 2]));
+      must = must || high[i] - reference[i] > kSlack;
+    }
+    if (!__any_sync(0xffffffffu, must)) return;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        high[i] = fmaxf(fmaxf(scores[0][n][i], scores[0][n][2 + i]), fmaxf(scores[1][n][i], scores[1][n][2 + i]));
-      }
-      const bool must = fmaxf(high[0] - reference[2 * n], high[1] - reference[2 * n + 1]) > kSlack;
-      if (!__any_sync(0xffffffffu, must)) continue;
+    for (int i = 0; i < 2 * products; ++i) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int step = 4; step < kWarp; step *= 2)
-          high[i] = fmaxf(high[i], __shfl_xor_sync(0xffffffffu, high[i], step));
-        const float raised = fmaxf(reference[2 * n + i], high[i] > kLowest ? ceilf(high[i]) : kLowest);
-        const float keep = exp2_fast(reference[2 * n + i] - raised);
-        reference[2 * n + i] = raised;
-        weights[2 * n + i] *= keep;
-        zeros[2 * n + i] *= keep;
-      }
+      for (int step = 4; step < kWarp; step *= 2) high[i] = fmaxf(high[i], __shfl_xor_sync(0xffffffffu, high[i], step));
+      const float raised = fmaxf(reference[i], high[i] > kLowest ? ceilf(high[i]) : kLowest);
+      const float keep = exp2_fast(reference[i] - raised);
+      reference[i] = raised;
+      weights[i] *= keep;
+      zeros[i] *= keep;
     }
   }
 
-  /// Weights of 2 x 16 tokens, times values' scales, as operands of products field and field + 1. Tokens of rows g + 8
+  /// Weights of 2 x 16 tokens, times values' scales, as operands of products field and field + 2. Tokens of rows g + 8
   /// are negative, their codes 3 - code, as in norm_values.cuh. valid: bits g and g + 8 of each side.
   __device__ __forceinline__ void weigh(float (&scores)[kSides][products][4], bool all_valid,
                                         const uint32_t (&valid)[kSides], const unsigned char* scales,
@@ -373,12 +291,12 @@ struct KeyWarp {
 #pragma unroll
     for (int n = 0; n < products; ++n) {
       const int head = Columns<products>::head(8 * n + 2 * c);
-      const unsigned char* at = scales + g * kScaleStride + head * 4 * kTileTokens + 2 * field;
+      const unsigned char* at = scales + g * kScaleStride + head * 4 * kTileTokens + 2 * (field & 4);
       __half2 scale[2], zero[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        scale[r] = *reinterpret_cast<const __half2*>(at + 16 * r);
-        zero[r] = *reinterpret_cast<const __half2*>(at + 16 * r + 2 * kTileTokens);
+        scale[r] = both_sides(at + 16 * r);
+        zero[r] = both_sides(at + 16 * r + 2 * kTileTokens);
       }
       if (!all_valid) {  // what lies there may be no numbers
         const auto keep = [&](__half2& x, int r) {
@@ -392,7 +310,7 @@ struct KeyWarp {
       }
 #pragma unroll
       for (int side = 0; side < kSides; ++side) {
-        const float unit = weight_unit(field) * (side == 0 ? 1.0f : 0.25f), inverse = 1.0f / unit;
+        const float unit = weight_unit(field) * (side == 0 ? 1.0f : 0.0625f), inverse = 1.0f / unit;
         const auto part = [side](__half2 x) { return side == 0 ? __low2float(x) : __high2float(x); };
         const float a = part(scale[0]) * unit, b = part(scale[1]) * -unit;
         const float zero0 = part(zero[0]) * inverse, zero1 = fmaf(part(zero[1]), -inverse, 3.0f * inverse);
@@ -409,10 +327,10 @@ struct KeyWarp {
           parts[r] = transpose8x8(as_bits(w));
         }
         const uint32_t operand[2] = {__byte_perm(parts[0], parts[1], 0x5410), __byte_perm(parts[0], parts[1], 0x7632)};
-        operands[field + side][n][lane] = make_uint2(operand[0], operand[1]);
+        operands[field + kSideStep * side][n][lane] = make_uint2(operand[0], operand[1]);
       }
       if (g == 0) {
-        *reinterpret_cast<float2*>(&references[field / 2][8 * n + 2 * c]) =
+        *reinterpret_cast<float2*>(&references[quarter_of(field)][8 * n + 2 * c]) =
             make_float2(reference[2 * n], reference[2 * n + 1]);
       }
     }
@@ -435,13 +353,13 @@ struct KeyWarp {
   }
 };
 
-/// Bits of a warp's 2 x 16 tokens, of tile g bits g (token field + side) and g + 8 (token 8 later): those below `end`
+/// Bits of a warp's 2 x 16 tokens, of tile g bits g (token field + 2 side) and g + 8 (token 8 later): those below `end`
 /// that are no sinks. sink: of each lane, -1: none.
 __device__ __forceinline__ uint2 valid_rows(int group, int field, int end, int sink) {
   uint32_t valid[kSides] = {};
 #pragma unroll 1
   for (int i = 0; i < 16 * kSides; ++i) {
-    const int token = group * kGroupTokens + i % 8 * kTileTokens + i / 8 % 2 * 8 + field + i / 16;
+    const int token = group * kGroupTokens + i % 8 * kTileTokens + i / 8 % 2 * 8 + field + i / 16 * kSideStep;
     const uint32_t bit = (token < end ? 1u : 0u) << (i % 16);
     valid[0] |= i < 16 ? bit : 0u;
     valid[1] |= i < 16 ? 0u : bit;
@@ -453,7 +371,7 @@ __device__ __forceinline__ uint2 valid_rows(int group, int field, int end, int s
     const int side = place % 8 - field;
     const uint32_t keep = ~(1u << (place / kTileTokens + place / 8 % 2 * 8));
     if (side == 0) valid[0] &= keep;
-    if (side == 1) valid[1] &= keep;
+    if (side == kSideStep) valid[1] &= keep;
   }
   return make_uint2(valid[0], valid[1]);
 }
@@ -465,7 +383,7 @@ __device__ __forceinline__ void fill_angles(const CacheView& cache, uint32_t (&a
 #pragma unroll
   for (int step = 0; step < kPairs * 32 / kKeyThreads; ++step) {
     const int i = threadIdx.x / 64 + step * (kKeyThreads / 64);
-    const int place = 2 * at;
+    const int place = g * kTileTokens + second * 8 + first_token(quarter);
     const float2 a = rope_angle(cache, place, 2 * i), b = rope_angle(cache, place, 2 * i + 1);
     const int word = i / 8 * 4 + i / 4 % 2 * 2 + second, lane = g * 4 + i % 4;
     angles[quarter][word][lane] = pack_halves(a.x, b.x);

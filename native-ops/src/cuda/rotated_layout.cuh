@@ -11,11 +11,18 @@ constexpr int kDim = 128, kPairs = kDim / 2;
 /// Warps that find scores; warps that do all else, a head each for values.
 constexpr int kKeyWarps = 8, kHelpers = kRotatedHeads, kKeyThreads = kKeyWarps * kWarp,
               kHelperThreads = kHelpers * kWarp, kThreads = kKeyThreads + kHelperThreads;
-/// Of a thread, on Hopper.
-constexpr int kKeyRegisters = 200, kHelperRegisters = 104;
-/// A round is 256 tokens, two groups of 8 tiles. Four warps share a group; a warp has tokens f, f + 1, f + 8 and f + 9
-/// of each tile, f = 2 (warp % 4): two operands of 16 rows ("sides") whose codes lie in the same bytes.
-constexpr int kRoundGroups = 2, kRoundTokens = kRoundGroups * kGroupTokens, kSides = 2;
+/// Of a thread, on Hopper: scores of an order need more, values of helpers profit from them.
+template <bool kOrdered>
+constexpr int kKeyRegisters = kOrdered ? 200 : 184;
+template <bool kOrdered>
+constexpr int kHelperRegisters = 504 - 2 * kKeyRegisters<kOrdered>;
+/// A round is 256 tokens, two groups of 8 tiles. Four warps, quarters 0 to 3, share a group; a warp has tokens f, f + 2,
+/// f + 8 and f + 10 of each tile, f = 0, 1, 4 or 5: two operands of 16 rows ("sides") whose codes lie in the same bytes,
+/// 4 bits apart.
+constexpr int kRoundGroups = 2, kRoundTokens = kRoundGroups * kGroupTokens, kSides = 2, kSideStep = 2;
+/// A quarter's f; the quarter that has a token.
+__device__ __forceinline__ int first_token(int quarter) { return quarter / 2 * 4 + quarter % 2; }
+__device__ __forceinline__ constexpr int quarter_of(int token) { return token % 8 / 4 * 2 + token % 2; }
 constexpr int kTileBytes = kDim * 4;         // of a head's codes
 constexpr int kKeyStride = kTileBytes + 64;  // of a tile in shared memory: quarter warps then read different banks
 constexpr int kScaleBytes = kRotatedHeads * 4 * kTileTokens;  // of a tile: 16 scales, 16 zeros of each head
@@ -40,6 +47,10 @@ __device__ __forceinline__ T* kept(T* p) {
   return p;
 #endif
 }
+
+/// The two score warps of a scheduler, w and w + 4: a warp's turn to transform, which the other one ends.
+__device__ __forceinline__ void wait_turn(int warp) { meet_at<2 * kWarp>(4 + warp); }
+__device__ __forceinline__ void end_turn(int warp) { arrive_at<2 * kWarp>(4 + (warp ^ 4)); }
 
 /// 128 tokens, in bytes.
 struct Stage {
@@ -70,7 +81,8 @@ struct SharedState {
   float4 turned[2][kSides][products][kHelperThreads];          // a helper's own queries, two pairs twice
   uint2 weights[2][kRoundGroups][kProducts][products][kWarp];  // second operands for values
   float references[2][kRoundGroups][4][8 * products];
-  uint4 selectors[kRotatedHeads][4][4];  // of scales, with an order: of 32 channels, 4 c to 4 c + 3 of each 16
+  uint4 selectors[kRotatedHeads][4][4];        // of scales, with an order: of 32 channels, 4 c to 4 c + 3 of each 16
+  float units[2][kRoundGroups][kGroupTokens];  // of scores, with an order; see scale_rows
   float mixing[kRotatedHeads][products][4];
   float sums[kKeyWarps][8 * products], zeros[kKeyWarps][8 * products], last_references[kKeyWarps][8 * products];
   float value_references[kRotatedHeads][8];
