@@ -1,18 +1,19 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Append of a prompt's chunk to latent2 in a basis of each head, head_dim 128: the same bytes as append_basis.cu and
-// append.cu leave. Blocks stay with a head and go from page to page: half of the warps code keys, half values
-// (append_values.cuh), a tile a warp at a time, while the rows of the next one come; when there are none left they make
-// exact copies. No warp waits for another one.
+// append.cu leave. Here keys; values and exact copies, beside and behind them: append_values.cu. A block stays with a
+// head and goes from page to page, whose rows come while it codes another; a warp has two runs of places, whose rows of
+// the basis, two halves for each element (latent_rows.h), stay where they are, high ones in registers. Tensor cores
+// multiply them with tokens, which are halves and lie in such an order that a lane gets all those of a tile of a place:
+// nothing is exchanged.
 //
-// Keys: tensor cores multiply the basis as two halves each (latent_rows.h), 16 places at a time, with tokens, which are
-// halves and stay in registers. A lane gets four neighbouring tokens of a place. Where a sum is so near to a border
-// between codes that the portable operator, whose sums are rounded, might have the other code, it is done again with
-// its additions in its order, for several such codes at a time: each lane has some products of one, and a lane adds
-// those of one.
+// Where a sum is so near to a border between codes that the portable operator, whose sums are rounded, might have the
+// other code, it is done again with its additions in its order, when a warp has several such codes or no page is left:
+// each lane has some products of one, and a lane adds those of one. Their codes have been stored: bits are flipped.
 //
-// An H100, 8192 tokens of 8 kv heads: 62 us, 25 % of the speed of a copy, 32768 tokens 29 %; 67 us in two kernels, one
-// for keys and one for values. Keys decide: alone they take 54 us, values alone 29, and without the codes that are done
-// again, five or six of a tile, both take 43.
+// An H100, 8192 tokens of 8 kv heads: 41 us, 38 % of the speed of a copy; 64 us in one kernel with values, a warp for
+// all places of a tile, and five or six codes of a tile done again, where no more than the lengths of rows and tokens
+// was known of sums. Keys take 31 us, values alone 17. Half as many blocks, beside which more values are coded: 54 us,
+// three quarters: 48.
 #include <algorithm>
 
 #include "append_values.cuh"
@@ -20,305 +21,427 @@
 #include "kernels.h"
 #include "latent_rows.h"
 #include "launch.cuh"
-#include "static_tile.cuh"
 
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kRowDim;
-constexpr int kAgain = 6;  // codes that are done again at a time
+constexpr int kDim = kRowDim, kMostWarps = kWidthRuns / 2;
+/// Codes that are done again at a time: as many as leave room for 16 runs where a block has 99 KB.
+constexpr int kAgain = 6;
+constexpr int kKnownUnits = 32;  // units whose tokens are known ahead
 constexpr int kProductStride = kDim + 4;
-constexpr int kMostDoubts = kAgain + 2 * kRunPlaces * kTileTokens;  // those of two runs come together
 
-/// A warp's shared memory for keys; a tile as it is stored follows.
-struct alignas(16) KeyWarp {
-  __half rows[kTileTokens * kRowStride];
-  float products[kAgain][kProductStride];
-  uint16_t doubts[kMostDoubts];  // place * 16 + token
+/// A code to be done again.
+struct Doubt {
+  const uint8_t* token;  // its keys; those of the window are apart
+  uint8_t* field;        // codes of the place and tile
+  uint32_t what;         // place + token of the tile 2^8 + what it was taken for 2^16 + 2^24, if it comes of the window
 };
-using ValueRows = __half[kTileTokens * kRowStride];
+/// A warp's.
+struct alignas(16) Doubts {
+  uint4 low[kRowSteps * kWarp];  // of the basis
+  float products[kAgain][kProductStride];
+  Doubt list[kAgain - 1 + kWarp];
+};
+/// A page's tokens that are coded, and the page.
+struct Unit {
+  TokenRun run;
+  uint8_t* page;
+};
+/// Of two pages, one that is coded and one whose rows are on their way. Rows: see row_of. squares: of the longest
+/// tokens of tiles, [tile][parts of a page].
+struct alignas(16) Block {
+  __half rows[2][kPageTokens * kRowStride];
+  float squares[2][kPageTiles][kPageTiles];
+  Unit units[kKnownUnits];
+};
 
 /// Parameters, so that all lanes know that they are the same for them.
 struct LatentBlocks {
-  int units, groups, runs;                                   // units of a head, blocks of a head, stored runs
-  int warps;                                                 // for keys; as many for values
-  int exact;                                                 // pages of a head, k and v
+  int units, pairs;                                          // units of a head; pairs of stored runs
   int run[kWidthRuns], bits[kWidthRuns], begin[kWidthRuns];  // of stored runs
 };
 
-/// Tokens of a tile that are coded: tile i % 4 of page i / 4.
-__device__ __forceinline__ TokenRun tile_tokens(const CacheView& cache, const NewRows& rows, int i) {
-  const TokenRun page = unit_run<kPageTokens>(cache, rows, i / kPageTiles);
-  if (page.begin >= page.end) return {page.b, 0, 0};
-  const int first = (page.begin / kPageTokens * kPageTiles + i % kPageTiles) * kTileTokens;
-  return {page.b, max(page.begin, first), min(page.end, first + kTileTokens)};
+/// The row of a page's token: products of eight columns are of two neighbouring tokens of each tile.
+__device__ __forceinline__ unsigned row_of(unsigned token) {
+  return token % kTileTokens / 2 * 8 + token % kPageTokens / kTileTokens * 2 + token % 2;
 }
 
-__device__ __forceinline__ int first_of(const TokenRun& run) { return run.begin / kTileTokens * kTileTokens; }
-
-/// Four channels of a token of a head as halves.
-__device__ __noinline__ uint2 load_four(const CacheView& cache, const NewRows& rows, int b, int token, int kv_head,
-                                        int channel) {
+/// Eight channels of a token of a head as halves, of a token that is not new or of another type.
+__device__ __noinline__ uint4 load_eight(const CacheView& cache, const NewRows& rows, int b, int token, int kv_head,
+                                         int channel) {
   const int fresh = token - cache.length(b);
-  if (fresh >= 0) return four_halves(rows.tokens.type, rows.tokens.qkv, rows.key(cache, b, fresh, kv_head) + channel);
+  if (fresh >= 0) {
+    const int64_t index = rows.key(cache, b, fresh, kv_head) + channel;
+    const uint2 low = four_halves(rows.tokens.type, rows.tokens.qkv, index);
+    const uint2 high = four_halves(rows.tokens.type, rows.tokens.qkv, index + 4);
+    return make_uint4(low.x, low.y, high.x, high.y);
+  }
   const auto* from =
       reinterpret_cast<const uint16_t*>(cache.window_page(b, token) + cache.exact_key(kv_head, channel)) +
       token % kExactTokens;
+  const auto two = [&](int i) {
+    return from[i * kExactTokens] | static_cast<uint32_t>(from[(i + 1) * kExactTokens]) << 16;
+  };
+  return make_uint4(two(0), two(2), two(4), two(6));
+}
+
+/// Copies keys of a page's tokens, or starts to.
+__device__ __forceinline__ void stage_page(const CacheView& cache, const NewRows& rows, const TokenRun& run,
+                                           int kv_head, __half* to) {
+  constexpr int kChunks = kDim / 8;
+  const int channel = static_cast<int>(threadIdx.x) % kChunks * 8, length = cache.length(run.b);
+  const int each = static_cast<int>(blockDim.x) / kChunks, own = static_cast<int>(threadIdx.x) / kChunks;
+  const auto at = [&](int token) { return to + row_of(static_cast<unsigned>(token)) * kRowStride + channel; };
+  if (rows.tokens.type == ElementType::kFloat16) {
+    const int64_t stride = static_cast<int64_t>(each) * (cache.heads + 2 * cache.kv_heads) * kDim;
+    int token = max(run.begin, length) + own;
+    const __half* from =
+        static_cast<const __half*>(rows.tokens.qkv) + rows.key(cache, run.b, token - length, kv_head) + channel;
+#pragma unroll 2
+    for (; token < run.end; token += each, from += stride) copy_async(at(token), from);
+    for (token = run.begin + own; token < min(run.end, length); token += each) {
+      *reinterpret_cast<uint4*>(at(token)) = load_eight(cache, rows, run.b, token, kv_head, channel);
+    }
+  } else {
+    for (int token = run.begin + own; token < run.end; token += each) {
+      *reinterpret_cast<uint4*>(at(token)) = load_eight(cache, rows, run.b, token, kv_head, channel);
+    }
+  }
+}
+
+/// The squares of the longest of some tokens of each tile.
+__device__ __forceinline__ void find_squares(const __half* rows, const TokenRun& run, int part,
+                                             float (&squares)[kPageTiles][kPageTiles]) {
+  const int lane = threadIdx.x % kWarp, g = lane / 4, c = lane % 4;
+  float low[4] = {}, high[4] = {};  // products of 16 tokens with themselves: 0 .. 7, 8 .. 15
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) {
+    uint32_t a[4], b[4];  // the same in another order: as pairs of registers
+    load_matrices(a, rows + (part * 16 + lane % 16) * kRowStride + k * 16 + lane / 16 * 8);
+    load_matrices(b, rows + (part * 16 + lane / 16 * 8 + lane % 8) * kRowStride + k * 16 + lane / 8 % 2 * 8);
+    mma(low, a[0], a[1], a[2], a[3], b[0], b[1]);
+    mma(high, a[0], a[1], a[2], a[3], b[2], b[3]);
+  }
+  const int token = c * kTileTokens + part * 4 + g % 2, page = run.begin / kPageTokens * kPageTokens;
+  const auto square = [&](float x, int token) {  // no number is larger than all numbers
+    return page + token >= run.begin && page + token < run.end ? __float_as_uint(x) : 0u;
+  };
+  unsigned most = max(square(g % 2 == 0 ? low[0] : low[1], token), square(g % 2 == 0 ? high[2] : high[3], token + 2));
+  most = max(most, __shfl_xor_sync(0xffffffffu, most, 4));
+  if (g == 2 * c) squares[c][part] = __uint_as_float(most);
+}
+
+/// Four channels of a doubtful token, of the window or of another type.
+__device__ __noinline__ uint2 load_four(ElementType type, const Doubt& doubt, int lane) {
+  if (doubt.what >> 24 == 0) return four_halves(type, doubt.token, lane * 4);
+  const auto* from = reinterpret_cast<const uint16_t*>(doubt.token) + lane * 4 * kExactTokens;
   return make_uint2(from[0] | static_cast<uint32_t>(from[kExactTokens]) << 16,
                     from[2 * kExactTokens] | static_cast<uint32_t>(from[3 * kExactTokens]) << 16);
 }
 
-/// Does the last of the codes in doubt again; `tile` has what they were taken for.
-__device__ __forceinline__ void code_again(const CacheView& cache, const NewRows& rows, const TokenRun& run,
-                                           int kv_head, int before, int after, KeyWarp& own, uint8_t* tile, int lane) {
-  const int first = first_of(run), fresh = first - cache.length(run.b);
+/// Does n codes again.
+__device__ __forceinline__ void code_again(const CacheView& cache, const NewRows& rows, int kv_head, Doubts& own,
+                                           int begin, int n) {
+  const int lane = threadIdx.x % kWarp;
   const float* basis = cache.keys.basis + static_cast<int64_t>(kv_head) * kDim * kDim + lane * 4;
-  const float* mean = cache.keys.mean;
-  float means[4] = {};
-  if (mean != nullptr) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) means[j] = mean[kv_head * kDim + lane * 4 + j];
+  float4 mean = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (cache.keys.mean != nullptr) {
+    const float* means = cache.keys.mean + kv_head * kDim + lane * 4;
+    mean = make_float4(means[0], means[1], means[2], means[3]);
   }
-  const auto multiply = [&](int i, uint2 four) {
-    const float4 row = *reinterpret_cast<const float4*>(basis + own.doubts[i] / kTileTokens * kDim);
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x));
-    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
+  float4 row[kAgain];
+  uint2 four[kAgain];
+#pragma unroll
+  for (int i = 0; i < kAgain; ++i) {
+    const Doubt& doubt = own.list[begin + min(i, n - 1)];
+    row[i] = __ldg(reinterpret_cast<const float4*>(basis + (doubt.what & 127u) * kDim));
+    if (rows.tokens.type == ElementType::kFloat16 && doubt.what >> 24 == 0) {
+      four[i] = __ldg(reinterpret_cast<const uint2*>(doubt.token) + lane);
+    } else {
+      four[i] = load_four(rows.tokens.type, doubt, lane);
+    }
+  }
+  const Doubt doubt = own.list[begin + min(lane, n - 1)];
+  const int place = static_cast<int>(doubt.what & 127u), bits = cache.keys.width[place / kRunPlaces];
+  const float* range = cache.keys.steps + 2 * (kv_head * kDim + place);
+  const float start = range[0], step = range[1];
+#pragma unroll
+  for (int i = 0; i < kAgain; ++i) {
+    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four[i].x));
+    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four[i].y));
     // Less a mean of zero it is what it was.
-    *reinterpret_cast<float4*>(own.products[i - after] + lane * 4) =
-        make_float4(__fmul_rn(row.x, __fsub_rn(low.x, means[0])), __fmul_rn(row.y, __fsub_rn(low.y, means[1])),
-                    __fmul_rn(row.z, __fsub_rn(high.x, means[2])), __fmul_rn(row.w, __fsub_rn(high.y, means[3])));
-  };
-  if (rows.tokens.type == ElementType::kFloat16 && fresh >= 0) {
-    const auto* from = static_cast<const __half*>(rows.tokens.qkv) + rows.key(cache, run.b, fresh, kv_head) + lane * 4;
-    const int64_t stride = static_cast<int64_t>(cache.heads + 2 * cache.kv_heads) * kDim;
-#pragma unroll 3
-    for (int i = after; i < before; ++i) {
-      multiply(i, *reinterpret_cast<const uint2*>(from + own.doubts[i] % kTileTokens * stride));
-    }
-  } else {
-#pragma unroll 1
-    for (int i = after; i < before; ++i) {
-      multiply(i, load_four(cache, rows, run.b, first + own.doubts[i] % kTileTokens, kv_head, lane * 4));
-    }
+    *reinterpret_cast<float4*>(own.products[i] + lane * 4) =
+        make_float4(__fmul_rn(row[i].x, __fsub_rn(low.x, mean.x)), __fmul_rn(row[i].y, __fsub_rn(low.y, mean.y)),
+                    __fmul_rn(row[i].z, __fsub_rn(high.x, mean.z)), __fmul_rn(row[i].w, __fsub_rn(high.y, mean.w)));
   }
   __syncwarp();
-  auto* words = reinterpret_cast<unsigned*>(tile);
-  int at = 0, bits = 0;
-  uint32_t change = 0;
-  if (after + lane < before) {
+  if (lane < n) {
     const auto* products = reinterpret_cast<const float4*>(own.products[lane]);
     float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < kDim / 4; ++i) {
       const float4 four = products[i];
       sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
     }
-    const int place = own.doubts[after + lane] / kTileTokens, token = own.doubts[after + lane] % kTileTokens;
-    const float* range = cache.keys.steps + 2 * (kv_head * kDim + place);
-    bits = cache.keys.width[place / kRunPlaces];
-    at = 8 * (cache.keys.run_begin[place / kRunPlaces] + place % kRunPlaces * 2 * bits) + token * bits;
-    const int code = static_code(sum, range[0], range[1], 1.0f / range[1], bits);
-    const uint32_t taken = __funnelshift_r(words[at / 32], words[(at + bits - 1) / 32], at);
-    change = (static_cast<uint32_t>(code) ^ taken) & ((1u << bits) - 1u);
+    const auto code = static_cast<uint32_t>(static_code(sum, start, step, 1.0f / step, bits));
+    const uint32_t change = code ^ (doubt.what >> 16 & 255u);
+    const uintptr_t field = reinterpret_cast<uintptr_t>(doubt.field);
+    const int at = static_cast<int>(field % 4) * 8 + static_cast<int>(doubt.what >> 8 & 15u) * bits;
+    auto* words = reinterpret_cast<unsigned*>(field / 4 * 4) + at / 32;
+    if (change != 0) {  // others may change bits of the same words
+      atomicXor(words, change << at % 32);
+      if (at % 32 + bits > 32) atomicXor(words + 1, change >> (32 - at % 32));
+    }
   }
   __syncwarp();
-  if (change != 0) {  // others may change bits of the same words
-    atomicXor(words + at / 32, change << at % 32);
-    if (at % 32 + bits > 32) atomicXor(words + at / 32 + 1, change >> (32 - at % 32));
+}
+
+/// Stores a tile's codes of a place, four in a word; of tokens outside [first, last) they stay.
+__device__ __forceinline__ void put_tile(const uint32_t (&words)[4], int bits, int first, int last, uint8_t* field) {
+  if (first >= last) return;
+  if (bits == 8) {
+    if (first == 0 && last == kTileTokens) {
+      *reinterpret_cast<uint4*>(field) = make_uint4(words[0], words[1], words[2], words[3]);
+    } else {
+#pragma unroll 1
+      for (int i = first; i < last; ++i) {
+        const uint32_t word = i < 8 ? (i < 4 ? words[0] : words[1]) : i < 12 ? words[2] : words[3];
+        field[i] = static_cast<uint8_t>(word >> i % 4 * 8);
+      }
+    }
+    return;
   }
-  __syncwarp();
+  const uint32_t low = words[0] | words[1] << 4 * bits, high = words[2] | words[3] << 4 * bits;  // up to 32 bits
+  if (first == 0 && last == kTileTokens) {
+    auto* to = reinterpret_cast<uint16_t*>(field);
+    if (bits == 4) {
+      *reinterpret_cast<uint2*>(field) = make_uint2(low, high);
+    } else if (bits == 2) {
+      *reinterpret_cast<uint32_t*>(field) = low | high << 16;
+    } else if (bits == 1) {
+      *to = static_cast<uint16_t>(low | high << 8);
+    } else {
+      to[0] = static_cast<uint16_t>(low);
+      to[1] = static_cast<uint16_t>(low >> 16 | high << 8);
+      to[2] = static_cast<uint16_t>(high >> 8);
+    }
+    return;
+  }
+  const uint64_t all = low | static_cast<uint64_t>(high) << 8 * bits;
+#pragma unroll 1
+  for (int i = 0; i < bits; ++i) {
+    const auto below = [&](int token) { return (1u << min(max(token * bits - 16 * i, 0), 16)) - 1u; };
+    const uint32_t ones = below(last) & ~below(first), now = static_cast<uint32_t>(all >> 16 * i);
+    auto* to = reinterpret_cast<uint16_t*>(field) + i;
+    if (ones != 0) *to = static_cast<uint16_t>((ones == 0xffffu ? 0u : *to & ~ones) | (now & ones));
+  }
+}
+
+/// A warp's two runs: place g of each in a lane.
+struct Pair {
+  uint4 high[kRowSteps];
+  const uint4* low;  // in shared memory, of the lane
+  RowScale scale[2];
+};
+
+__device__ __forceinline__ void load_pair(const uint8_t* from, int lane, Doubts& own, Pair& pair) {
+  const auto* fragments = reinterpret_cast<const uint4*>(from) + lane;
+#pragma unroll
+  for (int i = 0; i < kRowSteps; ++i) {
+    copy_async(own.low + i * kWarp + lane, fragments + (kRowSteps + i) * kWarp);
+    pair.high[i] = fragments[i * kWarp];
+  }
+  pair.low = own.low + lane;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    pair.scale[h] = reinterpret_cast<const RowScale*>(from + kPairFragments)[h * kRunPlaces + lane / 4];
+  }
 }
 
 /// 2^bits.
 __device__ __forceinline__ float levels_of(int bits) { return __int_as_float((127 + bits) << 23); }
 
-/// Puts codes of tokens 4 c to 4 c + 3 of place g of a run, which begins at `field`.
-__device__ __forceinline__ void put_codes(const float (&codes)[4], int bits, uint8_t* field, int lane) {
-  const float shift = levels_of(bits);
-  const auto whole = [](float x) { return __float_as_uint(x + 0x1p23f); };
-  uint8_t* own = field + (bits * lane >> 1);
-  if (bits == 8) {
-    *reinterpret_cast<uint32_t*>(own) =
-        __byte_perm(whole(fmaf(codes[1], shift, codes[0])), whole(fmaf(codes[3], shift, codes[2])), 0x5410);
-    return;
-  }
-  const uint32_t all = whole(fmaf(fmaf(fmaf(codes[3], shift, codes[2]), shift, codes[1]), shift, codes[0]));
-  if (bits == 2) {
-    *own = static_cast<uint8_t>(all);
-  } else if (bits == 4) {
-    *reinterpret_cast<uint16_t*>(own) = static_cast<uint16_t>(all);
-  } else {
-    const uint32_t next = __shfl_down_sync(0xffffffffu, all, 1);
-    const int c = lane % 4;
-    if (bits == 1) {
-      if (c % 2 == 0) *own = static_cast<uint8_t>((all & 0xfu) | next << 4);
-    } else if (c < 3) {
-      reinterpret_cast<uint16_t*>(field + lane / 4 * 6)[c] =
-          static_cast<uint16_t>((all & 0xfffu) >> 4 * c | next << (12 - 4 * c));
-    }
-  }
-}
+/// What a lane has of a page: codes of a place of each run for a tile, four in a word, and which are to be done again,
+/// a bit each: 16 run + token.
+struct Coded {
+  uint32_t words[2][4], open;
+};
 
-/// Reads a tile's rows, of tokens 4 (g / 2) + 2 n + g % 2 channels 32 j + 8 c + (0 .. 7): x[16 n + 4 j ..]. norms:
-/// bounds of the lengths of tokens 4 c to 4 c + 3.
-__device__ __forceinline__ void load_tokens(const __half* rows, int lane, float (&x)[kRowHalf], float (&norms)[4]) {
-  const int g = lane / 4, c = lane % 4;
+/// Codes a page.
+__device__ __forceinline__ Coded code_page(const CacheView& cache, const Unit& unit, int kv_head,
+                                           const LatentBlocks& blocks, const Pair& pair, const __half* staged,
+                                           const float (&squares)[kPageTiles]) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, c = lane % 4;
+  const float square = fmaxf(fmaxf(squares[0], squares[1]), fmaxf(squares[2], squares[3]));  // NaN: below
+  const float norm = 1.001f * square * rsqrtf(fmaxf(square, 1e-30f));
+  const bool numbers = squares[0] + squares[1] + squares[2] + squares[3] < 1e30f;
+  constexpr float kRound = 12582912.0f;  // 1.5 2^23: its sum with a small number ends in that, rounded
+  constexpr uint32_t kRoundBits = 0x4b400000u;
+  float limit[2], levels[2];
+  Coded coded;
+  auto& words = coded.words;
+  uint32_t& open = coded.open;
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
-    __half2 sum = __float2half2_rn(0.0f);
+  for (int h = 0; h < 2; ++h) {
+    const int bits = blocks.bits[2 * warp + h];
+    levels[h] = levels_of(bits) - 1.0f;
+    limit[h] = numbers ? fmaf(-pair.scale[h].of_norm, norm, 0.5f - pair.scale[h].always) : -1.0f;
+  }
+  open = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint4 eight =
-          *reinterpret_cast<const uint4*>(rows + (g / 2 * 4 + 2 * n + g % 2) * kRowStride + 32 * j + 8 * c);
-      const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+  for (int q = 0; q < 4; ++q) {  // tokens 4 q to 4 q + 3
+    float sums[2][2][4] = {};    // [half of the channels][two tokens]
+    uint32_t b[2][kRowSteps / 2][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[16 * n + 4 * j + i] = __uint_as_float(words[i]);
-        const __half2 small = __hmul2(*reinterpret_cast<const __half2*>(&words[i]), __float2half2_rn(0x1p-4f));
-        sum = __hfma2(small, small, sum);
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int k = 0; k < kRowSteps / 2; ++k) {
+        load_matrices(b[e][k], staged + ((2 * q + e) * 8 + lane % 8) * kRowStride + k * 32 + lane / 8 * 8);
       }
     }
-    const float2 both = __half22float2(sum);
-    float square = both.x + both.y;
-    square += __shfl_xor_sync(0xffffffffu, square, 1);
-    square += __shfl_xor_sync(0xffffffffu, square, 2);
-    const float norm = sqrtf(fmaf(square, 260.0f, 0.001f));  // 16 sums in halves, and what is lost below them
 #pragma unroll
-    for (int e = 0; e < 2; ++e) norms[2 * n + e] = __shfl_sync(0xffffffffu, norm, 8 * c + 4 * e);
-  }
-}
-
-/// The keys of a tile of a head; x, norms: see load_tokens.
-__device__ __forceinline__ void append_key_tile(const CacheView& cache, const NewRows& rows, const TokenRun& run,
-                                                int kv_head, const float (&x)[kRowHalf], const float (&norms)[4],
-                                                const uint8_t* basis, const LatentBlocks& blocks, KeyWarp& own,
-                                                uint8_t* tile, int lane) {
-  const int g = lane / 4, c = lane % 4, first = first_of(run), begin = run.begin - first, end = run.end - first;
-  uint8_t* to = cache.page(run.b, first / kPageTokens) + cache.keys.tile(kv_head, first / kTileTokens % kPageTiles);
-  // Of tokens 4 c to 4 c + 3, a bit each.
-  const unsigned there = (((1u << end) - 1u) & ~((1u << begin) - 1u)) >> 4 * c & 0xfu;
-  int doubts = 0;
-#pragma unroll 1
-  for (int i = 0; i < blocks.runs; i += 2) {
-    const uint8_t* pair = basis + i / 2 * kRowPairBytes;
-    float sums[4][2][4] = {};  // [quarter of the channels][n]: few products in a row, as each may lose something
+    for (int i = 0; i < kRowSteps; ++i) {
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      const int step = j % 4 * 2 + j / 4 % 2, quarter = j % 4;
-      const uint4 a = reinterpret_cast<const uint4*>(pair)[(j < 8 ? kRowSteps + step : step) * kWarp + lane];
+      for (int half = 0; half < 2; ++half) {
+        const int k = half * 4 + i % 4;
+        const uint4 a = i < 4 ? pair.low[k * kWarp] : pair.high[k];
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        mma(sums[quarter][n], a.x, a.y, a.z, a.w, __float_as_uint(x[16 * n + 2 * step]),
-            __float_as_uint(x[16 * n + 2 * step + 1]));
+        for (int e = 0; e < 2; ++e) {
+          mma(sums[half][e], a.x, a.y, a.z, a.w, b[e][k / 2][k % 2 * 2], b[e][k / 2][k % 2 * 2 + 1]);
+        }
       }
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (i + h >= blocks.runs) break;
-      const int bits = blocks.bits[i + h];
-      const float4 scale = reinterpret_cast<const float4*>(pair + kPairFragments)[h * kRunPlaces + g];
-      const float levels = levels_of(bits) - 1.0f;
-      constexpr float kRound = 12582912.0f;  // 1.5 2^23: its sum with a small number ends in that, rounded
-      float codes[4];
-      bool clear[4];
+      float y[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const auto part_of = [&](int quarter) { return sums[quarter][k / 2][2 * h + k % 2]; };
-        const float sum = (part_of(0) + part_of(1)) + (part_of(2) + part_of(3));
-        const float part = __saturatef(fmaf(sum, scale.x, scale.y));
-        codes[k] = fmaf(part, levels, kRound) - kRound;
-        clear[k] = fabsf(fmaf(part, levels, -codes[k])) < fmaf(-scale.z, norms[k], 0.5f - scale.w);
+      for (int t = 0; t < 4; ++t) {
+        const float before = sums[0][t / 2][2 * h + t % 2], sum = before + sums[1][t / 2][2 * h + t % 2];
+        const float part = __saturatef(fmaf(sum, pair.scale[h].factor, pair.scale[h].offset));
+        y[t] = fmaf(part, levels[h], kRound);
+        const float apart = fabsf(fmaf(part, levels[h], kRound - y[t]));
+        const float border = fmaf(-pair.scale[h].of_sum, fmaxf(fabsf(before), fabsf(sum)), limit[h]);
+        if (!(apart < border)) open |= 1u << (16 * h + 4 * q + t);
       }
-      put_codes(codes, bits, tile + blocks.begin[i + h], lane);
-      if (!__any_sync(0xffffffffu, !(clear[0] && clear[1] && clear[2] && clear[3]))) continue;
-      unsigned open = 0;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) open |= clear[k] ? 0u : 1u << k;
-      open &= there;
-      const int place = (blocks.run[i + h] * kRunPlaces + g) * kTileTokens + 4 * c - 1;
-      unsigned lanes;
-      while ((lanes = __ballot_sync(0xffffffffu, open != 0)) != 0) {
-        if (open != 0) {
-          own.doubts[doubts + __popc(lanes & ((1u << lane) - 1u))] =
-              static_cast<uint16_t>(place + __ffs(static_cast<int>(open)));
-        }
-        open &= open - 1u;
-        doubts += __popc(lanes);
-      }
-    }
-    __syncwarp();
-    while (doubts >= kAgain || (doubts > 0 && i + 2 >= blocks.runs)) {
-      const int after = max(doubts - kAgain, 0);
-      code_again(cache, rows, run, kv_head, doubts, after, own, tile, lane);
-      doubts = after;
+      const auto code = [&](int t) { return __float_as_uint(y[t]) - kRoundBits; };
+      const int bits = blocks.bits[2 * warp + h];
+      words[h][q] = ((code(3) << bits | code(2)) << bits | code(1)) << bits | code(0);
     }
   }
-  store_tile(cache, begin, end, tile, to, lane);
-  if (run.begin < cache.length(run.b)) refill(cache, rows, run, first / kTileTokens, kv_head, true, lane);
-}
-
-/// Exact copies of pages of a head; a warp's work.
-__device__ __noinline__ void append_exact_pages(const CacheView& cache, const NewRows& rows, const LatentBlocks& blocks,
-                                                int kv_head, int lane) {
-  // The blocks of a head that come last have fewer tiles than others.
-  const int own = (blocks.groups - 1 - static_cast<int>(blockIdx.x)) * (2 * blocks.warps) + threadIdx.x / kWarp;
-  for (int i = own; i < blocks.exact; i += blocks.groups * 2 * blocks.warps) {
-    const int column = i / 2 % exact_columns(cache), b = i / 2 / exact_columns(cache);
-    if (rows.count(b) <= 0) continue;
-    keep_page(cache, rows, b, column, kv_head, i % 2 == 0, lane);
-    if (kv_head == 0 && i % 2 == 0 && column < cache.sink_pages && cache.sink_policy == SinkPolicy::kFirst) {
-      update_sink_header(cache, b, rows.count(b), column, lane);
-    }
+  const TokenRun& run = unit.run;
+  const int tile = run.begin / kPageTokens * kPageTiles + c;
+  const int first = max(run.begin - tile * kTileTokens, 0), last = min(run.end - tile * kTileTokens, kTileTokens);
+  uint8_t* to = unit.page + cache.keys.tile(kv_head, c);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int bits = blocks.bits[2 * warp + h];
+    if (bits != 0) put_tile(words[h], bits, first, last, to + blocks.begin[2 * warp + h] + g * 2 * bits);
   }
+  const uint32_t there = first < last ? ((1u << last) - 1u) & ~((1u << first) - 1u) : 0u;
+  open &= there | (blocks.bits[2 * warp + 1] != 0 ? there << 16 : 0u);
+  return coded;
 }
 
-__global__ void __launch_bounds__(2 * kPageTiles * kWarp, 2)
+/// Puts a doubt of each lane that has one into the list; returns how many there are then.
+__device__ __forceinline__ int add_doubts(const CacheView& cache, const NewRows& rows, const Unit& unit, int kv_head,
+                                          const LatentBlocks& blocks, Coded& coded, unsigned lanes, Doubts& own,
+                                          int doubts) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const TokenRun& run = unit.run;
+  if (coded.open != 0) {
+    const int at = __ffs(static_cast<int>(coded.open)) - 1, h = at / 16, in_tile = at % 16;
+    const int token = (run.begin / kPageTokens * kPageTiles + lane % 4) * kTileTokens + in_tile;
+    const int fresh = token - cache.length(run.b), bits = blocks.bits[2 * warp + h];
+    const int place = blocks.run[2 * warp + h] * kRunPlaces + lane / 4;
+    uint32_t word = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) word |= coded.words[i / 4][i % 4] & (i == at / 4 ? ~0u : 0u);
+    const uint32_t taken = word >> in_tile % 4 * bits & ((1u << bits) - 1u);
+    Doubt& doubt = own.list[doubts + __popc(lanes & ((1u << lane) - 1u))];
+    doubt.field = unit.page + cache.keys.tile(kv_head, lane % 4) + blocks.begin[2 * warp + h] + lane / 4 * 2 * bits;
+    doubt.what = static_cast<uint32_t>(place | in_tile << 8) | taken << 16 | (fresh < 0 ? 1u << 24 : 0u);
+    doubt.token =
+        fresh < 0 ? cache.window_page(run.b, token) + cache.exact_key(kv_head, 0) + token % kExactTokens * 2
+                  : static_cast<const uint8_t*>(rows.tokens.qkv) +
+                        rows.key(cache, run.b, fresh, kv_head) * (rows.tokens.type == ElementType::kFloat32 ? 4 : 2);
+    coded.open &= coded.open - 1u;
+  }
+  __syncwarp();
+  return doubts + __popc(lanes);
+}
+
+__global__ void __launch_bounds__(kMostWarps* kWarp, 2)
     append_latent_tiles_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                                const __grid_constant__ LatentBlocks blocks, const uint8_t* basis) {
   KVQUANT_DYNAMIC_SHARED(memory);
-  const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blocks.warps;
-  const int bytes = (blocks.runs + 1) / 2 * kRowPairBytes;
-  for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16) copy_async(memory + i, basis + kv_head * bytes + i);
-  commit_copies();
-  const bool keys = warp < warps;
-  auto* key_warps = reinterpret_cast<KeyWarp*>(memory + bytes);
-  auto* value_rows = reinterpret_cast<ValueRows*>(key_warps + warps);
-  uint8_t* tiles = reinterpret_cast<uint8_t*>(value_rows + warps);
-  auto& own = key_warps[warp % warps];
-  __half* staged = keys ? own.rows : value_rows[warp % warps];
-  const int step = blocks.groups * warps, last = blocks.units * kPageTiles;
-  TokenRun run{0, 0, 0};
-  for (int i = static_cast<int>(blockIdx.x) * warps + warp % warps - step; i < last; i += step) {
-    const TokenRun next = i + step < last ? tile_tokens(cache, rows, i + step) : TokenRun{0, 0, 0};
-    const bool there = run.begin < run.end;
-    float x[kRowHalf], norms[4];  // x of keys: halves
-    if (there) {
-      wait_copies<0>();
-      __syncwarp();
-      if (keys) {
-        load_tokens(staged, lane, x, norms);
-      } else {
-        load_row(staged + lane % kTileTokens * kRowStride + lane / kTileTokens * kRowHalf, x);
-      }
-      __syncwarp();
+  release_next_kernel();
+  auto& block = *reinterpret_cast<Block*>(memory);
+  const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  auto& own = reinterpret_cast<Doubts*>(memory + sizeof(Block))[warp];
+  const int step = static_cast<int>(gridDim.x);
+  Pair pair;
+  load_pair(basis + (kv_head * blocks.pairs + warp) * kRowPairBytes, lane, own, pair);
+  const auto find_units = [&](int first) {
+    const int i = first + static_cast<int>(threadIdx.x) * step;
+    if (threadIdx.x < kKnownUnits) {
+      const TokenRun run = i < blocks.units ? unit_run<kPageTokens>(cache, rows, i) : TokenRun{0, 0, 0};
+      block.units[threadIdx.x] = {run, run.begin < run.end ? cache.page(run.b, run.begin / kPageTokens) : nullptr};
     }
-    if (next.begin < next.end) stage_rows(cache, rows, next, kv_head, keys, first_of(next), staged, lane);
+    __syncthreads();
+  };
+  // Starts copies of the n-th unit of the block.
+  const auto stage = [&](int n) {
+    const TokenRun run = block.units[n % kKnownUnits].run;
+    if (run.begin < run.end) stage_page(cache, rows, run, kv_head, block.rows[n % 2]);
     commit_copies();
-    if (there) {
-      if (keys) {
-        append_key_tile(cache, rows, run, kv_head, x, norms, memory, blocks, own, tiles + warp * cache.keys.tile_bytes,
-                        lane);
-      } else {
-        append_value_tile(cache, rows, run, kv_head, first_of(run), x);
+  };
+  find_units(blockIdx.x);
+  stage(0);
+  if (lane < 2 && blocks.bits[2 * warp + lane] != 0) {  // rows of which codes are done again
+    const int place = blocks.run[2 * warp + lane] * kRunPlaces;
+    prefetch_far(cache.keys.basis + static_cast<int64_t>(kv_head * kDim + place) * kDim, kRunPlaces * kDim * 4);
+  }
+  int doubts = 0;
+  const int count = (blocks.units - static_cast<int>(blockIdx.x) + step - 1) / step;
+#pragma unroll 1
+  for (int n = 0; n < count; ++n) {
+    wait_copies<0>();
+    __syncthreads();
+    const Unit unit = block.units[n % kKnownUnits];
+    const TokenRun& run = unit.run;
+    for (int part = warp; part < kPageTiles; part += blocks.pairs) {
+      find_squares(block.rows[n % 2], run, part, block.squares[n % 2]);
+    }
+    __syncthreads();
+    if ((n + 1) % kKnownUnits == 0) find_units(static_cast<int>(blockIdx.x) + (n + 1) * step);
+    stage(n + 1);
+    Coded coded = {};
+    if (run.begin < run.end) {
+      coded = code_page(cache, unit, kv_head, blocks, pair, block.rows[n % 2], block.squares[n % 2][lane % 4]);
+      __syncwarp();
+    }
+    const bool refilled = run.begin < run.end && run.begin < cache.length(run.b);  // slots of it take new tokens
+    for (;;) {
+      const unsigned lanes = __ballot_sync(0xffffffffu, coded.open != 0);
+      if (lanes != 0 && doubts < kAgain) {
+        doubts = add_doubts(cache, rows, unit, kv_head, blocks, coded, lanes, own, doubts);
+      }
+      if (doubts >= (lanes == 0 && (refilled || n + 1 == count) ? 1 : kAgain)) {
+        const int again = min(doubts, kAgain);
+        doubts -= again;
+        code_again(cache, rows, kv_head, own, doubts, again);
+      } else if (lanes == 0) {
+        break;
       }
     }
-    if (i < 0) {
-      wait_copies<0>();
+    if (refilled) {
       __syncthreads();
+      for (int tile = warp; tile < kPageTiles; tile += blocks.pairs) {
+        refill(cache, rows, run, run.begin / kPageTokens * kPageTiles + tile, kv_head, true, lane);
+      }
     }
-    run = next;
   }
-  append_exact_pages(cache, rows, blocks, kv_head, lane);
 }
 
 int stored_runs(const SideView& keys) {
@@ -333,11 +456,6 @@ const uint8_t* latent_rows(const CacheView& cache) {
   return cache.keys.latent + align_rows(static_cast<size_t>(cache.kv_heads) * head);
 }
 
-size_t shared_bytes(const CacheView& cache, int warps) {
-  const size_t own = sizeof(KeyWarp) + sizeof(ValueRows) + static_cast<size_t>(cache.keys.tile_bytes);
-  return static_cast<size_t>((stored_runs(cache.keys) + 1) / 2) * kRowPairBytes + static_cast<size_t>(warps) * own;
-}
-
 }  // namespace
 
 bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens) {
@@ -346,24 +464,23 @@ bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& token
 }
 
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
-  constexpr int kMostBlocks = 264;         // that run at once
-  constexpr size_t kMostBytes = 99 << 10;  // where a block has less than elsewhere
+  constexpr int kBlocks = 264;  // that run at once
   LatentBlocks blocks = {};
+  int runs = 0;
   for (int run = 0; run < kWidthRuns; ++run) {
     if (cache.keys.width[run] == 0) continue;
-    blocks.run[blocks.runs] = run;
-    blocks.bits[blocks.runs] = cache.keys.width[run];
-    blocks.begin[blocks.runs++] = cache.keys.run_begin[run];
+    blocks.run[runs] = run;
+    blocks.bits[runs] = cache.keys.width[run];
+    blocks.begin[runs++] = cache.keys.run_begin[run];
   }
-  blocks.warps =
-      shared_bytes(cache, kPageTiles) > kMostBytes && !can_start_early("append") ? kPageTiles / 2 : kPageTiles;
+  blocks.pairs = (runs + 1) / 2;
   blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
-  blocks.groups = std::min(blocks.units * kPageTiles / blocks.warps, std::max(1, kMostBlocks / cache.kv_heads));
-  blocks.exact = cache.batch * exact_columns(cache) * 2;
-  const dim3 grid(static_cast<unsigned>(blocks.groups), static_cast<unsigned>(cache.kv_heads));
-  launch("append", append_latent_tiles_kernel,
-         {grid, static_cast<unsigned>(2 * blocks.warps * kWarp), shared_bytes(cache, blocks.warps), stream}, cache,
-         NewRows{tokens}, blocks, latent_rows(cache));
+  const dim3 grid(static_cast<unsigned>(std::min(blocks.units, std::max(1, kBlocks / cache.kv_heads))),
+                  static_cast<unsigned>(cache.kv_heads));
+  const size_t bytes = sizeof(Block) + static_cast<size_t>(blocks.pairs) * sizeof(Doubts);
+  launch("append", append_latent_tiles_kernel, {grid, static_cast<unsigned>(blocks.pairs * kWarp), bytes, stream},
+         cache, NewRows{tokens}, blocks, latent_rows(cache));
+  append_values(cache, tokens, stream);
 }
 
 }  // namespace kvquant::cuda

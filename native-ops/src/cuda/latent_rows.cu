@@ -10,11 +10,16 @@
 namespace kvquant::cuda {
 namespace {
 
-/// How far sums may be apart, of the product of both lengths, beside what the portable operator's additions lose: two
-/// products of 16 terms, each term at most twice as much as a rounding, of each quarter of the channels; elements as
-/// two halves, which lose two bits; the other products; additions of quarters; the portable operator's subtraction of
-/// the mean and products.
-constexpr double kRounding = 0x1p-24, kApart = 2.0 * 2.0 * 18.0 + 4.0 + 2.0 + 3.0 + 3.0;
+/// How far a sum may be from the portable operator's, in roundings, 2^-24, of the larger of it and the sum over the
+/// first half of the channels, and of the product of both lengths.
+///
+/// The portable operator rounds 128 times, in the mean square by 2^-24 / sqrt(3) of what it has: if roundings are
+/// independent, all together pass 4 sqrt(128), seven times their deviation, once in 10^11 sums, even if all that it has
+/// is as large as the larger of those two. Tensor cores cut off up to two roundings for each 8 channels (Hopper: 16),
+/// three quarters of which are allowed for. What either has in between may be larger than at the ends of halves, by a
+/// share of the product of the lengths, of which there are also elements as two halves, which lose two bits, the
+/// portable operator's products and its subtraction of the mean, and the addition of halves.
+constexpr double kRounding = 1.01 * 0x1p-24, kOfSum = 45.0 + 24.0, kOfLengths = 5.0 + 2.0 + 1.0 + 1.0 + 1.0;
 
 double length(const float* x) {
   double sum = 0.0;
@@ -46,24 +51,20 @@ void write_row(const LayerParams& params, int head, int place, int width, int ha
     for (int i = 0; i < 16; ++i) {
       const int c = i / 4;
       uint16_t* high = halves + (step * 32 + g * 4 + c) * 8 + i % 4 / 2 * 4 + half * 2 + i % 2;
-      const float x = std::ldexp(row[row_channel(step, c) + i % 4], exponent);
+      const float x = std::ldexp(row[row_channel(step, c, i % 4)], exponent);
       *high = float_to_half(x);
       high[kPairFragments / 4] = float_to_half(x - half_to_float(*high));
     }
   }
-  // A rounding of each sum of the first channels, none of which is larger than the product of both lengths.
-  double squares = 0.0, sums = 0.0;
-  for (int c = 0; c < kLatentDim; ++c) {
-    squares += static_cast<double>(row[c]) * row[c];
-    sums += std::sqrt(squares);
-  }
   const double levels = (1 << width) - 1, step = range[1], offset = -(of_mean + range[0]) / step;
-  const double apart = kRounding * (kApart * length(row) + sums) / std::fabs(step);
-  RowScale scale;
+  const double unit = kRounding / std::fabs(step), of_norm = kOfLengths * unit * length(row);
+  RowScale scale = {};
   scale.factor = static_cast<float>(std::ldexp(1.0, -exponent) / step / levels);
   scale.offset = static_cast<float>(offset / levels);
-  scale.of_norm = static_cast<float>(1.01 * apart);
-  scale.always = static_cast<float>(1.01 * apart * mean_length + 0x1p-20 * ((1 << width) + std::fabs(offset)));
+  scale.of_norm = static_cast<float>(of_norm);
+  scale.of_sum = static_cast<float>(std::ldexp(kOfSum * unit, -exponent));
+  scale.always = static_cast<float>(of_norm * mean_length + kOfSum * unit * std::fabs(of_mean) +
+                                    0x1p-20 * ((1 << width) + std::fabs(offset)));
   std::memcpy(pair + kPairFragments + (half * kRunPlaces + g) * sizeof(RowScale), &scale, sizeof(RowScale));
 }
 

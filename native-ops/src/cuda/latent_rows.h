@@ -11,16 +11,16 @@ namespace kvquant::cuda {
 constexpr int kRowSteps = kLatentDim / 16;  // products of 16 channels
 /// What is kept of two runs, one behind the other of those that have codes: elements of a row as two halves, [high,
 /// low][steps][32 lanes] of what mma takes of a row of each; then RowScale of their places.
-constexpr int kPairFragments = 2 * kRowSteps * 32 * 16, kRowPairBytes = kPairFragments + 2 * kRunPlaces * 16;
+constexpr int kPairFragments = 2 * kRowSteps * 32 * 16, kRowPairBytes = kPairFragments + 2 * kRunPlaces * 32;
 
-/// The first of four channels that lane 4 g + c has of a product of 16 channels: the first two, then the others.
-__host__ __device__ constexpr int row_channel(int step, int c) { return step / 2 * 32 + c * 8 + step % 2 * 4; }
+/// The i-th of four channels that lane 4 g + c has of a product of 16 channels.
+__host__ __device__ constexpr int row_channel(int step, int c, int i) { return step * 16 + i / 2 * 8 + c * 2 + i % 2; }
 
 /// A code is round(levels (sum factor + offset)), between 0 and 1 before, unless that lies within of_norm |token| +
-/// always of a border: the portable operator, whose sum has another order and is rounded otherwise, may then have its
-/// neighbour. levels: the largest code.
+/// of_sum |the larger of the sum and that over half of the channels| + always of a border: the portable operator, whose
+/// sum has another order and is rounded otherwise, may then have its neighbour. levels: the largest code.
 struct RowScale {
-  float factor, offset, of_norm, always;
+  float factor, offset, of_norm, of_sum, always, unused[3];
 };
 
 /// Runs that have codes.
