@@ -75,7 +75,9 @@ __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_g
 __device__ __forceinline__ void wait_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 /// c [64, 128] += a [64, 16] b [16, 128], both in shared memory, a warp 16 rows: c[i] is what mma has of columns 8 i to
-/// 8 i + 7. add = 0: c is not read.
+/// 8 i + 7. add = 0: c is not read. transposed: a's rows lie along columns of what swizzled_operand has; begin then is
+/// of a multiple of 8 columns.
+template <int transposed = 0>
 __device__ __forceinline__ void warpgroup_mma(float (&c)[16][4], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{.reg .pred add;setp.ne.b32 add,%66,0;wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
@@ -83,7 +85,7 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[16][4], uint64_t a, uin
       "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
       "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
       "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
-      ",%64,%65,add,1,1,0,0;}"
+      ",%64,%65,add,1,1,%67,0;}"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),
         "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]),
         "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]),
@@ -94,7 +96,7 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[16][4], uint64_t a, uin
         "+f"(c[12][1]), "+f"(c[12][2]), "+f"(c[12][3]), "+f"(c[13][0]), "+f"(c[13][1]), "+f"(c[13][2]), "+f"(c[13][3]),
         "+f"(c[14][0]), "+f"(c[14][1]), "+f"(c[14][2]), "+f"(c[14][3]), "+f"(c[15][0]), "+f"(c[15][1]), "+f"(c[15][2]),
         "+f"(c[15][3])
-      : "l"(a), "l"(b), "r"(add));
+      : "l"(a), "l"(b), "r"(add), "n"(transposed));
 }
 #endif
 
