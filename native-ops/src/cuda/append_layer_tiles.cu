@@ -3,12 +3,14 @@
 // same bytes as append_basis.cu leaves. A block takes 128 tokens and eight runs of stored places; tensor cores multiply
 // tokens, which are halves, with the basis as two halves each (layer_basis.h), 64 channels at a time, three of which
 // are on their way through shared memory. Where a sum is so near to a border between codes that the portable operator,
-// whose sums are rounded, might have the other code, another kernel does it again with additions in their order: up to
-// eight such codes of a warp at a time, whose products it makes together, a lane for the sum of one.
+// whose sums are rounded, might have the other code, it is done again with its additions in its order: up to eight such
+// codes of a warp at a time, whose products it makes together, a lane for the sum of one.
 //
-// An H100, svdq2.25, 8192 tokens of 8 kv heads, values of 4 bits included (append_levels.cu): 90 us, 18 % of the speed
-// of a copy; 92 us where each block does its codes again itself, 105 us with products of warps, a wider margin around
-// borders and values that branch for each code, 143 us with addresses worked out for each copy.
+// An H100, svdq2.25, 8192 tokens of 8 kv heads, values of 4 bits included (append_levels.cu): 91 us, 18 % of the speed
+// of a copy, of which keys take 66; 105 us with products of warps, a wider margin around borders and values that branch
+// for each code, 143 us with addresses worked out for each copy. No faster: codes done again in another kernel, rows
+// for them brought to L2 ahead. Slower, 111 us: 128 places of a block, high and low parts in one sum, for half of the
+// reads.
 #include "codes.cuh"
 #include "kernels.h"
 #include "launch.cuh"
