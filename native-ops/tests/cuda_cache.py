@@ -12,12 +12,12 @@ import torch
 PAGE, RUN = 64, 16
 MASSIVE = 20
 # Upper halves, equally spaced as Java has them.
-LEVELS = {bits: [step * (i + 0.5) for i in range(1 << bits >> 1)]
+LEVELS = {bits: [float(np.float32(step) * np.float32(i + 0.5)) for i in range(1 << bits >> 1)]
           for bits, step in ((2, 0.9958), (3, 0.586), (4, 0.3352), (8, 10 / 255))}
 # Widths of runs of channels; the first two are typical of int2.
 SCHEDULES = {"wide": [8, 4, 4, 4, 4, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0], "flat": [4] * 3 + [2] * 7 + [1] * 6,
              "odd": [2, 3, 8, 1, 0, 4, 3, 3, 1, 2, 2, 8, 0, 1, 1, 3], "eight": [8] * 16,
-             "four": [8] * 3 + [4] * 8 + [2] * 4 + [0], "two": [2] * 16}
+             "four": [8] * 3 + [4] * 8 + [2] * 4 + [0], "three": [8] * 2 + [4] * 5 + [2] * 6 + [0] * 3, "two": [2] * 16}
 
 
 def rope_table(frequencies, positions):

@@ -136,7 +136,7 @@ def check_truncation(layer):
 FORMATS = {
     "int2": {}, "int2 flat": {"schedule": "flat"}, "int2 odd widths": {"schedule": "odd"},
     "int8": {"schedule": "eight", "values": 8}, "int3/4": {"schedule": "odd", "values": 4},
-    "int4": {"schedule": "four", "values": 4},
+    "int4": {"schedule": "four", "values": 4}, "int3": {"schedule": "three", "values": 3},
     "int2, uneven levels": {"levels": [0.4528, 1.5104]},
     "int3/4, uneven levels": {"schedule": "odd", "values": 4, "levels": [0.13, 0.39, 0.66, 0.94, 1.26, 1.62, 2.07, 2.73]},
     "int2, no window": {"window": 0, "sinks": 0},
@@ -205,6 +205,29 @@ def run_latent():
     run_case("latent2 long", layer, torch.float16, [[33000]], 1, check_values=False)
     check_invariants(layer)
     return 5 + 6 + 8 + 3 + 4
+
+
+def run_values():
+    """Prompts whose values have 3, 4 or 8 bits, and steps: ragged chunks, windows, sinks, types."""
+    passed = 0
+    sides = {name: FORMATS[name] for name in ("int3", "int4", "int8")}
+    sides.update({f"latent4/int{bits}": {"keys": Latent(SCHEDULES["four"]), "values": bits} for bits in (3, 4, 8)})
+    options = ((3, torch.float16, {"window": 20, "sinks": 20}), (5, torch.bfloat16, {"window": 0, "sinks": 0}),
+               (2, torch.float32, {"window": 128, "sinks": 24, "massive": True}))
+    for (name, side), (kv_heads, dtype, other) in itertools.product(sides.items(), options):
+        layer = Layer(heads=kv_heads, kv_heads=kv_heads, **side, **other)
+        run_case(f"{name} {dtype} {other}", layer, dtype, [[300, 20, 129], [17, 2, 200], [1, 0, 9]], 2, check_values=False,
+                 allowed=TURNED)
+        passed += 1
+    for name in ("int3", "int4", "int8"):
+        layer = Layer(heads=4, kv_heads=4, head_dim=64, window=16, **FORMATS[name])
+        run_case(f"{name}, heads of 64", layer, torch.float16, [[300, 20, 129], [0, 2, 1], [3, 0, 0], [1, 1, 1]], 2)
+        passed += 1
+    for (name, side), (what, change) in itertools.product(sides.items(), ODD.items()):
+        layer = Layer(heads=3, kv_heads=3, window=0, sinks=0, **side)
+        check_pages(f"{name}, {what}", layer, lambda rows: change_part(rows, layer, change, keys=False))
+        passed += 1
+    return passed
 
 
 def run_layer():
@@ -284,26 +307,43 @@ def run_codebook():
     return passed + 8 + check_outliers()
 
 
+def some(x, share):
+    return torch.rand(x.shape) < share
+
+
+# Elements that are hard to code: equal ones, infinite ones, no numbers.
+ODD = {"zeros": lambda x: 0 * x, "equal elements": torch.ones_like, "few numbers": lambda x: (2 * x).round() / 2,
+       "zeros of both signs": lambda x: torch.copysign(0 * x, x), "mostly zeros": lambda x: x * some(x, 0.05),
+       "no numbers": lambda x: x.masked_fill(some(x, 0.3), math.nan),
+       "infinite ones": lambda x: torch.where(some(x, 0.02), x * math.inf, x), "far ones": lambda x: 50 * x}
+
+
+def change_part(rows, layer, change, keys=True):
+    """Changes keys and values, or values alone."""
+    begin = (layer.heads + (0 if keys else layer.kv_heads)) * layer.head_dim
+    rows[:, begin:] = change(rows[:, begin:])
+
+
+def check_pages(case, layer, change):
+    """What chunks of changed rows leave in pages."""
+    torch.manual_seed(11)
+    cpu = Cache(layer, [60])
+    gpu = cpu.to(DEVICE, OPS)
+    for count in (23, 1, 9):
+        rows = layer.random_rows(count, torch.float16)
+        change(rows)
+        cpu.append(rows.float(), [count])
+        gpu.append(rows.to(DEVICE), [count])
+        check_same("pages", case, gpu.pages, cpu.pages)
+
+
 def check_outliers():
-    """Elements among which outliers are hard to tell: equal ones, infinite ones, no numbers."""
+    """Elements among which outliers are hard to tell."""
     passed = 0
-    some = lambda x, share: torch.rand(x.shape) < share
-    changes = {"zeros": lambda x: 0 * x, "equal elements": torch.ones_like, "few numbers": lambda x: (2 * x).round() / 2,
-               "zeros of both signs": lambda x: torch.copysign(0 * x, x), "mostly zeros": lambda x: x * some(x, 0.05),
-               "no numbers": lambda x: x.masked_fill(some(x, 0.3), math.nan),
-               "infinite ones": lambda x: torch.where(some(x, 0.02), x * math.inf, x), "far ones": lambda x: 50 * x}
     for bits, share, kv_heads in ((2, 0.01, 4), (3, 0.05, 5), (4, 0.02, 1), (2, 0, 4)):
         layer = Layer(heads=2 * kv_heads, kv_heads=kv_heads, **kvquant(bits, share), window=0, sinks=1)
-        queries = layer.heads * layer.head_dim
-        for name, change in changes.items():
-            cpu = Cache(layer, [60])
-            gpu = cpu.to(DEVICE, OPS)
-            for count in (23, 1, 9):
-                rows = layer.random_rows(count, torch.float16)
-                rows[:, queries:] = change(rows[:, queries:])
-                cpu.append(rows.float(), [count])
-                gpu.append(rows.to(DEVICE), [count])
-                check_same("pages", f"kvquant{bits}, {share} outliers, {name}", gpu.pages, cpu.pages)
+        for name, change in ODD.items():
+            check_pages(f"kvquant{bits}, {share} outliers, {name}", layer, lambda rows: change_part(rows, layer, change))
             passed += 1
     return passed
 
@@ -415,7 +455,8 @@ def run_all(small, sparse=False):
             check_invariants(layer)
             check_truncation(layer)
             passed += 5
-        passed += run_rotated() + run_latent() + run_layer() + run_steps() + run_codebook() + run_sparse(False)
+        passed += run_rotated() + run_latent() + run_values() + run_layer() + run_steps() + run_codebook()
+        passed += run_sparse(False)
         check_invariants(Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128, order="group"), values=Rotated(2, 1, 128),
                                window=32), allowed=ORDERED)
         passed += 1
