@@ -13,7 +13,7 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kOneDim, kPairs = 2, kKeyWarps = kDim / kWarp, kWarps = kKeyWarps + 2 * kPairs;
+constexpr int kDim = 128, kOwn = kDim / kWarp, kPairs = 2, kKeyWarps = kDim / kWarp, kWarps = kKeyWarps + 2 * kPairs;
 constexpr int kThreads = kWarps * kWarp, kRowStride = kDim + 4, kRunPlaces = kDim / kWidthRuns;
 
 struct Shared {
@@ -77,9 +77,9 @@ __device__ __forceinline__ void put_keys(const CacheView& cache, const NewRows& 
     }
   }
   if (warp < kPairs && pair[warp % kPairs].begin + step < pair[warp % kPairs].end) {
-    float x[kOneOwn];
+    float x[kOwn];
     load_token(cache, rows, place_at(cache, pair[warp % kPairs], step, kv_head), true, x);
-    *reinterpret_cast<float4*>(shared.keys[warp] + lane * kOneOwn) = make_float4(x[0], x[1], x[2], x[3]);
+    *reinterpret_cast<float4*>(shared.keys[warp] + lane * kOwn) = make_float4(x[0], x[1], x[2], x[3]);
   }
   wait_copies<0>();  // of the basis
   meet<kKeyWarps * kWarp>();
@@ -112,7 +112,7 @@ __device__ __forceinline__ void keep_tokens(const CacheView& cache, const NewRow
   const int lane = threadIdx.x % kWarp;
   for (int i = 0; i < at.count; ++i) {
 #pragma unroll
-    for (int j = 0; j < kOneOwn; ++j) store_exact(cache, rows, at.b, i, kv_head, j * kWarp + lane);
+    for (int j = 0; j < kOwn; ++j) store_exact(cache, rows, at.b, i, kv_head, j * kWarp + lane);
   }
   if (at.count > 0 && kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
     for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, at.b, at.count, page, lane);
@@ -120,7 +120,7 @@ __device__ __forceinline__ void keep_tokens(const CacheView& cache, const NewRow
 }
 
 template <int value_bits>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     append_latent_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows, int sequences) {
   KVQUANT_DYNAMIC_SHARED(memory);
   release_next_kernel();
@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(kThreads)
 
 bool append_latent_supports(const CacheView& cache) {
   return cache.head_dim == kDim && cache.keys.format == Format::kStatic && cache.keys.basis_heads == 1 &&
-         cache.keys_pre_rope != 0 && cache.keys.order == nullptr && cache.values.format == Format::kNorm &&
-         (cache.values.bits == 2 || cache.values.bits == 4) && reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0;
+         cache.keys_pre_rope != 0 && cache.keys.order == nullptr && even_levels(cache.values) &&
+         reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0;
 }
 
 void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream) {
@@ -180,7 +180,11 @@ void append_latent(const CacheView& cache, const NewTokens& tokens, cudaStream_t
   sequences += sequences > 1 ? sequences % kPairs : 0;
   const dim3 blocks(static_cast<unsigned>(cache.kv_heads),
                     static_cast<unsigned>((cache.batch + sequences - 1) / sequences));
-  const auto kernel = cache.values.bits == 2 ? append_latent_kernel<2> : append_latent_kernel<4>;
+  const int bits = cache.values.bits;
+  const auto kernel = bits == 2   ? append_latent_kernel<2>
+                      : bits == 3 ? append_latent_kernel<3>
+                      : bits == 4 ? append_latent_kernel<4>
+                                  : append_latent_kernel<8>;
   launch("append", kernel, {blocks, kThreads, sizeof(Shared), stream, can_start_early("append")}, cache,
          NewRows{tokens}, sequences);
 }

@@ -13,7 +13,7 @@
 namespace kvquant::cuda {
 namespace {
 
-constexpr int kDim = kOneDim, kWarps = 4, kThreads = kWarps * kWarp, kRunPlaces = kDim / kWidthRuns;
+constexpr int kDim = 128, kWarps = 4, kThreads = kWarps * kWarp, kRunPlaces = kDim / kWidthRuns;
 constexpr int kOwnChunks = kWarp * kDim / 8 / kThreads;  // 16 bytes each
 constexpr int kFewHeads = 8;                             // that fit in shared memory all at once
 
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncwarp();
 #pragma unroll
-    for (int j = 0; j < kOneOwn; ++j) store_exact(cache, rows, b, i, kv_head, j * kWarp + lane);
+    for (int j = 0; j < kDim / kWarp; ++j) store_exact(cache, rows, b, i, kv_head, j * kWarp + lane);
   }
   if (count > 0 && kv_head == 0 && cache.sink_policy == SinkPolicy::kFirst) {
     for (int page = 0; page < cache.sink_pages; ++page) update_sink_header(cache, b, count, page, lane);
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads)
 
 bool append_layer_supports(const CacheView& cache, const NewTokens& tokens) {
   return cache.head_dim == kDim && cache.window == 0 && cache.keys.format == Format::kStatic &&
-         cache.keys.basis_heads > 1 && cache.keys_pre_rope != 0 && cache.values.format == Format::kNorm &&
+         cache.keys.basis_heads > 1 && cache.keys_pre_rope != 0 && even_levels(cache.values) &&
          (cache.values.bits == 2 || cache.values.bits == 4) && aligned_rows(tokens) &&
          reinterpret_cast<uintptr_t>(cache.keys.basis) % 16 == 0 &&
          reinterpret_cast<uintptr_t>(cache.keys.mean) % 16 == 0 && cache.keys.basis_heads <= 40 &&

@@ -34,11 +34,10 @@ bool is_local(const LayerParams& params, const SideParams& side) {
 
 /// SideView::level_step.
 float level_step(const float* levels, int bits) {
-  const int last = (1 << bits) - 1;
-  const float step = (levels[last] - levels[0]) / static_cast<float>(last);
-  for (int i = 0; i <= last; ++i) {
-    const float even = step * (static_cast<float>(i) - 0.5f * static_cast<float>(last));
-    if (!(std::fabs(levels[i] - even) <= 1e-5f * levels[last])) return 0.0f;
+  const int count = 1 << bits;
+  const float step = 2.0f * levels[count / 2];
+  for (int i = 0; i < count; ++i) {
+    if (levels[i] != step * (static_cast<float>(i) - 0.5f * static_cast<float>(count - 1))) return 0.0f;
   }
   return step;
 }
