@@ -10,8 +10,9 @@
 // Formats whose codes depend on more than one head are coded by append_tokens.cu.
 //
 // One token per sequence (decoding): one launch, a block per sequence and kv head; append_one.cu, append_latent.cu and
-// append_layer.cu are for int2, latent2 and svdq. Prompts: first all tiles in parallel, then the exact copies, since
-// the window may hold tokens that have yet to be coded; int2 has append_int.cu, and so on.
+// append_layer.cu are for int2 and its like, latent2 and svdq. Prompts: first all tiles in parallel, then the exact
+// copies, since the window may hold tokens that have yet to be coded; int2 and its like have append_int.cu, and so on.
+// Values whose levels are not evenly spaced, which no format of the Java side has, come here.
 #include "append.cuh"
 #include "codes.cuh"
 #include "kernels.h"
@@ -324,15 +325,9 @@ void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream
     if (append_halves_supports(cache, tokens)) return append_halves(cache, tokens, stream);
     if (append_rotated_supports(cache, tokens)) return append_rotated(cache, tokens, stream);
     if (append_latent_tiles_supports(cache, tokens)) return append_latent_tiles(cache, tokens, stream);
-    if (append_layer_tiles_supports(cache, tokens)) {
-      if (append_values_supports(cache, tokens)) {
-        append_layer_tiles(cache, tokens, stream);
-        return append_values(cache, tokens, stream);
-      }
-      if (append_levels_supports(cache, tokens)) {
-        append_layer_tiles(cache, tokens, stream);
-        return append_levels(cache, tokens, stream);
-      }
+    if (append_layer_tiles_supports(cache, tokens) && append_values_supports(cache, tokens)) {
+      append_layer_tiles(cache, tokens, stream);
+      return append_values(cache, tokens, stream);
     }
   }
   if (cache.head_dim == 64) {

@@ -6,7 +6,7 @@
 // whose sums are rounded, might have the other code, it is done again with its additions in its order: up to eight such
 // codes of a warp at a time, whose products it makes together, a lane for the sum of one.
 //
-// An H100, svdq2.25, 8192 tokens of 8 kv heads, values of 4 bits included (append_levels.cu): 91 us, 18 % of the speed
+// An H100, svdq2.25, 8192 tokens of 8 kv heads, values of 4 bits included (append_values.cu): 91 us, 18 % of the speed
 // of a copy, of which keys take 66; 105 us with products of warps, a wider margin around borders and values that branch
 // for each code, 143 us with addresses worked out for each copy. No faster: codes done again in another kernel, rows
 // for them brought to L2 ahead. Slower, 111 us: 128 places of a block, high and low parts in one sum, for half of the

@@ -61,9 +61,7 @@ SideView side_view(const LayerParams& params, const SideParams& side, const Side
   view.norm_tile_bytes = layout.norms(1, 0) - layout.norms(0, 0);
   view.outliers_begin = layout.outlier_values(0, 0);
   if (side.format == Format::kNorm) {
-    const float* levels = packed_array<float>(params, side.levels_offset);
-    view.level_step = level_step(levels, side.bits);
-    if (side.bits == 2) std::copy_n(levels, 4, view.four_levels);
+    view.level_step = level_step(packed_array<float>(params, side.levels_offset), side.bits);
   }
   for (int run = 0; run < kWidthRuns && side.format == Format::kStatic; ++run) {
     const int place = run * (params.head_dim / kWidthRuns);

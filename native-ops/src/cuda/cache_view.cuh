@@ -31,7 +31,6 @@ struct SideView {
   const int16_t* order;
   const uint16_t* groups;     // kAffine with an order: the group of each channel
   const uint8_t* latent;      // kStatic in a basis of a head: latent_basis.h
-  float four_levels[4];       // kNorm of 2 bits: levels, for the host
   float level_step;           // kNorm: of levels that are equally spaced around 0; of others 0
   int run_begin[kWidthRuns];  // kStatic: bytes from the beginning of a tile
   int width[kWidthRuns];

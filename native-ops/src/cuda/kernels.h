@@ -28,7 +28,7 @@ void append_basis(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 /// The part of append that stores landmarks of pages that have become full, after all else.
 void store_landmarks(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// Append of about one token per sequence to int2: static codes of keys, 2-bit values with norms.
+/// Append of about one token per sequence to int2, int3, int4 and int8: static codes of keys, values with norms.
 bool append_one_supports(const CacheView& cache);
 void append_one(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
@@ -44,19 +44,15 @@ void append_layer(const CacheView& cache, const NewTokens& tokens, cudaStream_t 
 bool append_layer_tiles_supports(const CacheView& cache, const NewTokens& tokens);
 void append_layer_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// The part behind it for values of 2 bits with a norm, and sinks.
+/// The part behind it, and behind that for keys of latent2 and latent4, for values with a norm, and exact copies.
 bool append_values_supports(const CacheView& cache, const NewTokens& tokens);
 void append_values(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// The same for values of 4 bits.
-bool append_levels_supports(const CacheView& cache, const NewTokens& tokens);
-void append_levels(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
-
-/// Append of a prompt's chunk to int2.
+/// Append of a prompt's chunk to int2, int3, int4 and int8.
 bool append_int_supports(const CacheView& cache, const NewTokens& tokens);
 void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// Append of a prompt's chunk to latent2 in a basis of each head.
+/// Append of a prompt's chunk to latent2 and latent4 in a basis of each head.
 bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens);
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 

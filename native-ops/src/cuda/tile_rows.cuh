@@ -43,14 +43,23 @@ __device__ inline TokenRun unit_run(const CacheView& cache, const NewRows& rows,
   return {b, max(begin, unit * unit_tokens), min(end, (unit + 1) * unit_tokens)};
 }
 
+/// Rows of halves in shared memory, kStride from one to the next, and the place of a channel, which others of the same
+/// eight follow.
+struct PlainRows {
+  static constexpr int kStride = kRowStride;
+  static __device__ __forceinline__ int place(int channel) { return channel; }
+};
+
 /// Copies k or v of tokens [begin, end) of a head, token t to row t - first, as halves; raw: as the 16 bits that they
-/// are. A warp's work; what need not be converted is on its way (commit_copies, wait_copies).
-template <bool raw = false>
+/// are. A warp's work; what need not be converted is on its way (commit_copies, wait_copies). Layout: of rows.
+template <bool raw = false, class Layout = PlainRows>
 __device__ __forceinline__ void stage_rows(const CacheView& cache, const NewRows& rows, const TokenRun& run,
                                            int kv_head, bool keys, int first, __half* to, int lane) {
   constexpr int kAtOnce = 8;
   const int length = cache.length(run.b), side = keys ? 0 : cache.kv_heads * kRowDim;
-  const auto at = [&](int token, int channel) { return to + (token - first) * kRowStride + channel; };
+  const auto at = [&](int token, int channel) {
+    return to + (token - first) * Layout::kStride + Layout::place(channel);
+  };
   if (raw || rows.tokens.type == ElementType::kFloat16) {
     const int channel = lane % 16 * 8, begin = max(run.begin, length) + lane / 16;
     const int64_t stride = 2 * static_cast<int64_t>(cache.heads + 2 * cache.kv_heads) * kRowDim;
@@ -58,7 +67,8 @@ __device__ __forceinline__ void stage_rows(const CacheView& cache, const NewRows
         static_cast<const __half*>(rows.tokens.qkv) + rows.key(cache, run.b, begin - length, kv_head) + side + channel;
     __half* own = at(begin, channel);
 #pragma unroll 4
-    for (int token = begin; token < run.end; token += 2, from += stride, own += 2 * kRowStride) copy_async(own, from);
+    for (int token = begin; token < run.end; token += 2, from += stride, own += 2 * Layout::kStride)
+      copy_async(own, from);
   } else {
     const int channel = lane * 4;
     for (int begin = max(run.begin, length); begin < run.end; begin += kAtOnce) {
