@@ -124,6 +124,11 @@ __device__ __forceinline__ BlockHeads column_heads(const BlockHeads& heads, cons
           heads.count};
 }
 
+/// Whether turned queries of a block have a place until it comes to exact tokens.
+__device__ __forceinline__ bool keeps(const IntLayer& layer, const BlockHeads& heads) {
+  return layer.together * heads.count <= kKeptHeads;
+}
+
 /// A warp's groups of a part: [first, last) of [begin, end).
 struct WarpGroups {
   int begin, end, batch_bits, first, last;
@@ -178,7 +183,7 @@ __device__ __forceinline__ void fetch_queries(const CacheView& cache, const Atte
 /// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
 template <int warps, int value_bits>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
-                                             const BlockHeads& heads, ExactUnits<kDim>& exact, bool exact_follow,
+                                             const BlockHeads& heads, ExactUnits<kDim, true>& exact, bool exact_follow,
                                              FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink,
                                              unsigned char* shared, int warp, int lane) {
   using Layout = IntBlock<warps>;
@@ -211,15 +216,20 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   stream.now = ids.x;
   stream.next = ids.y;
   const int all_columns = layer.together * columns;
+  const auto keep = [&](int column) {
+    const int own = column >> layer.column_bits, head = column - own * columns;
+    float* kept = reinterpret_cast<float*>(shared + Layout::kKept) + (own * heads.count + head) * kDim;
+    return exact_follow && keeps(layer, heads) && head < heads.count ? kept : nullptr;
+  };
   stream.start(0);
-  if (warp < all_columns) fold_query(cache, p.type, inputs, warp, lane, queries, amplitudes, factors);
+  if (warp < all_columns) fold_query(cache, p.type, inputs, warp, lane, queries, amplitudes, factors, keep(warp));
   if constexpr (warps < kHeads) {
     for (int column = warp + warps; column < all_columns; column += warps) {
       const int own = column >> layer.column_bits;
       FoldInputs others(cache, heads.kv_head + own - team.own, lane);
       others.load_angles(cache, exact.length - 1, lane);
       others.raw.load(cache, p, column_heads(heads, team, own), column - own * columns, lane);
-      fold_query(cache, p.type, others, column, lane, queries, amplitudes, factors);
+      fold_query(cache, p.type, others, column, lane, queries, amplitudes, factors, keep(column));
     }
   }
   stream.start(1);
@@ -326,7 +336,8 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   const int positions = static_cast<int>(cache.rope_rows - kPageTokens) * kPageTokens;
   int length = min(max(peek(lengths), 0), positions - 1), least = peek(lengths + 1);
   const auto stored = [&]() { return cache.window == 0 ? length + 1 : cache.stored(length + 1, least); };
-  ExactUnits<kDim> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
+  ExactUnits<kDim, true> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
+  exact.set_up(reinterpret_cast<uint64_t*>(shared + Layout::kBarriers) + 2 * warp);
   WarpGroups own(exact.quantized, part, parts, team, layer.column_bits);
   if (in_codes) fetch_groups(cache, heads, own, exact.quantized, lane);
   if (team.place == 0) fetch_queries(cache, p, heads, lane);
@@ -384,7 +395,9 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
     exact.start(team.place, true);
   }
   if (exact_too) {
-    attend_exact<kDim, warps, Layout::kScratch>(p, block, exact, __ballot_sync(0xffffffffu, sink), shared);
+    const auto* kept = reinterpret_cast<const float*>(shared + Layout::kKept);
+    attend_exact<kDim, warps, Layout::kScratch>(p, block, exact, __ballot_sync(0xffffffffu, sink), shared,
+                                                direct && keeps(layer, heads) ? kept : nullptr);
 #pragma unroll
     for (int i = 0; i < kWarpHeads; ++i) {
       const int head = warp + i * warps;

@@ -61,17 +61,25 @@ struct Team {
   int own, place, size, size_bits;
 };
 
+#ifdef KVQUANT_BULK_COPIES
+constexpr bool kWholeTiles = true;
+#else
+constexpr bool kWholeTiles = false;
+#endif
+
 /// 16 tokens each: sink pages, then those of the window. A warp takes every `size`-th, through a tile of keys and one
-/// of values.
-template <int D>
+/// of values. whole: where the GPU can, each is one copy, whose end barriers of the warp's own tell.
+template <int D, bool whole = false>
 struct ExactUnits {
-  using Tile = Fp16Tile<D>;
+  static constexpr bool kBulk = whole && kWholeTiles;
+  using Tile = Fp16Tile<D, kBulk>;
   const CacheView& cache;
   const BlockHeads& heads;
   Team team;
   unsigned char *keys, *values;
   int lane, length, quantized, first_run, units;
-  int ids;  // exact pages of 32 of the warp's units, a lane one
+  int ids;                     // exact pages of 32 of the warp's units, a lane one
+  uint64_t* copied = nullptr;  // whole: of keys and of values
 
   __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, Team team, unsigned char* keys,
                                         unsigned char* values, int lane)
@@ -85,6 +93,19 @@ struct ExactUnits {
                                         unsigned char* values, int lane, int length, int quantized)
       : cache(cache), heads(heads), team(team), keys(keys), values(values), lane(lane) {
     count(length, quantized);
+  }
+
+  /// Sets up the barriers of `whole`, before all else.
+  __device__ __forceinline__ void set_up(uint64_t* barriers) {
+    copied = barriers;
+    if constexpr (kBulk) {
+      if (lane == 0) {
+        set_arrivals(copied, 1);
+        set_arrivals(copied + 1, 1);
+        publish_operands();
+      }
+      __syncwarp();
+    }
   }
 
   /// length: with the newest token; quantized: tokens in codes.
@@ -110,17 +131,41 @@ struct ExactUnits {
     return first < quantized ? all & ~((1u << (quantized - first)) - 1u) : all;
   }
 
-  /// Starts copying keys of a unit, if there is one, or then its values; units come in order.
+  /// Starts copying keys of a unit, if there is one, or then its values; units come in order. The warp has met since it
+  /// used the place they go to.
   __device__ __forceinline__ void start(int unit, bool side) {
     if (unit < units) {
       if (!side && index(unit) == 0 && unit > team.place) ids = load_ids(unit);
       const int64_t begin = side ? cache.exact_value(heads.kv_head, 0) : cache.exact_key(heads.kv_head, 0);
-      Tile::copy(side ? values : keys, page(unit) + begin, lane);
+      copy(side ? values : keys, page(unit) + begin, side);
     }
     commit_copies();
   }
 
+  /// Waits for them.
+  __device__ __forceinline__ void wait(int unit, bool side) const {
+    if constexpr (kBulk) {
+      wait_arrivals(copied + side, index(unit) & 1);
+    } else {
+      wait_copies<1>();
+    }
+    __syncwarp();
+  }
+
  private:
+  __device__ __forceinline__ void copy(unsigned char* to, const uint8_t* from, bool side) const {
+#ifdef KVQUANT_BULK_COPIES
+    if constexpr (kBulk) {
+      if (lane != 0) return;
+      publish_operands();
+      expect_bytes(copied + side, Tile::kBytes);
+      return copy_bulk(shared_address(to), from, Tile::kBytes, copied + side);
+    }
+#endif
+    Tile::copy(to, from, lane);
+  }
+
+  /// Of 32 of the warp's units.
   __device__ __forceinline__ int index(int unit) const { return ((unit - team.place) >> team.size_bits) % kWarp; }
 
   __device__ __forceinline__ int load_ids(int from) const {
@@ -137,12 +182,12 @@ struct ExactUnits {
 };
 
 /// Attention of a block over units, after each warp has started its first; leaves the warps' sums where their
-/// tiles of keys were and the scratch for merge_head. block: heads of all teams. What lies before scratch_at in shared
-/// memory is free, once all warps are here.
-template <int D, int warps, int scratch_at>
-__device__ __forceinline__ void attend_exact(const Attention& p, const BlockHeads& block, ExactUnits<D>& exact,
-                                             uint32_t sinks, unsigned char* shared) {
-  using Tile = Fp16Tile<D>;
+/// tiles of keys were and the scratch for merge_head. block: heads of all teams; kept: their queries as turn_queries
+/// leaves them, or nullptr. What lies before scratch_at in shared memory is free, once all warps are here.
+template <int D, int warps, int scratch_at, bool whole>
+__device__ __forceinline__ void attend_exact(const Attention& p, const BlockHeads& block, ExactUnits<D, whole>& exact,
+                                             uint32_t sinks, unsigned char* shared, const float* kept = nullptr) {
+  using Tile = typename ExactUnits<D, whole>::Tile;
   constexpr int kAngles = D / 8 * kWarp * 16, kQueries = kHeads * D * 4, kTurned = kHeads * kTurnedStride<D> * 2;
   static_assert(kAngles + kQueries + warps * kTurned <= scratch_at, "queries fit before the scratch");
   const CacheView& cache = exact.cache;
@@ -152,33 +197,31 @@ __device__ __forceinline__ void attend_exact(const Attention& p, const BlockHead
   auto* turned = reinterpret_cast<__half*>(shared + kAngles + kQueries + warp * kTurned);
   auto& scratch = *reinterpret_cast<MergeScratch<warps>*>(shared + scratch_at);
   __syncthreads();
-  turn_queries<D>(cache, p, block, queries, block.count);
+  if (kept == nullptr) turn_queries<D>(cache, p, block, queries, block.count);
   fill_angles<D>(cache, angles);
   for (int i = count * kTurnedStride<D> / 2 + lane; i < kTurned / 4; i += kWarp) {
     reinterpret_cast<uint32_t*>(turned)[i] = 0;
   }
   __syncthreads();
-  queries += exact.team.own * count * D;
+  const float* own = (kept == nullptr ? queries : kept) + exact.team.own * count * D;
 
   Softmax softmax;
   float sums[Tile::kBlocks][4] = {};
 #pragma unroll 1
   for (int unit = exact.team.place; unit < exact.units; unit += exact.team.size) {
     uint32_t q[D / 8];
-    turn_back<D>(cache, queries, count, exact.token(unit), lane, turned);
+    turn_back<D>(cache, own, count, exact.token(unit), lane, turned);
     __syncwarp();
     const auto* words = reinterpret_cast<const uint32_t*>(turned + lane / 4 * kTurnedStride<D>) + lane % 4;
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) q[i] = words[4 * i];
     const uint32_t valid = exact.valid(unit, sinks);
     float scores[4] = {};
-    wait_copies<1>();
-    __syncwarp();
+    exact.wait(unit, false);
     if (valid != 0) Tile::score_turned(scores, exact.keys, q, angles, lane);
     __syncwarp();
     exact.start(unit + exact.team.size, false);
-    wait_copies<1>();
-    __syncwarp();
+    exact.wait(unit, true);
     if (valid != 0) {
       Tile::weigh(softmax, sums, scores, valid, lane);
       Tile::add_values(sums, exact.values, scores, valid, lane);

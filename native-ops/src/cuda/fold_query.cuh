@@ -69,15 +69,20 @@ struct FoldInputs {
   }
 };
 
-/// Folds a query into what products and the mean term want. A warp does one head.
+/// Folds a query into what products and the mean term want. A warp does one head. kept: where it goes as turned, times
+/// the score's factor and log2(e), unless nullptr.
 __device__ __forceinline__ void fold_query(const CacheView& cache, ElementType type, FoldInputs& inputs, int head,
-                                           int lane, uint32_t* queries, float4* amplitudes, float* factors) {
+                                           int lane, uint32_t* queries, float4* amplitudes, float* factors,
+                                           float* kept) {
   inputs.raw.convert(type, inputs.q);
   inputs.turn_query(lane);
   const float(&q)[kLanes] = inputs.q;
   const SideView& keys = cache.keys;
   const int column = head * 4;
   const float scale = cache.score_scale * kLog2e;
+  if (kept != nullptr) {
+    reinterpret_cast<float4*>(kept)[lane] = make_float4(q[0] * scale, q[1] * scale, q[2] * scale, q[3] * scale);
+  }
   float folded[kLanes], constant = 0.0f, largest = 0.0f;
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) {

@@ -48,14 +48,16 @@ struct Softmax {
   }
 };
 
-template <int D>
+/// plain: in shared memory a tile lies as in its page, which copies of whole tiles leave it as; rows then meet in
+/// banks.
+template <int D, bool plain = false>
 struct Fp16Tile {
   static constexpr int kBytes = D * kTileTokens * 2;  // of one side
   static constexpr int kBlocks = D / 16;
 
   /// Byte of a half row (8 tokens) of a channel in shared memory.
   static __device__ __forceinline__ int swizzled(int channel, int half) {
-    return channel * 32 + ((half ^ (channel >> 2)) & 1) * 16;
+    return channel * 32 + ((plain ? half : half ^ (channel >> 2)) & 1) * 16;
   }
 
   /// Starts copying one side to shared memory.

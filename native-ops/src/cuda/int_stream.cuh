@@ -28,6 +28,7 @@ struct IntLayer {
 /// A warp's shared memory: two stages, each for keys or values of 8 tiles, and norms of a batch. For exact tokens: a
 /// tile of keys and one of values.
 constexpr int kStages = 2, kMostBatch = 4, kNormsBytes = kMostBatch * kGroupTiles * kNormBytes;
+constexpr int kKeptHeads = 4;  // of a block at most, whose turned queries are kept for exact tokens
 constexpr int kIdGroups = 16;  // whose pages a warp knows at a time
 static_assert(2 * Fp16Tile<kDim>::kBytes <= kStages * kGroupTiles * kValueTileBytes, "exact tiles fit");
 
@@ -39,7 +40,10 @@ struct IntBlock {
   static constexpr int kSums = kHeads * kMergeStride<kDim> * 4;  // of a warp, at last; they begin where waves did
   static_assert(warps * kSums <= kQueries, "sums fit where waves and amplitudes were");
   static constexpr int kScratch = kFactors + 2 * kHeads * 4;
-  static constexpr int kWarpBuffers = (kScratch + static_cast<int>(sizeof(MergeScratch<warps>)) + 127) / 128 * 128;
+  static constexpr int kKept = kScratch + static_cast<int>(sizeof(MergeScratch<warps>));  // turned queries
+  static constexpr int kBarriers = kKept + kKeptHeads * kDim * 4;                         // two of each warp
+  static constexpr int kWarpBuffers = (kBarriers + warps * 16 + 127) / 128 * 128;
+  static_assert(kScratch % 16 == 0 && sizeof(MergeScratch<warps>) % 16 == 0, "loads of 16 bytes");
 };
 
 /// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones; at
@@ -51,7 +55,7 @@ struct GroupStream {
   const int32_t* table;
   int kv_head, lane, pages, batch, begin, end;
   unsigned char *stages, *norms;
-  ExactUnits<kDim>& exact;
+  ExactUnits<kDim, true>& exact;
   bool exact_follow;
   int first, group;  // of the batch, next to be copied
   bool values = false;
