@@ -140,6 +140,7 @@ FORMATS = {
     "int2, uneven levels": {"levels": [0.4528, 1.5104]},
     "int3/4, uneven levels": {"schedule": "odd", "values": 4, "levels": [0.13, 0.39, 0.66, 0.94, 1.26, 1.62, 2.07, 2.73]},
     "int2, no window": {"window": 0, "sinks": 0},
+    "int2, base 10000": {"base": 1e4}, "int2, base 300": {"base": 300.0},
     "int2, natural order": {"order": False, "noise": False, "schedule": "two"},
     "int2, 20 sinks": {"sinks": 20, "window": 32}, "int2/3": {"values": 3},
     "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0},

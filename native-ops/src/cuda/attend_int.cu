@@ -184,7 +184,7 @@ __device__ __forceinline__ void fetch_queries(const CacheView& cache, const Atte
 template <int warps, int value_bits>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
                                              const BlockHeads& heads, ExactUnits<kDim, true>& exact, bool exact_follow,
-                                             FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink,
+                                             FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink, bool slow,
                                              unsigned char* shared, int warp, int lane) {
   using Layout = IntBlock<warps>;
   const Team& team = exact.team;
@@ -244,7 +244,7 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
     const int count = min(batch, last - first);
     float scores[kProducts][4] = {};
     if (cache.keys.mean != nullptr) {
-      add_mean(scores, waves, amplitudes + words_at, base_row(first + min(owner, count - 1)), lane);
+      start_with_mean(scores, waves, slow, amplitudes + words_at, base_row(first + min(owner, count - 1)), lane);
       prefetch(base_row(first + batch + owner) + c * kWarp);
     }
 #pragma unroll 1
@@ -344,7 +344,8 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   const int folded = min(warp >> layer.column_bits, layer.together - 1);  // the kv head for which the warp folds
   FoldInputs inputs(cache, heads.kv_head + folded - team.own, lane);
   inputs.load_angles(cache, length, lane);
-  if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared));
+  const bool slow = in_codes && cache.keys.mean != nullptr && slow_waves(cache, lane);
+  if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared), slow);
   wait_for_previous_kernel();
   const int seen = lengths[0], seen_least = lengths[1];
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
@@ -381,7 +382,7 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
     if (!attend_codes<warps, value_bits>(cache, p, layer, heads, exact, direct && exact_too, inputs, own, ids, sink,
-                                         shared, warp, lane)) {
+                                         slow, shared, warp, lane)) {
       return write_empty(cache, p, block);
     }
     __syncthreads();

@@ -107,10 +107,11 @@ __device__ __forceinline__ void fold_query(const CacheView& cache, ElementType t
     const float mi = inputs.own_mean[i], mj = inputs.other_mean[i];
     waves[i] = make_float2(scale * fmaf(q[i], mi, other * mj), scale * fmaf(other, mi, -q[i] * mj));
     if (lane >= kWarp / 2) waves[i] = make_float2(0.0f, 0.0f);
-    largest = fmaxf(largest, fmaxf(fabsf(waves[i].x), fabsf(waves[i].y)) * kWaveFactor);
+    largest = fmaxf(largest, fmaxf(fabsf(waves[i].x), fabsf(waves[i].y)) * (2.0f * kWaveFactor));
   }
   largest = warp_maximum(largest);
-  // sigma brings the largest to 2^8 .. 2^9: 64 times that is still an fp16, 2^-22 of it still a normal one.
+  // sigma brings the largest to 2^8 .. 2^9: 64 times that is still an fp16, 2^-22 of it still a normal one. Waves to
+  // half of it: differences of sums of 48 pairs then are an fp16.
   const int exponent = largest > 0.0f ? min(max(((__float_as_int(largest) >> 23) & 0xff) - 127, -80), 80) : 0;
   const float sigma = __int_as_float((127 + 8 - exponent) << 23), inverse = __int_as_float((127 - 8 + exponent) << 23);
   // The constant makes up for what rounding does to codes halfway: it then acts on code - halfway, not on code.
@@ -136,7 +137,7 @@ __device__ __forceinline__ void fold_query(const CacheView& cache, ElementType t
   const float unit = sigma * kWaveFactor;
 #pragma unroll
   for (int i = 0; i < kLanes; i += 2) {  // pairs 4 lane + i and + 1: wave_pair
-    amplitudes[(lane % 4 * 2 + i / 2) * kWarp + column + lane / 4] =
+    amplitudes[(lane / 4 * 2 + i / 2) * kWarp + column + lane % 4] =
         make_float4(waves[i].x * unit, waves[i].y * unit, waves[i + 1].x * unit, waves[i + 1].y * unit);
   }
 }
