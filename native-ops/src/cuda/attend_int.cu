@@ -181,7 +181,7 @@ __device__ __forceinline__ void fetch_queries(const CacheView& cache, const Atte
 
 /// A part's tokens in codes. Leaves the warps' sums at the beginning of shared memory, Layout::kSums apart, and the
 /// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
-template <int warps, int value_bits>
+template <int warps, int value_bits, bool usual>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
                                              const BlockHeads& heads, ExactUnits<kDim, true>& exact, bool exact_follow,
                                              FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink, bool slow,
@@ -211,8 +211,8 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   const int owner = g >> layer.column_bits, words_at = (place + (g & (columns - 1))) * 4 + c;
   const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
-  GroupStream<value_bits> stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
-                                 last,  stages, norms, exact,         exact_follow, first, first};
+  GroupStream<value_bits, usual> stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
+                                        last,  stages, norms, exact,         exact_follow, first, first};
   stream.now = ids.x;
   stream.next = ids.y;
   const int all_columns = layer.together * columns;
@@ -221,18 +221,21 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
     float* kept = reinterpret_cast<float*>(shared + Layout::kKept) + (own * heads.count + head) * kDim;
     return exact_follow && keeps(layer, heads) && head < heads.count ? kept : nullptr;
   };
-  stream.start(0);
-  if (warp < all_columns) fold_query(cache, p.type, inputs, warp, lane, queries, amplitudes, factors, keep(warp));
-  if constexpr (warps < kHeads) {
-    for (int column = warp + warps; column < all_columns; column += warps) {
-      const int own = column >> layer.column_bits;
-      FoldInputs others(cache, heads.kv_head + own - team.own, lane);
-      others.load_angles(cache, exact.length - 1, lane);
-      others.raw.load(cache, p, column_heads(heads, team, own), column - own * columns, lane);
-      fold_query(cache, p.type, others, column, lane, queries, amplitudes, factors, keep(column));
+#pragma unroll 1
+  for (int begun = 0; begun < kStages; ++begun) {  // one place for what starts copies: there it is long
+    stream.start(begun);
+    if (begun > 0) break;
+    if (warp < all_columns) fold_query(cache, p.type, inputs, warp, lane, queries, amplitudes, factors, keep(warp));
+    if constexpr (warps < kHeads) {
+      for (int column = warp + warps; column < all_columns; column += warps) {
+        const int own = column >> layer.column_bits;
+        FoldInputs others(cache, heads.kv_head + own - team.own, lane);
+        others.load_angles(cache, exact.length - 1, lane);
+        others.raw.load(cache, p, column_heads(heads, team, own), column - own * columns, lane);
+        fold_query(cache, p.type, others, column, lane, queries, amplitudes, factors, keep(column));
+      }
     }
   }
-  stream.start(1);
   __syncthreads();
   const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
 
@@ -247,25 +250,23 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
       start_with_mean(scores, waves, slow, amplitudes + words_at, base_row(first + min(owner, count - 1)), lane);
       prefetch(base_row(first + batch + owner) + c * kWarp);
     }
+    const auto* lane_norms = reinterpret_cast<const uint4*>(norms + (mine * kGroupTiles + g) * kNormBytes);
+    uint4 n0 = {}, n1 = {};
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
-      if (i > 0) {
-        stream.start(stage);
-        stage ^= 1;
-      }
       wait_copies<1>();
       __syncwarp();
       const TileReader tile{stages + stage * layer.stage_bytes + g * layer.key_stride, key_swizzle(g)};
       const unsigned char* words = reinterpret_cast<const unsigned char*>(queries + (owner == i ? words_at : kWarp));
       add_steps(scores, layer.keys, tile, words, c);
+      if (i == count - 1) {  // norms before the next copy, which may be of others
+        n0 = lane_norms[0];
+        n1 = lane_norms[1];
+      }
       __syncwarp();
+      stream.start(stage);
+      stage ^= 1;
     }
-    // Norms before the next copy, which may be of others.
-    const auto* lane_norms = reinterpret_cast<const uint4*>(norms + (mine * kGroupTiles + g) * kNormBytes);
-    const uint4 n0 = lane_norms[0], n1 = lane_norms[1];
-    __syncwarp();
-    stream.start(stage);
-    stage ^= 1;
     const float2 unit = *reinterpret_cast<const float2*>(factors + place + pair);
     const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + pair);
 #pragma unroll
@@ -313,7 +314,7 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
 
 /// A block per part, kv head (and group of 8 query heads), or some of these, and sequence. The last part is what is
 /// kept exactly, unless there is only one, which then has all tokens. direct: there is only one.
-template <int warps, int value_bits, bool direct>
+template <int warps, int value_bits, bool usual, bool direct>
 __device__ __forceinline__ void attend_int_block(const CacheView& cache, const Attention& p, const IntLayer& layer) {
   using Layout = IntBlock<warps>;
   constexpr int kWarpHeads = kHeads / warps;  // that a warp merges
@@ -381,8 +382,8 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   };
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
-    if (!attend_codes<warps, value_bits>(cache, p, layer, heads, exact, direct && exact_too, inputs, own, ids, sink,
-                                         slow, shared, warp, lane)) {
+    if (!attend_codes<warps, value_bits, usual>(cache, p, layer, heads, exact, direct && exact_too, inputs, own, ids,
+                                                sink, slow, shared, warp, lane)) {
       return write_empty(cache, p, block);
     }
     __syncthreads();
@@ -411,12 +412,13 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   }
 }
 
-/// Kernels of their own for one part and for several: each keeps more in registers than one for both.
-template <int warps, int blocks, int value_bits, bool direct>
+/// Kernels of their own for one part and for several: each keeps more in registers than one for both. usual: see
+/// GroupStream; the code for other widths would have to be fetched around.
+template <int warps, int blocks, int value_bits, bool usual, bool direct>
 __global__ void __launch_bounds__(warps* kWarp, blocks)
     attend_int_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p,
                       const __grid_constant__ IntLayer layer) {
-  attend_int_block<warps, value_bits, direct>(cache, p, layer);
+  attend_int_block<warps, value_bits, usual, direct>(cache, p, layer);
 }
 
 IntLayer describe(const CacheView& cache) {
@@ -447,16 +449,26 @@ IntLayer describe(const CacheView& cache) {
   return layer;
 }
 
-template <int warps, int blocks, int value_bits>
+template <int warps, int blocks, int value_bits, bool usual>
 void launch_int(const CacheView& cache, const Attention& p, const IntLayer& layer, bool early, cudaStream_t stream) {
   const auto bytes = static_cast<size_t>(IntBlock<warps>::kWarpBuffers + warps * layer.warp_bytes);
   dim3 grid = attention_blocks(cache, p);
   grid.x /= static_cast<unsigned>(layer.together);
   const LaunchShape shape{grid, warps * kWarp, bytes, stream, early};
   if (p.parts == 1) {
-    launch("attend", attend_int_kernel<warps, blocks, value_bits, true>, shape, cache, p, layer);
+    launch("attend", attend_int_kernel<warps, blocks, value_bits, usual, true>, shape, cache, p, layer);
   } else {
-    launch("attend", attend_int_kernel<warps, blocks, value_bits, false>, shape, cache, p, layer);
+    launch("attend", attend_int_kernel<warps, blocks, value_bits, usual, false>, shape, cache, p, layer);
+  }
+}
+
+template <int warps>
+void launch_two_bits(const CacheView& cache, const Attention& p, const IntLayer& layer, bool early,
+                     cudaStream_t stream) {
+  if (cache.keys.tile_bytes == kValueTileBytes) {
+    launch_int<warps, 2, 2, true>(cache, p, layer, early, stream);
+  } else {
+    launch_int<warps, 2, 2, false>(cache, p, layer, early, stream);
   }
 }
 
@@ -491,16 +503,16 @@ void attend_int(const CacheView& cache, const Attention& p, const AttentionShape
   IntLayer layer = describe(cache);
   layer.together = shape.together;
   for (layer.team_bits = 0; shape.together << (layer.team_bits + 1) <= shape.warps;) ++layer.team_bits;
-  if (shape.warps == kManyWarps) return launch_int<kManyWarps, 2, 2>(cache, p, layer, early, stream);
+  if (shape.warps == kManyWarps) return launch_two_bits<kManyWarps>(cache, p, layer, early, stream);
   switch (cache.values.bits) {
     case 2:
-      return launch_int<kFewWarps, 2, 2>(cache, p, layer, early, stream);
+      return launch_two_bits<kFewWarps>(cache, p, layer, early, stream);
     case 3:
-      return launch_int<kFewWarps, 2, 3>(cache, p, layer, early, stream);
+      return launch_int<kFewWarps, 2, 3, false>(cache, p, layer, early, stream);
     case 4:
-      return launch_int<kFewWarps, 2, 4>(cache, p, layer, early, stream);
+      return launch_int<kFewWarps, 2, 4, false>(cache, p, layer, early, stream);
     default:
-      return launch_int<kFewWarps, 2, 8>(cache, p, layer, early, stream);
+      return launch_int<kFewWarps, 2, 8, false>(cache, p, layer, early, stream);
   }
 }
 

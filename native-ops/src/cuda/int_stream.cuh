@@ -47,8 +47,8 @@ struct IntBlock {
 };
 
 /// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones; at
-/// last the first exact unit, if exact tokens follow.
-template <int value_bits>
+/// last the first exact unit, if exact tokens follow. usual: keys have as many bytes as values of 2 bits.
+template <int value_bits, bool usual>
 struct GroupStream {
   const CacheView& cache;
   const IntLayer& layer;
@@ -77,7 +77,7 @@ struct GroupStream {
       const int64_t begin = (values ? cache.values.tile(kv_head, 0) : cache.keys.tile(kv_head, 0)) + lane * 16;
       if (values && value_bits != 2) {
         copy_wide(to, page0 + begin, page1 + begin, Values::kTileBytes, Values::kTileBytes, Values::swizzle);
-      } else if (values || cache.keys.tile_bytes == kValueTileBytes) {  // int2's usual width
+      } else if (values || usual) {
         copy_tiles(to, page0 + begin, page1 + begin);
       } else {
         copy_wide(to, page0 + begin, page1 + begin, cache.keys.tile_bytes, layer.key_stride, key_swizzle);
