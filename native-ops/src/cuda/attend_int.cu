@@ -58,6 +58,9 @@
 namespace kvquant::cuda {
 namespace {
 
+template <int warps>
+using IntExact = ExactUnits<kDim, IntBlock<warps>::kBarriers>;
+
 /// Scores in base 2 become weights, times norms, as operands. norms: of the lane's tile.
 template <int value_bits, bool kMasked>
 __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (&scores)[kProducts][4], uint4 n0,
@@ -183,8 +186,8 @@ __device__ __forceinline__ void fetch_queries(const CacheView& cache, const Atte
 /// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
 template <int warps, int value_bits, bool usual>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
-                                             const BlockHeads& heads, ExactUnits<kDim, true>& exact, bool exact_follow,
-                                             FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink, bool slow,
+                                             const BlockHeads& heads, IntExact<warps>& exact, bool exact_follow,
+                                             FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink,
                                              unsigned char* shared, int warp, int lane) {
   using Layout = IntBlock<warps>;
   const Team& team = exact.team;
@@ -211,8 +214,9 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   const int owner = g >> layer.column_bits, words_at = (place + (g & (columns - 1))) * 4 + c;
   const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
-  GroupStream<value_bits, usual> stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
-                                        last,  stages, norms, exact,         exact_follow, first, first};
+  GroupStream<value_bits, usual, IntExact<warps>> stream{cache, layer, table,        heads.kv_head, lane,
+                                                         pages, batch, first,        last,          stages,
+                                                         norms, exact, exact_follow, first,         first};
   stream.now = ids.x;
   stream.next = ids.y;
   const int all_columns = layer.together * columns;
@@ -236,6 +240,7 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
       }
     }
   }
+  wait_copies<2>();  // of rows
   __syncthreads();
   const uint32_t sinks = __ballot_sync(0xffffffffu, sink);
 
@@ -247,11 +252,17 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
     const int count = min(batch, last - first);
     float scores[kProducts][4] = {};
     if (cache.keys.mean != nullptr) {
-      start_with_mean(scores, waves, slow, amplitudes + words_at, base_row(first + min(owner, count - 1)), lane);
-      prefetch(base_row(first + batch + owner) + c * kWarp);
+      const int row = min(owner, count - 1);
+      if (waves[kSlowFlag] != 0) {
+        float* rows = batch_rows(waves, warp);
+        start_slow(scores, waves, amplitudes + words_at, reinterpret_cast<const float4*>(rows + row * kDim) + c, lane);
+        __syncwarp();
+        copy_rows(cache, rows, first + batch, last, batch, lane);  // with the next copy of codes
+      } else {
+        start_fast(scores, waves, amplitudes + words_at, base_row(first + row), lane);
+        prefetch(base_row(first + batch + owner) + c * kWarp);
+      }
     }
-    const auto* lane_norms = reinterpret_cast<const uint4*>(norms + (mine * kGroupTiles + g) * kNormBytes);
-    uint4 n0 = {}, n1 = {};
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
       wait_copies<1>();
@@ -259,14 +270,13 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
       const TileReader tile{stages + stage * layer.stage_bytes + g * layer.key_stride, key_swizzle(g)};
       const unsigned char* words = reinterpret_cast<const unsigned char*>(queries + (owner == i ? words_at : kWarp));
       add_steps(scores, layer.keys, tile, words, c);
-      if (i == count - 1) {  // norms before the next copy, which may be of others
-        n0 = lane_norms[0];
-        n1 = lane_norms[1];
-      }
       __syncwarp();
       stream.start(stage);
       stage ^= 1;
     }
+    const int slot = (first + mine - stream.begin) % kMostBatch;
+    const auto* lane_norms = reinterpret_cast<const uint4*>(norms + (slot * kGroupTiles + g) * kNormBytes);
+    const uint4 n0 = lane_norms[0], n1 = lane_norms[1];
     const float2 unit = *reinterpret_cast<const float2*>(factors + place + pair);
     const float2 constant = *reinterpret_cast<const float2*>(factors + kHeads + place + pair);
 #pragma unroll
@@ -293,6 +303,10 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
       __syncwarp();
       stream.start(stage);
       stage ^= 1;
+    }
+    if (batch == 1) {  // the next batch's row may still be under way
+      wait_copies<1>();
+      __syncwarp();
     }
   }
   __syncthreads();  // waves and queries are no longer needed: sums take their place
@@ -337,8 +351,8 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   const int positions = static_cast<int>(cache.rope_rows - kPageTokens) * kPageTokens;
   int length = min(max(peek(lengths), 0), positions - 1), least = peek(lengths + 1);
   const auto stored = [&]() { return cache.window == 0 ? length + 1 : cache.stored(length + 1, least); };
-  ExactUnits<kDim, true> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
-  exact.set_up(reinterpret_cast<uint64_t*>(shared + Layout::kBarriers) + 2 * warp);
+  IntExact<warps> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
+  exact.set_up();
   WarpGroups own(exact.quantized, part, parts, team, layer.column_bits);
   if (in_codes) fetch_groups(cache, heads, own, exact.quantized, lane);
   if (team.place == 0) fetch_queries(cache, p, heads, lane);
@@ -347,6 +361,14 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   inputs.load_angles(cache, length, lane);
   const bool slow = in_codes && cache.keys.mean != nullptr && slow_waves(cache, lane);
   if (in_codes && cache.keys.mean != nullptr) fill_waves(cache, reinterpret_cast<uint32_t*>(shared), slow);
+  const auto start_rows = [&]() {
+    if (slow) {
+      copy_rows(cache, batch_rows(reinterpret_cast<uint32_t*>(shared), warp), own.first, own.last, 1 << own.batch_bits,
+                lane);
+    }
+    commit_copies();
+  };
+  start_rows();
   wait_for_previous_kernel();
   const int seen = lengths[0], seen_least = lengths[1];
   const int32_t* table = cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns;
@@ -368,10 +390,12 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
     ids = make_int2(page_id(own.first), page_id(own.first + kIdGroups));
     exact.find();
     inputs.load_angles(cache, length, lane);
+    wait_copies<0>();
+    start_rows();
   }
   const bool sink = is_sink(cache, sink_page, exact.length, lane);
   // Behind the table of waves, which would take its place in L1.
-  if (in_codes && own.first < own.last) {
+  if (in_codes && !slow && own.first < own.last) {
     const int owner = lane / 4 >> layer.column_bits;
     prefetch(cache.rope + (kPageTokens + 2 * min(own.first + owner, own.last - 1)) * kDim + lane % 4 * kWarp);
   }
@@ -383,7 +407,7 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   MergedHead<kLanes> merged[kWarpHeads];
   if (in_codes) {
     if (!attend_codes<warps, value_bits, usual>(cache, p, layer, heads, exact, direct && exact_too, inputs, own, ids,
-                                                sink, slow, shared, warp, lane)) {
+                                                sink, shared, warp, lane)) {
       return write_empty(cache, p, block);
     }
     __syncthreads();

@@ -68,18 +68,18 @@ constexpr bool kWholeTiles = false;
 #endif
 
 /// 16 tokens each: sink pages, then those of the window. A warp takes every `size`-th, through a tile of keys and one
-/// of values. whole: where the GPU can, each is one copy, whose end barriers of the warp's own tell.
-template <int D, bool whole = false>
+/// of values. barriers_at: two of each warp's, at this place in shared memory, tell the ends of copies of whole tiles,
+/// where the GPU has such copies; 0: there are none.
+template <int D, int barriers_at = 0>
 struct ExactUnits {
-  static constexpr bool kBulk = whole && kWholeTiles;
+  static constexpr bool kBulk = barriers_at > 0 && kWholeTiles;
   using Tile = Fp16Tile<D, kBulk>;
   const CacheView& cache;
   const BlockHeads& heads;
   Team team;
   unsigned char *keys, *values;
   int lane, length, quantized, first_run, units;
-  int ids;                     // exact pages of 32 of the warp's units, a lane one
-  uint64_t* copied = nullptr;  // whole: of keys and of values
+  int ids;  // exact pages of 32 of the warp's units, a lane one
 
   __device__ __forceinline__ ExactUnits(const CacheView& cache, const BlockHeads& heads, Team team, unsigned char* keys,
                                         unsigned char* values, int lane)
@@ -95,13 +95,12 @@ struct ExactUnits {
     count(length, quantized);
   }
 
-  /// Sets up the barriers of `whole`, before all else.
-  __device__ __forceinline__ void set_up(uint64_t* barriers) {
-    copied = barriers;
+  /// Sets up the barriers, before all else.
+  __device__ __forceinline__ void set_up() const {
     if constexpr (kBulk) {
       if (lane == 0) {
-        set_arrivals(copied, 1);
-        set_arrivals(copied + 1, 1);
+        set_arrivals(copied(false), 1);
+        set_arrivals(copied(true), 1);
         publish_operands();
       }
       __syncwarp();
@@ -145,7 +144,7 @@ struct ExactUnits {
   /// Waits for them.
   __device__ __forceinline__ void wait(int unit, bool side) const {
     if constexpr (kBulk) {
-      wait_arrivals(copied + side, index(unit) & 1);
+      wait_arrivals(copied(side), index(unit) & 1);
     } else {
       wait_copies<1>();
     }
@@ -153,13 +152,19 @@ struct ExactUnits {
   }
 
  private:
+  /// Found anew each time: registers are short.
+  static __device__ __forceinline__ uint64_t* copied(bool side) {
+    KVQUANT_DYNAMIC_SHARED(shared);
+    return reinterpret_cast<uint64_t*>(shared + barriers_at + threadIdx.x / kWarp * 16) + side;
+  }
+
   __device__ __forceinline__ void copy(unsigned char* to, const uint8_t* from, bool side) const {
 #ifdef KVQUANT_BULK_COPIES
     if constexpr (kBulk) {
       if (lane != 0) return;
       publish_operands();
-      expect_bytes(copied + side, Tile::kBytes);
-      return copy_bulk(shared_address(to), from, Tile::kBytes, copied + side);
+      expect_bytes(copied(side), Tile::kBytes);
+      return copy_bulk(shared_address(to), from, Tile::kBytes, copied(side));
     }
 #endif
     Tile::copy(to, from, lane);
@@ -184,10 +189,11 @@ struct ExactUnits {
 /// Attention of a block over units, after each warp has started its first; leaves the warps' sums where their
 /// tiles of keys were and the scratch for merge_head. block: heads of all teams; kept: their queries as turn_queries
 /// leaves them, or nullptr. What lies before scratch_at in shared memory is free, once all warps are here.
-template <int D, int warps, int scratch_at, bool whole>
-__device__ __forceinline__ void attend_exact(const Attention& p, const BlockHeads& block, ExactUnits<D, whole>& exact,
-                                             uint32_t sinks, unsigned char* shared, const float* kept = nullptr) {
-  using Tile = typename ExactUnits<D, whole>::Tile;
+template <int D, int warps, int scratch_at, int barriers_at>
+__device__ __forceinline__ void attend_exact(const Attention& p, const BlockHeads& block,
+                                             ExactUnits<D, barriers_at>& exact, uint32_t sinks, unsigned char* shared,
+                                             const float* kept = nullptr) {
+  using Tile = typename ExactUnits<D, barriers_at>::Tile;
   constexpr int kAngles = D / 8 * kWarp * 16, kQueries = kHeads * D * 4, kTurned = kHeads * kTurnedStride<D> * 2;
   static_assert(kAngles + kQueries + warps * kTurned <= scratch_at, "queries fit before the scratch");
   const CacheView& cache = exact.cache;

@@ -48,14 +48,14 @@ struct IntBlock {
 
 /// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones; at
 /// last the first exact unit, if exact tokens follow. usual: keys have as many bytes as values of 2 bits.
-template <int value_bits, bool usual>
+template <int value_bits, bool usual, class Exact>
 struct GroupStream {
   const CacheView& cache;
   const IntLayer& layer;
   const int32_t* table;
   int kv_head, lane, pages, batch, begin, end;
   unsigned char *stages, *norms;
-  ExactUnits<kDim, true>& exact;
+  Exact& exact;
   bool exact_follow;
   int first, group;  // of the batch, next to be copied
   bool values = false;
@@ -82,7 +82,7 @@ struct GroupStream {
       } else {
         copy_wide(to, page0 + begin, page1 + begin, cache.keys.tile_bytes, layer.key_stride, key_swizzle);
       }
-      if (!values) copy_norms(norms + (group - first) * (kGroupTiles * kNormBytes), page0, page1);
+      if (!values) copy_norms(norms + at % kMostBatch * (kGroupTiles * kNormBytes), page0, page1);
       if (++group == min(first + batch, end)) {
         if (values) {
           first = group;

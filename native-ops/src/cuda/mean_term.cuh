@@ -128,27 +128,44 @@ __device__ __forceinline__ void fill_nodes(const CacheView& cache, uint32_t* tab
   }
 }
 
+/// Where it is written whether pairs are slow: in what the table has left.
+constexpr int kSlowFlag = kWaveStride - 1;
+
 /// Fills the table; a block's work.
 __device__ __forceinline__ void fill_waves(const CacheView& cache, uint32_t* table, bool slow) {
   const int token = static_cast<int>(threadIdx.x) % kPageTokens;
-  table += token % 8 * kWaveStride + token / 16 * 16 + token / 8 % 2;
+  uint32_t* to = table + token % 8 * kWaveStride + token / 16 * 16 + token / 8 % 2;
   for (int c = static_cast<int>(threadIdx.x) / kPageTokens; c < 4; c += static_cast<int>(blockDim.x) / kPageTokens) {
-    fill_parts(cache, table + c * 4, token, c, slow ? 1 : kWaveParts);
-    if (slow) fill_polynomials(table + c * 4, token, c);
+    fill_parts(cache, to + c * 4, token, c, slow ? 1 : kWaveParts);
+    if (slow) fill_polynomials(to + c * 4, token, c);
   }
-  if (slow) fill_nodes(cache, table - (token % 8 * kWaveStride + token / 16 * 16 + token / 8 % 2));
+  if (slow) fill_nodes(cache, table);
+  if (threadIdx.x == 0) table[kSlowFlag] = slow;
 }
 
-/// A part's amplitudes as second operands, turned to a column's first token. angles: that token's row of rope.h, from
-/// the lane's on.
+/// Where a warp has the rows of rope.h of a batch's groups if pairs are slow: where its product has no waves then.
+/// Loads of them would wait for all copies that are under way.
+__device__ __forceinline__ float* batch_rows(uint32_t* table, int warp) {
+  return reinterpret_cast<float*>(table + warp * kWaveStride + 4 * kWarp * 4);
+}
+
+/// Starts copying them: of the first tokens of groups [first, first + batch), before last.
+__device__ __forceinline__ void copy_rows(const CacheView& cache, float* rows, int first, int last, int batch,
+                                          int lane) {
+#pragma unroll 1
+  for (int i = 0; i < batch && first + i < last; ++i) {
+    copy_async(rows + i * 128 + lane * 4, cache.rope + (kPageTokens + 2 * (first + i)) * 128 + lane * 4);
+  }
+}
+
+/// A part's amplitudes as second operands, turned by a column's angles.
 struct TurnedAmplitudes {
   uint32_t b[2][2];
 
-  __device__ __forceinline__ TurnedAmplitudes(const float4* amplitudes, const float4* angles, int part) {
-    const float4 c = __ldg(angles + 4 * part), s = __ldg(angles + 64 / 4 + 4 * part);
+  __device__ __forceinline__ TurnedAmplitudes(const float4* amplitudes, const float4& c, const float4& s) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float4 x = amplitudes[(2 * part + i) * kWarp];
+      const float4 x = amplitudes[i * kWarp];
       const float c0 = i == 0 ? c.x : c.z, s0 = i == 0 ? s.x : s.z, c1 = i == 0 ? c.y : c.w, s1 = i == 0 ? s.y : s.w;
       b[i][0] = pack_halves(fmaf(x.x, c0, x.y * s0), fmaf(x.y, c0, -x.x * s0));
       b[i][1] = pack_halves(fmaf(x.z, c1, x.w * s1), fmaf(x.w, c1, -x.z * s1));
@@ -166,13 +183,21 @@ __device__ __forceinline__ void add_words(float (&scores)[kProducts][4], const u
   }
 }
 
-/// Begins sums of products with the mean's part of slow pairs.
+/// The same of a part's waves.
+__device__ __forceinline__ void add_part(float (&scores)[kProducts][4], const uint32_t* table, int part,
+                                         const TurnedAmplitudes& turned, int lane) {
+  const uint32_t* words = table + (2 * part * kWarp + lane) * 4;
+  add_words(scores, words, turned.b[0][0], turned.b[0][1]);
+  add_words(scores, words + kWarp * 4, turned.b[1][0], turned.b[1][1]);
+}
+
+/// Begins sums of products with the mean's part if pairs are slow. angles: the lane's of its column's row.
 __device__ __forceinline__ void start_slow(float (&scores)[kProducts][4], const uint32_t* table,
                                            const float4* amplitudes, const float4* angles, int lane) {
   float sums[4] = {};  // at nodes
-#pragma unroll 1
+#pragma unroll
   for (int part = 1; part < kWaveParts; ++part) {
-    const TurnedAmplitudes turned(amplitudes, angles, part);
+    const TurnedAmplitudes turned(amplitudes + 2 * part * kWarp, angles[4 * part], angles[64 / 4 + 4 * part]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t* words = table + (2 * part - 2 + i) * kWaveStride + kNodeWaves + lane * 4;
@@ -191,21 +216,20 @@ __device__ __forceinline__ void start_slow(float (&scores)[kProducts][4], const 
   const uint32_t b0 = transpose8x8(pack_halves(sums[0] - reference0, sums[1] - reference1));
   const uint32_t b1 = transpose8x8(pack_halves(sums[2] - reference0, sums[3] - reference1));
   add_words(scores, table + kPolynomials + lane * 4, b0, b1);
+  add_part(scores, table, 0, TurnedAmplitudes(amplitudes, angles[0], angles[64 / 4]), lane);
 }
 
-/// Begins sums of products, which are 0, with the mean's part. amplitudes [8 blocks][32 lanes], from the lane's on: of
-/// its column's cosines and sines at position 0, both sides; base: the row of rope.h of its column's first token.
-__device__ __forceinline__ void start_with_mean(float (&scores)[kProducts][4], const uint32_t* table, bool slow,
-                                                const float4* amplitudes, const float* base, int lane) {
+/// Begins sums of products, which are 0, with the mean's part otherwise. amplitudes [8 blocks][32 lanes], from the
+/// lane's on: of its column's cosines and sines at position 0, both sides; base: the row of rope.h of its column's
+/// first token.
+__device__ __forceinline__ void start_fast(float (&scores)[kProducts][4], const uint32_t* table,
+                                           const float4* amplitudes, const float* base, int lane) {
   const float4* angles = reinterpret_cast<const float4*>(base) + lane % 4;
-  if (slow) start_slow(scores, table, amplitudes, angles, lane);
 #pragma unroll 1
-  for (int part = 0; part < (slow ? 1 : kWaveParts); ++part) {
-    const TurnedAmplitudes turned(amplitudes, angles, part);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      add_words(scores, table + ((2 * part + i) * kWarp + lane) * 4, turned.b[i][0], turned.b[i][1]);
-    }
+  for (int part = 0; part < kWaveParts; ++part) {
+    const TurnedAmplitudes turned(amplitudes + 2 * part * kWarp, __ldg(angles + 4 * part),
+                                  __ldg(angles + 64 / 4 + 4 * part));
+    add_part(scores, table, part, turned, lane);
   }
 }
 
