@@ -61,58 +61,6 @@ namespace {
 template <int warps>
 using IntExact = ExactUnits<kDim, IntBlock<warps>::kBarriers>;
 
-/// Scores in base 2 become weights, times norms, as operands. norms: of the lane's tile.
-template <int value_bits, bool kMasked>
-__device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (&scores)[kProducts][4], uint4 n0,
-                                      uint4 n1, uint32_t valid, WeightOperands& operands) {
-  uint32_t words[8] = {n0.x, n0.y, n0.z, n0.w, n1.x, n1.y, n1.z, n1.w};  // of tokens 2 i and 2 i + 1 of the lane's tile
-  if constexpr (kMasked) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t mask = ((valid >> (2 * i)) & 1u) * 0xffffu | ((valid >> (2 * i + 1)) & 1u) * 0xffff0000u;
-      words[i] &= mask;
-    }
-#pragma unroll
-    for (int f = 0; f < kProducts; ++f) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (((valid >> (f + i / 2 * 8)) & 1u) == 0) scores[f][i] = -INFINITY;
-      }
-    }
-  }
-  float maximum0 = fmaxf(scores[0][0], scores[0][2]), maximum1 = fmaxf(scores[0][1], scores[0][3]);
-  __half2 largest = as_half2(words[0]);
-#pragma unroll
-  for (int f = 1; f < kProducts; ++f) {
-    maximum0 = fmaxf(maximum0, fmaxf(scores[f][0], scores[f][2]));
-    maximum1 = fmaxf(maximum1, fmaxf(scores[f][1], scores[f][3]));
-    largest = __hmax2(largest, as_half2(words[f]));
-  }
-  float norm = fmaxf(__low2float(largest), __high2float(largest));
-  const bool raise = softmax.must_raise(maximum0, maximum1);
-  if (__any_sync(0xffffffffu, raise || norm > sums.limit)) {
-    const float2 keep = softmax.raise(maximum0, maximum1);
-    sums.multiply(keep.x, keep.y);
-#pragma unroll
-    for (int step = 4; step < kWarp; step *= 2) norm = fmaxf(norm, __shfl_xor_sync(0xffffffffu, norm, step));
-    if (norm > sums.limit) sums.make_room(norm);
-  }
-#pragma unroll
-  for (int f = 0; f < kProducts; ++f) {
-    const __half2 low = as_half2(words[f / 2]), high = as_half2(words[f / 2 + 4]);
-    const float unit = sums.norm_scale * static_cast<float>(1 << (6 - ValueCodes<value_bits>::position(f)));
-    const float a = (f % 2 == 0 ? __low2float(low) : __high2float(low)) * unit;
-    const float b = (f % 2 == 0 ? __low2float(high) : __high2float(high)) * -unit;
-    float w[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      w[i] = exp2_fast(scores[f][i] - softmax.reference[i % 2]);
-      softmax.weights[i % 2] += w[i];
-    }
-    weight_operand(operands.b[f], w[0] * a, w[1] * a, w[2] * b, w[3] * b);
-  }
-}
-
 /// The query heads of a team.
 __device__ __forceinline__ BlockHeads team_heads(const IntLayer& layer, int own) {
   const int block = static_cast<int>(blockIdx.x), shared_by = layer.head_groups > 1 ? block / layer.head_groups : block;
