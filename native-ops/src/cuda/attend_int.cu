@@ -12,41 +12,44 @@
 // heads where that makes one wave of blocks of two; its warps are then split into teams.
 //
 // The kernel may be launched before the one ahead has ended. What belongs to the layer it does before it waits for that
-// one: parameters, the query's angles and the table of waves. It also reads lengths and page ids, for the angles and to
-// fetch its first keys to L2, and reads them again behind the wait, in one round with the queries: where lengths have
-// changed, what depends on them is found anew. Small loads come before the copies of codes: behind them they wait for
-// all. Rows of angles are fetched to L1 behind the table of waves, which would take their place.
+// one: parameters, the query's angles, the table of waves and rows of angles for it. It also reads lengths and page
+// ids, for the angles and to fetch its first keys to L2, and reads them again behind the wait, in one round with the
+// queries: where lengths have changed, what depends on them is found anew. Loads behind copies wait for all that are
+// under way, some 2000 clocks, fetched to L1 or not: small loads come before the copies of codes, and later rows of
+// angles are copied among codes. Code is fetched when it first runs: what starts copies is in few places.
 //
 //   score = 2^(24 - p) S / sigma + constant + mean term, S the product of codes and queries in which steps, the score's
 //   factor and a power of 2, sigma, are folded (static_keys.cuh); constant is what starts of codes and the bias amount
 //   to; the mean term is mean_term.cuh's.
 //
-// Measured on an H100, us a launch, in one run (in brackets cuDNN over fp16): 234 at batch 32, 32 query and 8 kv heads,
-// 32768 tokens (1381); 73.3 at 16, 32, 32, 4096 (351); 40.3 at 1, 32, 8, 131072 (181); 20.3 at 1, 32, 8, 32768 (51);
-// 104 at 8, 40, 40, 8192 (471). int4: 412, 121, 59.3, 25.9 and 157; int8: 806 and 239 in the first two.
+// Measured on an H100, us a launch, in one run (in brackets without waves at nodes, rows of angles among codes and
+// whole exact tiles): 223 at batch 32, 32 query and 8 kv heads, 32768 tokens (235 to 240); 72.3 at 16, 32, 32, 4096
+// (73.5); 37.0 at 1, 32, 8, 131072 (40.7); 19.7 at 1, 32, 8, 32768 (20.5); 98.7 at 8, 40, 40, 8192 (105). cuDNN over
+// fp16 takes 1381, 351, 181, 51 and 471. Before, int4: 412, 121, 59.3, 25.9 and 157; int8: 806 and 239 in the first
+// two.
 //
 // Of earlier runs: one kernel for one part and for several, small loads one after the other, sums of warps added up by
 // a chain of factors 248, 78.6, 47.0, 23.4. A kv head to a block, exact tokens copied after the codes, launched after
 // the kernel ahead: 246, 98.7, 48.0, 27.0. A group at a time, with unevenly spaced levels and exact tokens always in
-// blocks of their own, the first three were 369, 147 and 71. The first is bound by issue slots (some 200 instructions
-// for 16 tokens of a head). Without the mean term 5 us less in the second and 2 in the fourth, without exact tokens 14
-// and 1.
+// blocks of their own, the first three were 369, 147 and 71. The first is bound by issue slots.
 //
-// Of the second's time, by clocks in the kernel: 3 us go by from the last block's end until the next kernel passes its
-// wait, 1 until small loads are there, 5.5 until copies are started and queries folded, 4 for the first mean term; from
-// then on 2.9 TB/s. It reads 180 MB, 42 of them exact pages.
+// Of the second's time, by clocks in the kernel: 0.5 us go by from the last block's end until the next kernel passes
+// its wait, 0.8 until small loads are there, 2.9 until copies are started and queries folded, 4.5 for the first mean
+// term, behind which copies are there; half of the blocks end 6 to 9 us before the last. It reads 180 MB, 42 of them
+// exact pages, which take the last 12 us. Queries kept without whole tiles: 74.0, whole tiles but queries turned again
+// 75.2, neither 75.3. Whole tiles in blocks of their own: 38.6 in the third, 100 in the fifth.
 //
 // Tried without gain, each against the kernel of its day: codes by bulk copies of 512 bytes (75.2 instead of 74.4 in
 // the second, 43.8 instead of 40.6 in the third: a warp takes 3 us to start them), codes behind the first two stages
-// fetched to L2 behind the wait (74.1 to 76.8, and 42.8), rows of angles of the first batches in shared memory (78
-// instead of 73 in the second), headers of sinks fetched ahead, the last block of a head adding up its parts instead of
-// a kernel (97 instead of 105 in the fifth, but 21.2 instead of 20.1 in the fourth, where that kernel hides how the
-// next one begins), more pages fetched ahead than two of keys for a warp (up to 93 instead of 82 in the second, and
-// exact tokens during the last codes 86), as many registers left free as a block of the combination takes (120 for a
-// thread: 23.6 instead of 20.6 in the fourth), loading all that exact tokens begin with at once (76.4 instead of 73.8
-// in the second), halving the table of waves by turning amplitudes twice (no gain with one sequence, 3 to 12 us more in
-// the first), exact tokens first in half of the blocks (86 instead of 78.5), one loop over keys and values (86), both
-// stages started before queries are folded (80), 9 to 65 parts for one sequence, 4 kv heads to a block.
+// fetched to L2 behind the wait (74.1 to 76.8, and 42.8), values of the first group fetched to L2 before it (21.3
+// instead of 20.3 in the fourth), all exact tiles with the first (79.9 instead of 75.7 in the second), their angles
+// fetched to L1 or loaded a unit ahead, blocks of exact tokens first, headers of sinks fetched ahead, parameters read
+// before the wait (86 instead of 76), the last block of a head adding up its parts instead of a kernel (97 instead of
+// 105 in the fifth, but 21.2 instead of 20.1 in the fourth, where that kernel hides how the next one begins), as many
+// registers left free as a block of the combination takes (120 for a thread: 23.6 instead of 20.6 in the fourth), waves
+// at nodes without rows of angles among codes (77.6 instead of 73.5 in the second), exact tokens first in half of the
+// blocks (86 instead of 78.5), one loop over keys and values (86), both stages started before queries are folded (80),
+// 9 to 65 parts for one sequence, 4 kv heads to a block.
 #include <algorithm>
 #include <cmath>
 
@@ -58,8 +61,9 @@
 namespace kvquant::cuda {
 namespace {
 
-template <int warps>
-using IntExact = ExactUnits<kDim, IntBlock<warps>::kBarriers>;
+/// Whole tiles are copied at once only behind codes: where exact tokens have blocks of their own, that is slower.
+template <int warps, bool direct>
+using IntExact = ExactUnits<kDim, direct ? IntBlock<warps>::kBarriers : 0>;
 
 /// The query heads of a team.
 __device__ __forceinline__ BlockHeads team_heads(const IntLayer& layer, int own) {
@@ -132,9 +136,9 @@ __device__ __forceinline__ void fetch_queries(const CacheView& cache, const Atte
 
 /// A part's tokens in codes. Leaves the warps' sums at the beginning of shared memory, Layout::kSums apart, and the
 /// scratch for merge_head, before a barrier; false: the part has no tokens, though there are other parts.
-template <int warps, int value_bits, bool usual>
+template <int warps, int value_bits, bool usual, class Exact>
 __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Attention& p, const IntLayer& layer,
-                                             const BlockHeads& heads, IntExact<warps>& exact, bool exact_follow,
+                                             const BlockHeads& heads, Exact& exact, bool exact_follow,
                                              FoldInputs& inputs, const WarpGroups& own, int2 ids, bool sink,
                                              unsigned char* shared, int warp, int lane) {
   using Layout = IntBlock<warps>;
@@ -162,9 +166,8 @@ __device__ __forceinline__ bool attend_codes(const CacheView& cache, const Atten
   const int owner = g >> layer.column_bits, words_at = (place + (g & (columns - 1))) * 4 + c;
   const auto base_row = [&](int group) { return cache.rope + (kPageTokens + 2 * min(group, last - 1)) * kDim; };
 
-  GroupStream<value_bits, usual, IntExact<warps>> stream{cache, layer, table,        heads.kv_head, lane,
-                                                         pages, batch, first,        last,          stages,
-                                                         norms, exact, exact_follow, first,         first};
+  GroupStream<value_bits, usual, Exact> stream{cache, layer,  table, heads.kv_head, lane,         pages, batch, first,
+                                               last,  stages, norms, exact,         exact_follow, first, first};
   stream.now = ids.x;
   stream.next = ids.y;
   const int all_columns = layer.together * columns;
@@ -299,7 +302,7 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   const int positions = static_cast<int>(cache.rope_rows - kPageTokens) * kPageTokens;
   int length = min(max(peek(lengths), 0), positions - 1), least = peek(lengths + 1);
   const auto stored = [&]() { return cache.window == 0 ? length + 1 : cache.stored(length + 1, least); };
-  IntExact<warps> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
+  IntExact<warps, direct> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
   exact.set_up();
   WarpGroups own(exact.quantized, part, parts, team, layer.column_bits);
   if (in_codes) fetch_groups(cache, heads, own, exact.quantized, lane);
