@@ -1,7 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // The Walsh-Hadamard transform of codes of a tile, head_dim 128, by a warp: one of 16, over channels 8 apart, which the
 // tensor cores do, and one of 8, of numbers that a lane has then. Codes are whole numbers, so all this is exact, in
-// halves up to 4 bits; what is subtracted from all codes of a token only concerns the first channel.
+// halves up to 4 bits; what is subtracted from all codes of a token only concerns the first channel. Two tiles of
+// head_dim 64 go through it as one of 128 in which two transforms of 8 take the place of that of 16.
 #pragma once
 #include "ptx.cuh"
 #include "read_rows.cuh"
@@ -14,7 +15,10 @@ struct CodeSums {
 };
 
 /// An entry of the transform, times 1024, so that sums of codes times 2^-24 are no subnormals.
+template <int D>
 __device__ __forceinline__ uint32_t sign_half(int i, int j) {
+  if (D == 64 && ((i ^ j) & 8) != 0) return 0;
+  if (D == 64) i &= 7;
   return 0x6400u | static_cast<uint32_t>(__popc(i & j) & 1) << 15;
 }
 
@@ -73,21 +77,23 @@ __device__ __forceinline__ void load_four(const uint8_t* tile, int u, int half, 
   }
 }
 
-template <int bits = 2>
-__device__ __forceinline__ void transform_codes(const uint8_t* tile, CodeSums& sums, int lane) {
+/// ahead: of head_dim 64, bytes from where the first tile ends to where the second begins.
+template <int bits = 2, int D = kReadDim>
+__device__ __forceinline__ void transform_codes(const uint8_t* tile, CodeSums& sums, int lane, int64_t ahead = 0) {
   const int g = lane / 4, c = lane % 4;
   TileCodes<bits> own[4][2][4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    load_four(tile, 4 * i + c, 0, own[i][0]);
-    load_four(tile, 4 * i + c, 1, own[i][1]);
+    const uint8_t* from = D == 64 && i >= 2 ? tile + ahead : tile;
+    load_four(from, 4 * i + c, 0, own[i][0]);
+    load_four(from, 4 * i + c, 1, own[i][1]);
   }
   uint32_t signs[2][2];
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int to = 4 * (2 * j + g % 2) + g / 2;  // columns 2 c and 2 c + 1 of the product become u = c and c + 4
-    signs[j][0] = sign_half(c, to) | sign_half(c + 4, to) << 16;
-    signs[j][1] = sign_half(c + 8, to) | sign_half(c + 12, to) << 16;
+    signs[j][0] = sign_half<D>(c, to) | sign_half<D>(c + 4, to) << 16;
+    signs[j][1] = sign_half<D>(c + 8, to) | sign_half<D>(c + 12, to) << 16;
   }
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
@@ -118,7 +124,7 @@ __device__ __forceinline__ void transform_codes(const uint8_t* tile, CodeSums& s
 
 /// The same of elements as sums of halves in fp32, times 1024; element(i, r, row): those of channels 8 u + r of the
 /// lane, u = c + 4 i and c + 4 i + 4, of token g + 8 row. put(row, i, channels 8 u to 8 u + 7 of u = c + 4 i).
-template <class Elements, class Put>
+template <int D = kReadDim, class Elements, class Put>
 __device__ __forceinline__ void transform_elements(int lane, Elements elements, Put put) {
   const int g = lane / 4, c = lane % 4;
   float x[2][4][8];
@@ -129,8 +135,8 @@ __device__ __forceinline__ void transform_elements(int lane, Elements elements, 
     for (int j = 0; j < 2; ++j) {
       const int to = 4 * (2 * j + g % 2) + g / 2;
       float sums[4] = {};
-      mma(sums, a0, a1, a2, a3, sign_half(c, to) | sign_half(c + 4, to) << 16,
-          sign_half(c + 8, to) | sign_half(c + 12, to) << 16);
+      mma(sums, a0, a1, a2, a3, sign_half<D>(c, to) | sign_half<D>(c + 4, to) << 16,
+          sign_half<D>(c + 8, to) | sign_half<D>(c + 12, to) << 16);
 #pragma unroll
       for (int i = 0; i < 4; ++i) x[i / 2][2 * j + i % 2][r] = sums[i];
     }
@@ -157,15 +163,18 @@ __device__ __forceinline__ void transform_elements(int lane, Elements elements, 
 
 /// Eight neighbouring channels of the transform of factor (code - zero), of sums of codes times 2^-14; first: channels
 /// 0 to 7.
+template <int D = kReadDim>
 __device__ __forceinline__ uint4 scaled(float (&x)[8], float factor, float zero, bool first) {
-  const float unit = factor * 0.08838834764831845f * 16384.0f;  // sqrt(1 / 128)
-  if (first) x[0] -= zero * (kReadDim / 16384.0f);
+  constexpr float kRoot = D == 64 ? 0.125f : 0.08838834764831845f;  // of 1 / D
+  const float unit = factor * kRoot * 16384.0f;
+  if (first) x[0] -= zero * (D / 16384.0f);
 #pragma unroll
   for (int r = 0; r < 8; ++r) x[r] *= unit;
   return make_uint4(two_halves(x[0], x[1]), two_halves(x[2], x[3]), two_halves(x[4], x[5]), two_halves(x[6], x[7]));
 }
 
 /// The same of channels 8 u to 8 u + 7 with u = c + 4 i.
+template <int D = kReadDim>
 __device__ __forceinline__ uint4 transformed(const CodeSums& sums, int row, int i, float factor, float zero, int c) {
   float x[8];
 #pragma unroll
@@ -173,7 +182,7 @@ __device__ __forceinline__ uint4 transformed(const CodeSums& sums, int row, int 
     const __half2 two = sums.at[row][i / 2][r];
     x[r] = i % 2 == 0 ? __low2float(two) : __high2float(two);
   }
-  return scaled(x, factor, zero, i == 0 && c == 0);
+  return scaled<D>(x, factor, zero, i % (D / 32) == 0 && c == 0);
 }
 
 }  // namespace kvquant::cuda

@@ -1,22 +1,28 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Cosines and sines of the 64 positions of a page, head_dim 128, in shared memory: for kernels whose lanes hold two
-// pairs of RoPE.
+// Cosines and sines of the 64 positions of a page in shared memory: for kernels whose lanes hold two pairs of RoPE. Of
+// head_dim 64 a warp holds two heads.
 #pragma once
 #include "cache_view.cuh"
 
 namespace kvquant::cuda {
 
-/// [64][32 lanes] of the angles of pairs 2 l and 2 l + 1, lane l at l ^ (token / 4): writers of one pair then meet
+/// [64][D / 4 lanes] of the angles of pairs 2 l and 2 l + 1, lane l at l ^ (token / 4): writers of one pair then meet
 /// different banks, as readers of one token do.
-struct PageAngles {
-  float4 at[kPageTokens][kWarp];
+template <int D>
+struct AnglesOfPage {
+  static constexpr int kLanes = D / 4;
+  float4 at[kPageTokens][kLanes];
 
-  __device__ __forceinline__ const float4& of(int token, int lane) const { return at[token][lane ^ (token / 4)]; }
+  __device__ __forceinline__ const float4& of(int token, int lane) const {
+    return at[token][(D == 128 ? lane : lane % kLanes) ^ (token / 4)];
+  }
 };
+using PageAngles = AnglesOfPage<128>;
 
 /// To the bit of rope_angle; the work of 128 threads.
-__device__ __forceinline__ void page_angles(const CacheView& cache, int page, int thread, PageAngles& angles) {
-  constexpr int kPairs = 64, kQuads = kPageTokens / 4;
+template <int D>
+__device__ __forceinline__ void page_angles(const CacheView& cache, int page, int thread, AnglesOfPage<D>& angles) {
+  constexpr int kPairs = D / 2, kQuads = kPageTokens / 4;
   const float* base = cache.rope + (static_cast<int64_t>(kPageTokens) + page) * (2 * kPairs);
   const int quad = thread % kQuads;
 #pragma unroll 4

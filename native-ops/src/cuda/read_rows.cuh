@@ -1,6 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// What kernels share that dequantize tile by tile, head_dim 128: which tokens of a tile are asked for, where they go,
-// and the few of which there are exact copies.
+// What kernels share that dequantize tile by tile: which tokens of a tile are asked for, where they go, and the few of
+// which there are exact copies. Of head_dim 128, or two heads of 64 a warp: kv_head is then that of the lane's half.
 #pragma once
 #include "elements.cuh"
 #include "kernels.h"
@@ -18,9 +18,10 @@ __device__ __forceinline__ uint32_t two_halves(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&x);
 }
 
+template <int D = kReadDim>
 __device__ __forceinline__ __half* row_of(void* side, const Rows& rows, int kv_head, int token) {
   return static_cast<__half*>(side) +
-         (static_cast<int64_t>(kv_head) * (rows.end - rows.begin) + token - rows.begin) * kReadDim;
+         (static_cast<int64_t>(kv_head) * (rows.end - rows.begin) + token - rows.begin) * D;
 }
 
 /// Tokens of a tile that are asked for, a bit each: those in pages, the recent ones, sinks that are the first tokens
@@ -52,14 +53,15 @@ __device__ __forceinline__ TileTokens tile_tokens(const CacheView& cache, const 
 
 /// k or v of the tokens of an exact page that have their bit set; they are those of a tile. angle(t): of token t of the
 /// tile and pairs 2 lane and 2 lane + 1. A warp's work.
-template <class Angle>
+template <int D, class Angle>
 __device__ __forceinline__ void copy_exact_page(const CacheView& cache, const Rows& rows, const uint8_t* page,
                                                 int kv_head, bool keys, int tile, unsigned tokens, int lane,
                                                 Angle angle) {
-  uint4 words[4][2];  // of channels 2 lane, 2 lane + 1 and those 64 ahead
+  const int own = D == kReadDim ? lane : lane % (D / 4);
+  uint4 words[4][2];  // of channels 2 own, 2 own + 1 and those D / 2 ahead
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int channel = i / 2 * kReadPairs + lane * 2 + i % 2;
+    const int channel = i / 2 * (D / 2) + own * 2 + i % 2;
     const auto* from = reinterpret_cast<const uint4*>(
         page + (keys ? cache.exact_key(kv_head, channel) : cache.exact_value(kv_head, channel)));
     words[i][0] = from[0];
@@ -85,14 +87,14 @@ __device__ __forceinline__ void copy_exact_page(const CacheView& cache, const Ro
       x[2] = first.y;
       x[3] = second.y;
     }
-    auto* to = reinterpret_cast<uint32_t*>(row_of(keys ? rows.k : rows.v, rows, kv_head, token));
-    to[lane] = two_halves(x[0], x[1]);
-    to[lane + kReadPairs / 2] = two_halves(x[2], x[3]);
+    auto* to = reinterpret_cast<uint32_t*>(row_of<D>(keys ? rows.k : rows.v, rows, kv_head, token));
+    to[own] = two_halves(x[0], x[1]);
+    to[own + D / 4] = two_halves(x[2], x[3]);
   }
 }
 
-/// k or v of tokens of a tile of which there is an exact copy; a warp's work.
-template <class Angle>
+/// k or v of tokens of a tile of which there is an exact copy; a warp's work. Of head_dim 64 without massive sinks.
+template <int D = kReadDim, class Angle>
 __device__ __forceinline__ void copy_exact(const CacheView& cache, const Rows& rows, int kv_head, bool keys, int tile,
                                            const TileTokens& tokens, int lane, Angle angle) {
   const int b = rows.sequence;
@@ -101,21 +103,25 @@ __device__ __forceinline__ void copy_exact(const CacheView& cache, const Rows& r
     const unsigned some = i == 0 ? tokens.recent : tokens.first;
     if (some == 0) continue;
     const uint8_t* page = i == 0 ? cache.window_page(b, tile * kTileTokens) : cache.sink_page(b, tile);
-    copy_exact_page(cache, rows, page, kv_head, keys, tile, some, lane, angle);
+    copy_exact_page<D>(cache, rows, page, kv_head, keys, tile, some, lane, angle);
   }
-  for (unsigned left = tokens.massive; left != 0; left &= left - 1) {
-    const int token = tile * kTileTokens + __ffs(static_cast<int>(left)) - 1;
-    float x[kReadDim / kWarp];
-    read_exact(cache, find_token(cache, b, token, token), kv_head, keys, lane, x);
-    if (keys) turn_head(cache, token, lane, x);
-    *reinterpret_cast<uint2*>(row_of(keys ? rows.k : rows.v, rows, kv_head, token) + lane * 4) =
-        make_uint2(two_halves(x[0], x[1]), two_halves(x[2], x[3]));
+  if constexpr (D == kReadDim) {
+    for (unsigned left = tokens.massive; left != 0; left &= left - 1) {
+      const int token = tile * kTileTokens + __ffs(static_cast<int>(left)) - 1;
+      float x[D / kWarp];
+      read_exact(cache, find_token(cache, b, token, token), kv_head, keys, lane, x);
+      if (keys) turn_head(cache, token, lane, x);
+      *reinterpret_cast<uint2*>(row_of(keys ? rows.k : rows.v, rows, kv_head, token) + lane * 4) =
+          make_uint2(two_halves(x[0], x[1]), two_halves(x[2], x[3]));
+    }
   }
 }
 
+template <int D = kReadDim>
 __device__ __forceinline__ void copy_exact_values(const CacheView& cache, const Rows& rows, int kv_head, int tile,
                                                   const TileTokens& tokens, int lane) {
-  copy_exact(cache, rows, kv_head, false, tile, tokens, lane, [](int) { return make_float4(1.0f, 0.0f, 1.0f, 0.0f); });
+  copy_exact<D>(cache, rows, kv_head, false, tile, tokens, lane,
+                [](int) { return make_float4(1.0f, 0.0f, 1.0f, 0.0f); });
 }
 
 /// Cosines and sines of the 16 positions of a tile, [16][kReadAngleStride]; a block's work.
