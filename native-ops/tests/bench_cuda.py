@@ -21,7 +21,8 @@ from cuda_formats import SVDQ, Codebook, Latent, Rotated
 
 OPS = torch.ops.kvquant
 SHAPES = [(32, 32, 8, 128, 32768), (16, 32, 32, 128, 4096), (1, 32, 8, 128, 131072), (8, 40, 40, 128, 8192),
-          (1, 32, 8, 128, 32768), (1, 32, 8, 128, 4096)]
+          (1, 32, 8, 128, 32768), (1, 32, 8, 128, 4096), (32, 32, 8, 64, 32768), (16, 32, 32, 64, 4096),
+          (1, 32, 8, 64, 131072)]
 FORMATS = {"int2": {}, "int2 uneven levels": {"levels": [0.4528, 1.5104]}, "int2 flat": {"schedule": "flat"},
            "rotatekv2": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 0},
            "rotatekv2 sinks": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 20,
@@ -241,7 +242,7 @@ def main():
         for i in arguments.shapes.split(","):
             batch, heads, kv_heads, head_dim, tokens = SHAPES[int(i)]
             for name in arguments.only.split(","):
-                layer = Layer(heads=heads, kv_heads=kv_heads, positions=tokens + 64, **FORMATS[name])
+                layer = Layer(heads=heads, kv_heads=kv_heads, head_dim=head_dim, positions=tokens + 64, **FORMATS[name])
                 cache, rows = filled_cache(layer, batch, tokens), layer.random_rows(batch, torch.float16, "cuda")
                 for _ in range(3):
                     cache_at(cache, tokens).decode(rows)

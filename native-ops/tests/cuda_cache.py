@@ -62,8 +62,8 @@ class Layer:
         # Kv heads whose keys are read together: they read the same pages.
         self.together = kv_heads if getattr(keys, "whole_layer", False) else 1
         # Whether attention has a kernel that turns keys of the window while it reads them.
-        own_kernel = keys == "int" or getattr(keys, "per_head", False)
-        self.turned = own_kernel and head_dim == 128 and window > 0
+        own_kernel = keys == "int" or (getattr(keys, "per_head", False) and head_dim == 128)
+        self.turned = own_kernel and window > 0
         # Whether it has one that makes halves of codes and turns those.
         self.halved = head_dim == 128 and all(type(side).__name__ == "Codebook" for side in (keys, values))
         self.frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)

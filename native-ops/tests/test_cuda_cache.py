@@ -231,6 +231,38 @@ def run_values():
     return passed
 
 
+def run_narrow_heads():
+    """The kernels of int's presets at head_dim 64: every width, by ones and twos, MHA, GQA and MQA, parts, exact
+    tokens."""
+    passed = 0
+    counts = [[300, 20, 129], [17, 2, 200]]
+    presets = ("int2", "int2 flat", "int2 odd widths", "int2/3", "int3/4", "int4", "int8", "int2, no window",
+               "int2, natural order", "int2, 20 sinks")
+    for name, (heads, kv_heads) in itertools.product(presets, [(32, 8), (8, 8), (4, 1), (16, 2), (9, 1), (6, 3)]):
+        layer = Layer(heads=heads, kv_heads=kv_heads, head_dim=64, **FORMATS[name])
+        run_case(f"{name} {heads}/{kv_heads}x64", layer, torch.float16, counts, 2)
+        passed += 1
+    widths = {"few": (4,) * 3 + (2,) * 8 + (0,) * 5, "one": (4,) + (0,) * 15, "none": (0,) * 16,
+              "by ones": (8, 4, 3, 2, 1) + (0,) * 11, "unaligned": (8,) + (1,) * 15}
+    for name, schedule in widths.items():
+        SCHEDULES[name] = list(schedule)
+        layer = Layer(heads=4, kv_heads=2, head_dim=64, schedule=name, window=20)
+        run_case(f"int2 of {name} x64", layer, torch.float16, counts, 2)
+        passed += 1
+    for name in ("int2", "int2/3", "int4", "int8"):
+        layer = Layer(head_dim=64, **FORMATS[name])
+        for dtype in TOLERANCE:
+            run_case(f"{name}x64 {dtype}", layer, dtype, [LENGTHS], 2, check_values=False)
+        run_case(f"{name}x64 steps", layer, torch.float16, [[1, 2, 3]], 150, check_values=False)
+        run_case(f"{name}x64 large scores", layer, torch.float16, [[900, 2000]], 2, scale=6.0)
+        run_case(f"{name}x64 flat scores", layer, torch.float16, [[900, 2000]], 2, scale=0.0)
+        run_case(f"{name}x64 long", layer, torch.float16, [[33000]], 1, check_values=False)
+        check_invariants(layer)
+        check_truncation(layer)
+        passed += 9
+    return passed
+
+
 def run_layer():
     """The kernels of a prompt's chunk for svdq's basis over all heads, without a window: every width, tiles of runs of
     several heads, types, sinks, chunks of few tokens."""
@@ -456,7 +488,8 @@ def run_all(small, sparse=False):
             check_invariants(layer)
             check_truncation(layer)
             passed += 5
-        passed += run_rotated() + run_latent() + run_values() + run_layer() + run_steps() + run_codebook()
+        passed += run_narrow_heads() + run_rotated() + run_latent() + run_values() + run_layer() + run_steps()
+        passed += run_codebook()
         passed += run_sparse(False)
         check_invariants(Layer(heads=16, kv_heads=4, keys=Rotated(2, 4, 128, order="group"), values=Rotated(2, 1, 128),
                                window=32), allowed=ORDERED)

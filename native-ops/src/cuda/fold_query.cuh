@@ -1,12 +1,11 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// A query, folded into what products with codes and the mean term want; head_dim 128.
+// A query, folded into what products with codes and the mean term want.
 #pragma once
 #include "mean_term.cuh"
 #include "queries.cuh"
 
 namespace kvquant::cuda {
 
-constexpr int kFoldDim = 128, kLanes = 4;   // channels of a head, of a lane
 constexpr float kWaveFactor = 1.0f / 4096;  // of amplitudes; waves have the other part of codes' 2^-24
 
 __device__ __forceinline__ float warp_maximum(float x) {
@@ -15,7 +14,7 @@ __device__ __forceinline__ float warp_maximum(float x) {
   return x;
 }
 
-__device__ __forceinline__ void load_four(const float* from, float (&to)[4]) {
+__device__ __forceinline__ void load_floats(const float* from, float (&to)[4]) {
   const float4 x = *reinterpret_cast<const float4*>(from);
   to[0] = x.x;
   to[1] = x.y;
@@ -23,9 +22,25 @@ __device__ __forceinline__ void load_four(const float* from, float (&to)[4]) {
   to[3] = x.w;
 }
 
+__device__ __forceinline__ void load_floats(const float* from, float (&to)[2]) {
+  const float2 x = *reinterpret_cast<const float2*>(from);
+  to[0] = x.x;
+  to[1] = x.y;
+}
+
+__device__ __forceinline__ void store_floats(float* to, const float (&x)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+}
+
+__device__ __forceinline__ void store_floats(float* to, const float (&x)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]);
+}
+
 /// All that a lane's part of a query is folded from, so that loads come before everything else, at once: what belongs
 /// to the layer, then what belongs to the query.
+template <int D>
 struct FoldInputs {
+  static constexpr int kLanes = D / kWarp;  // channels of a lane
   float q[kLanes];
   RawQuery<kLanes> raw;
   float2 steps[kLanes], angles[kLanes];
@@ -34,21 +49,22 @@ struct FoldInputs {
 
   __device__ __forceinline__ FoldInputs(const CacheView& cache, int kv_head, int lane) {
     const SideView& keys = cache.keys;
-    const int first = kv_head * kFoldDim + lane * kLanes;
+    const int first = kv_head * D + lane * kLanes;
     const float4* from = reinterpret_cast<const float4*>(keys.steps + 2 * first);
-    const float4 low = from[0], high = from[1];
-    steps[0] = make_float2(low.x, low.y);
-    steps[1] = make_float2(low.z, low.w);
-    steps[2] = make_float2(high.x, high.y);
-    steps[3] = make_float2(high.z, high.w);
-    if (keys.mean != nullptr) {
-      const int upper = kv_head * kFoldDim + lane * kLanes % (kFoldDim / 2) + kFoldDim / 2;
-      load_four(keys.mean + first, own_mean);
-      load_four(keys.mean + upper, other_mean);
-    }
-    if (keys.noise != nullptr) load_four(keys.noise + first, noise);
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) channel[i] = channel_at<kFoldDim>(keys, kv_head, lane * kLanes + i);
+    for (int i = 0; i < kLanes; i += 2) {
+      const float4 two = from[i / 2];
+      steps[i] = make_float2(two.x, two.y);
+      steps[i + 1] = make_float2(two.z, two.w);
+    }
+    if (keys.mean != nullptr) {
+      const int upper = kv_head * D + lane * kLanes % (D / 2) + D / 2;
+      load_floats(keys.mean + first, own_mean);
+      load_floats(keys.mean + upper, other_mean);
+    }
+    if (keys.noise != nullptr) load_floats(keys.noise + first, noise);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) channel[i] = channel_at<D>(keys, kv_head, lane * kLanes + i);
   }
 
   /// Of the query's position.
@@ -69,11 +85,33 @@ struct FoldInputs {
   }
 };
 
+/// Leaves a query's words; rounded: a lane's channels.
+__device__ __forceinline__ void put_words(const float (&rounded)[4], const HalfRuns&, int head, int lane,
+                                          uint32_t* queries) {
+  // Lane 4 g + c of run r wants places 8 r + 2 c and + 1 of head g.
+  uint32_t* to = queries + lane / 2 * kQueryWords + head * 4 + lane % 2 * 2;
+  to[0] = pack_halves(rounded[0], rounded[1]);
+  to[1] = pack_halves(rounded[2], rounded[3]);
+  if (head == 0 && lane % 2 == 0) queries[lane / 2 * kQueryWords + kWarp] = 0;
+}
+
+__device__ __forceinline__ void put_words(const float (&rounded)[2], const HalfRuns& runs, int head, int lane,
+                                          uint32_t* queries) {
+  // The second of a pair may be missing.
+  if (lane < 2 * runs.pairs) queries[lane / 2 * kQueryWords + head * 4 + 2 + lane % 2] = 0;
+  if (head == 0 && lane < runs.pairs) queries[lane * kQueryWords + kWarp] = 0;
+  __syncwarp();
+  const int first = runs.query[lane / 2];
+  if (first >= 0) queries[first + head * 4 + lane % 2] = pack_halves(rounded[0], rounded[1]);
+}
+
 /// Folds a query into what products and the mean term want. A warp does one head. kept: where it goes as turned, times
 /// the score's factor and log2(e), unless nullptr.
-__device__ __forceinline__ void fold_query(const CacheView& cache, ElementType type, FoldInputs& inputs, int head,
-                                           int lane, uint32_t* queries, float4* amplitudes, float* factors,
-                                           float* kept) {
+template <int D>
+__device__ __forceinline__ void fold_query(const CacheView& cache, ElementType type, FoldInputs<D>& inputs,
+                                           const HalfRuns& runs, int head, int lane, uint32_t* queries,
+                                           float4* amplitudes, float* factors, float* kept) {
+  constexpr int kLanes = D / kWarp;
   inputs.raw.convert(type, inputs.q);
   inputs.turn_query(lane);
   const float(&q)[kLanes] = inputs.q;
@@ -81,7 +119,10 @@ __device__ __forceinline__ void fold_query(const CacheView& cache, ElementType t
   const int column = head * 4;
   const float scale = cache.score_scale * kLog2e;
   if (kept != nullptr) {
-    reinterpret_cast<float4*>(kept)[lane] = make_float4(q[0] * scale, q[1] * scale, q[2] * scale, q[3] * scale);
+    float scaled[kLanes];
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) scaled[i] = q[i] * scale;
+    store_floats(kept + lane * kLanes, scaled);
   }
   float folded[kLanes], constant = 0.0f, largest = 0.0f;
 #pragma unroll
@@ -93,7 +134,7 @@ __device__ __forceinline__ void fold_query(const CacheView& cache, ElementType t
       const float value = __shfl_sync(0xffffffffu, q[j], c / kLanes);
       if (c % kLanes == j) x = value * scale;
     }
-    if (keys.width[(lane * kLanes + i) / (kFoldDim / kWidthRuns)] == 0) x = 0.0f;
+    if (keys.width[(lane * kLanes + i) / (D / kWidthRuns)] == 0) x = 0.0f;
     constant = fmaf(x, inputs.steps[i].x, constant);
     folded[i] = x * inputs.steps[i].y;
     largest = fmaxf(largest, fabsf(folded[i]));
@@ -115,7 +156,7 @@ __device__ __forceinline__ void fold_query(const CacheView& cache, ElementType t
   const int exponent = largest > 0.0f ? min(max(((__float_as_int(largest) >> 23) & 0xff) - 127, -80), 80) : 0;
   const float sigma = __int_as_float((127 + 8 - exponent) << 23), inverse = __int_as_float((127 - 8 + exponent) << 23);
   // The constant makes up for what rounding does to codes halfway: it then acts on code - halfway, not on code.
-  const float halfway = 0.5f * static_cast<float>((1 << keys.width[lane * kLanes / (kFoldDim / kWidthRuns)]) - 1);
+  const float halfway = 0.5f * static_cast<float>((1 << keys.width[lane * kLanes / (D / kWidthRuns)]) - 1);
   float rounded[kLanes];
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) {
@@ -128,16 +169,14 @@ __device__ __forceinline__ void fold_query(const CacheView& cache, ElementType t
     factors[head] = inverse;
     factors[kHeads + head] = constant;
   }
-  // Lane 4 g + c of run r wants places 8 r + 2 c and + 1 of head g.
-  uint32_t* to = queries + lane / 2 * kQueryWords + column + lane % 2 * 2;
-  to[0] = pack_halves(rounded[0], rounded[1]);
-  to[1] = pack_halves(rounded[2], rounded[3]);
-  if (head == 0 && lane % 2 == 0) queries[lane / 2 * kQueryWords + kWarp] = 0;
+  put_words(rounded, runs, head, lane, queries);
   if (lane >= kWarp / 2) return;
   const float unit = sigma * kWaveFactor;
 #pragma unroll
-  for (int i = 0; i < kLanes; i += 2) {  // pairs 4 lane + i and + 1: wave_pair
-    amplitudes[(lane / 4 * 2 + i / 2) * kWarp + column + lane % 4] =
+  for (int i = 0; i < kLanes; i += 2) {
+    // Pairs kLanes lane + i and + 1: wave_pair.
+    const int block = lane / (16 / kLanes) * 2 + (kLanes == 4 ? i / 2 : lane % 2);
+    amplitudes[block * kWarp + column + lane % (16 / kLanes) / (4 / kLanes)] =
         make_float4(waves[i].x * unit, waves[i].y * unit, waves[i + 1].x * unit, waves[i + 1].y * unit);
   }
 }

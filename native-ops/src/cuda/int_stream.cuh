@@ -1,5 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Shared memory of attend_int.cu, and how codes get there.
+// Shared memory of attend_int.cuh, and how codes get there.
 #pragma once
 #include "block_merge.cuh"
 #include "exact_part.cuh"
@@ -13,6 +13,9 @@ constexpr int kGroupTiles = kGroupTokens / kTileTokens;
 /// Warps of a block; fewer where shared memory is small.
 constexpr int kManyWarps = 8, kFewWarps = 4;
 
+/// Of 8 bytes in a tile of keys of head_dim 64, at most.
+constexpr int kMostChunks = 128;
+
 /// What the host finds out about a layer once per call.
 struct IntLayer {
   KeySteps keys;
@@ -23,6 +26,9 @@ struct IntLayer {
   int together;                 // kv heads of a block
   int team_bits;                // of the warps for each
   int queries, head_groups;     // heads of a kv head, groups of 8 of them
+  HalfRuns halves;              // of head_dim 64
+  bool scattered;               // and whether runs lie elsewhere in shared memory,
+  uint8_t chunks[kMostChunks];  // chunks of 8 bytes of a tile each at 8 times this
 };
 
 /// A warp's shared memory: two stages, each for keys or values of 8 tiles, and norms of a batch. For exact tokens: a
@@ -30,25 +36,25 @@ struct IntLayer {
 constexpr int kStages = 2, kMostBatch = 4, kNormsBytes = kMostBatch * kGroupTiles * kNormBytes;
 constexpr int kKeptHeads = 4;  // of a block at most, whose turned queries are kept for exact tokens
 constexpr int kIdGroups = 16;  // whose pages a warp knows at a time
-static_assert(2 * Fp16Tile<kDim>::kBytes <= kStages * kGroupTiles * kValueTileBytes, "exact tiles fit");
 
-template <int warps>
+template <int D, int warps>
 struct IntBlock {
-  static constexpr int kAmplitudes = kWaveBytes;  // [8 blocks][32 lanes] of 16 bytes
-  static constexpr int kQueries = kAmplitudes + kWaveBlocks * kWarp * 16;
+  static_assert(Fp16Tile<D>::kBytes <= kGroupTiles * ValueCodes<2, D>::kTileBytes, "exact tiles fit");
+  static constexpr int kAmplitudes = Waves<D>::kBytes;  // [D / 16 blocks][32 lanes] of 16 bytes
+  static constexpr int kQueries = kAmplitudes + Waves<D>::kBlocks * kWarp * 16;
   static constexpr int kFactors = (kQueries + kWidthRuns * kQueryWords * 4 + 15) / 16 * 16;  // 1 / sigma, constants
-  static constexpr int kSums = kHeads * kMergeStride<kDim> * 4;  // of a warp, at last; they begin where waves did
+  static constexpr int kSums = kHeads * kMergeStride<D> * 4;  // of a warp, at last; they begin where waves did
   static_assert(warps * kSums <= kQueries, "sums fit where waves and amplitudes were");
   static constexpr int kScratch = kFactors + 2 * kHeads * 4;
   static constexpr int kKept = kScratch + static_cast<int>(sizeof(MergeScratch<warps>));  // turned queries
-  static constexpr int kBarriers = kKept + kKeptHeads * kDim * 4;                         // two of each warp
+  static constexpr int kBarriers = kKept + kKeptHeads * D * 4;                            // two of each warp
   static constexpr int kWarpBuffers = (kBarriers + warps * 16 + 127) / 128 * 128;
   static_assert(kScratch % 16 == 0 && sizeof(MergeScratch<warps>) % 16 == 0, "loads of 16 bytes");
 };
 
 /// What a warp copies to its stages: of `batch` groups their keys and norms, then their values, then the next ones; at
 /// last the first exact unit, if exact tokens follow. usual: keys have as many bytes as values of 2 bits.
-template <int value_bits, bool usual, class Exact>
+template <int D, int value_bits, bool usual, class Exact>
 struct GroupStream {
   const CacheView& cache;
   const IntLayer& layer;
@@ -60,6 +66,7 @@ struct GroupStream {
   int first, group;  // of the batch, next to be copied
   bool values = false;
   int now = 0, next = 0;  // pages of 16 groups, a lane one; of the 16 behind them
+  uint32_t places = 0;    // of the lane's chunks of a tile, if these are scattered
 
   __device__ __forceinline__ int load_ids(int from) const { return table[min(2 * from + lane, pages - 1)]; }
 
@@ -79,6 +86,8 @@ struct GroupStream {
         copy_wide(to, page0 + begin, page1 + begin, Values::kTileBytes, Values::kTileBytes, Values::swizzle);
       } else if (values || usual) {
         copy_tiles(to, page0 + begin, page1 + begin);
+      } else if (D == 64 && layer.scattered) {
+        copy_chunks(to, page0 + begin, page1 + begin);
       } else {
         copy_wide(to, page0 + begin, page1 + begin, cache.keys.tile_bytes, layer.key_stride, key_swizzle);
       }
@@ -100,18 +109,21 @@ struct GroupStream {
   }
 
  private:
-  using Values = ValueCodes<value_bits>;
+  using Values = ValueCodes<value_bits, D>;
+  static constexpr int kTwoBits = ValueCodes<2, D>::kTileBytes;
+  static constexpr int kTogether = 128 / D, kTileLanes = kWarp / kTogether;  // tiles copied at a time, lanes of each
 
   /// Tile i of 8 is tile i % 4 of page i / 4 of the two.
   template <class Swizzle>
   __device__ __forceinline__ void copy_wide(unsigned char* to, const uint8_t* page0, const uint8_t* page1, int bytes,
                                             int stride, Swizzle swizzle) const {
+    const int own = kTogether == 1 ? 0 : lane / kTileLanes;
 #pragma unroll 1
-    for (int at = lane * 16; at < bytes; at += kWarp * 16) {
+    for (int at = (lane - own * kTileLanes) * 16; at < bytes; at += kTileLanes * 16) {
 #pragma unroll
-      for (int i = 0; i < kGroupTiles; ++i) {
-        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * bytes;
-        copy_async(to + i * stride + (at ^ swizzle(i)), from + (at - lane * 16));
+      for (int i = 0; i < kGroupTiles; i += kTogether) {
+        const uint8_t* from = (i < kPageTiles ? page0 : page1) + (i % kPageTiles + own) * bytes;
+        copy_async(to + (i + own) * stride + (at ^ swizzle(i + own)), from + (at - lane * 16));
       }
     }
   }
@@ -124,12 +136,32 @@ struct GroupStream {
     copy_async(to + lane * 16, from);
   }
 
-  /// Keys or values of 512 bytes a tile.
+  /// Keys of head_dim 64 whose runs lie in another order in shared memory, or whose tiles are not aligned to 16 bytes.
+  __device__ __forceinline__ void copy_chunks(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
+    const int bytes = cache.keys.tile_bytes;
+    uint32_t left = places;
+#pragma unroll 1
+    for (int at = lane * 8; at < bytes; at += kWarp * 8, left >>= 8) {
+      const int place = static_cast<int>(left & 0xffu) * 8;
+#pragma unroll
+      for (int i = 0; i < kGroupTiles; ++i) {
+        const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * bytes;
+        copy_half(to + i * layer.key_stride + (place ^ key_swizzle(i)), from + (at - lane * 16));
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void copy_half(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0],[%1],8;" ::"r"(shared_address(to)), "l"(from) : "memory");
+  }
+
+  /// Keys or values of 2 bits, 512 bytes at a time: a tile of head_dim 128 or two of 64.
   __device__ __forceinline__ void copy_tiles(unsigned char* to, const uint8_t* page0, const uint8_t* page1) const {
 #pragma unroll
-    for (int i = 0; i < kGroupTiles; ++i) {
-      const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * kValueTileBytes;
-      copy_async(to + i * kValueTileBytes + ((lane * 16) ^ (values ? value_swizzle(i) : key_swizzle(i))), from);
+    for (int i = 0; i < kGroupTiles; i += kTogether) {
+      const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * kTwoBits;
+      const int tile = kTogether == 1 ? i : i + lane / kTileLanes;
+      copy_async(to + i * kTwoBits + ((lane * 16) ^ (values ? value_swizzle(tile) : key_swizzle(tile))), from);
     }
   }
 };

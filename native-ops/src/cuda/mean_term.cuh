@@ -3,25 +3,29 @@
 //
 // Over 128 tokens it is a sum of waves, a cosine and a sine for each pair of channels, whose amplitudes follow from the
 // query turned back to the first of them. Cosines and sines of 0 to 127 steps are the same for all heads, sequences and
-// layers: a table of constant operands (33 KB). A product's 64 amplitude pairs take one rotation each, by fp32 numbers
-// from the table of rope.h, so that angles stay exact at any position.
+// layers: a table of constant operands (33 KB at head_dim 128). A product's D / 2 amplitude pairs take one rotation
+// each, by fp32 numbers from the table of rope.h, so that angles stay exact at any position.
 //
-// Where pairs from 16 on are slow, turned by 0.12 a step or less, their waves are added up at 16 tokens only, the
-// nodes, and a polynomial of degree 15 goes through the 16 sums: products with the table for 16 pairs, with a small one
-// for the nodes, and with what polynomials are at 128 tokens. Nodes are about where Chebyshev's are: the polynomial
-// misses a wave by 1e-4 of its amplitude at most, by 7e-6 where RoPE's base is 10000, and passes on what sums are off
-// by unmagnified. It goes through their distances from one of them, so that fp16 rounds only what varies.
+// Where pairs from 16 on of head_dim 128 are slow, turned by 0.12 a step or less, their waves are added up at 16 tokens
+// only, the nodes, and a polynomial of degree 15 goes through the 16 sums: products with the table for 16 pairs, with a
+// small one for the nodes, and with what polynomials are at 128 tokens. Nodes are about where Chebyshev's are: the
+// polynomial misses a wave by 1e-4 of its amplitude at most, by 7e-6 where RoPE's base is 10000, and passes on what
+// sums are off by unmagnified. It goes through their distances from one of them, so that fp16 rounds only what varies.
 #pragma once
 #include "static_keys.cuh"
 
 namespace kvquant::cuda {
 
 constexpr int kGroupTokens = 128;
-constexpr int kWaveBlocks = 8;               // of 8 pairs
-constexpr int kWaveParts = kWaveBlocks / 2;  // of two blocks
-/// Words from one product's table to the next; the excess spreads the writes of fill_waves over the banks.
-constexpr int kWaveStride = kWaveBlocks * kWarp * 4 + 4;
-constexpr int kWaveBytes = kProducts * kWaveStride * 4;
+template <int D>
+struct Waves {
+  static constexpr int kBlocks = D / 16;      // of 8 pairs
+  static constexpr int kParts = kBlocks / 2;  // of two blocks
+  /// Words from one product's table to the next; the excess spreads the writes of fill_waves over the banks.
+  static constexpr int kStride = kBlocks * kWarp * 4 + 4;
+  static constexpr int kBytes = kProducts * kStride * 4;
+};
+constexpr int kWaveStride = Waves<128>::kStride;
 
 /// Pair of channels of a lane's first or second (side 1) words in a block: lanes then read 4 neighbours for a part.
 __host__ __device__ constexpr int wave_pair(int block, int side, int c) {
@@ -59,11 +63,12 @@ __device__ __forceinline__ bool slow_waves(const CacheView& cache, int lane) {
   return __all_sync(0xffffffffu, first >= kSlowCosine && second >= kSlowCosine);
 }
 
-/// Fills a thread's share of the table's waves of `parts`: [8 products][8 blocks][32 lanes][4 words]. Row g of product
-/// f is token 16 g + f, row g + 8 token 16 g + f + 8; the words of a lane are of both, first side, then of both, second
-/// side. Threads have tokens `token` and + 64.
+/// Fills a thread's share of the table's waves of `parts`: [8 products][D / 16 blocks][32 lanes][4 words]. Row g of
+/// product f is token 16 g + f, row g + 8 token 16 g + f + 8; the words of a lane are of both, first side, then of
+/// both, second side. Threads have tokens `token` and + 64.
+template <int D>
 __device__ __forceinline__ void fill_parts(const CacheView& cache, uint32_t* table, int token, int c, int parts) {
-  constexpr int kHalf = 64;
+  constexpr int kHalf = D / 2;
   const float* second = cache.rope + static_cast<int64_t>(kPageTokens + 1) * 2 * kHalf;  // of position 64
   const float unit = wave_unit(token % 8);
 #pragma unroll 1
@@ -116,7 +121,7 @@ __device__ __forceinline__ void fill_polynomials(uint32_t* table, int token, int
 __device__ __forceinline__ void fill_nodes(const CacheView& cache, uint32_t* table) {
   constexpr int kHalf = 64;
   const float* second = cache.rope + static_cast<int64_t>(kPageTokens + 1) * 2 * kHalf;  // of position 64
-  for (int i = threadIdx.x; i < (kWaveBlocks - 2) * 2 * kWarp; i += blockDim.x) {
+  for (int i = threadIdx.x; i < (Waves<128>::kBlocks - 2) * 2 * kWarp; i += blockDim.x) {
     const int block = i / (2 * kWarp), side = i / kWarp % 2, lane = i % kWarp;
     const int pair = wave_pair(block + 2, side, lane % 4), node = wave_node(lane / 4);
     const float *cosines = cache.rope + pair * kPageTokens, *sines = cosines + kHalf * kPageTokens;
@@ -132,11 +137,12 @@ __device__ __forceinline__ void fill_nodes(const CacheView& cache, uint32_t* tab
 constexpr int kSlowFlag = kWaveStride - 1;
 
 /// Fills the table; a block's work.
+template <int D>
 __device__ __forceinline__ void fill_waves(const CacheView& cache, uint32_t* table, bool slow) {
   const int token = static_cast<int>(threadIdx.x) % kPageTokens;
-  uint32_t* to = table + token % 8 * kWaveStride + token / 16 * 16 + token / 8 % 2;
+  uint32_t* to = table + token % 8 * Waves<D>::kStride + token / 16 * 16 + token / 8 % 2;
   for (int c = static_cast<int>(threadIdx.x) / kPageTokens; c < 4; c += static_cast<int>(blockDim.x) / kPageTokens) {
-    fill_parts(cache, to + c * 4, token, c, slow ? 1 : kWaveParts);
+    fill_parts<D>(cache, to + c * 4, token, c, slow ? 1 : Waves<D>::kParts);
     if (slow) fill_polynomials(to + c * 4, token, c);
   }
   if (slow) fill_nodes(cache, table);
@@ -174,21 +180,23 @@ struct TurnedAmplitudes {
 };
 
 /// Adds products of all 8 tables' words at `words` with a second operand.
+template <int D>
 __device__ __forceinline__ void add_words(float (&scores)[kProducts][4], const uint32_t* words, uint32_t b0,
                                           uint32_t b1) {
 #pragma unroll
   for (int f = 0; f < kProducts; ++f) {
-    const uint4 a = *reinterpret_cast<const uint4*>(words + f * kWaveStride);
+    const uint4 a = *reinterpret_cast<const uint4*>(words + f * Waves<D>::kStride);
     mma(scores[f], a.x, a.y, a.z, a.w, b0, b1);
   }
 }
 
 /// The same of a part's waves.
+template <int D>
 __device__ __forceinline__ void add_part(float (&scores)[kProducts][4], const uint32_t* table, int part,
                                          const TurnedAmplitudes& turned, int lane) {
   const uint32_t* words = table + (2 * part * kWarp + lane) * 4;
-  add_words(scores, words, turned.b[0][0], turned.b[0][1]);
-  add_words(scores, words + kWarp * 4, turned.b[1][0], turned.b[1][1]);
+  add_words<D>(scores, words, turned.b[0][0], turned.b[0][1]);
+  add_words<D>(scores, words + kWarp * 4, turned.b[1][0], turned.b[1][1]);
 }
 
 /// Begins sums of products with the mean's part if pairs are slow. angles: the lane's of its column's row.
@@ -196,7 +204,7 @@ __device__ __forceinline__ void start_slow(float (&scores)[kProducts][4], const 
                                            const float4* amplitudes, const float4* angles, int lane) {
   float sums[4] = {};  // at nodes
 #pragma unroll
-  for (int part = 1; part < kWaveParts; ++part) {
+  for (int part = 1; part < Waves<128>::kParts; ++part) {
     const TurnedAmplitudes turned(amplitudes + 2 * part * kWarp, angles[4 * part], angles[64 / 4 + 4 * part]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -215,21 +223,22 @@ __device__ __forceinline__ void start_slow(float (&scores)[kProducts][4], const 
   }
   const uint32_t b0 = transpose8x8(pack_halves(sums[0] - reference0, sums[1] - reference1));
   const uint32_t b1 = transpose8x8(pack_halves(sums[2] - reference0, sums[3] - reference1));
-  add_words(scores, table + kPolynomials + lane * 4, b0, b1);
-  add_part(scores, table, 0, TurnedAmplitudes(amplitudes, angles[0], angles[64 / 4]), lane);
+  add_words<128>(scores, table + kPolynomials + lane * 4, b0, b1);
+  add_part<128>(scores, table, 0, TurnedAmplitudes(amplitudes, angles[0], angles[64 / 4]), lane);
 }
 
-/// Begins sums of products, which are 0, with the mean's part otherwise. amplitudes [8 blocks][32 lanes], from the
+/// Begins sums of products, which are 0, with the mean's part otherwise. amplitudes [D / 16 blocks][32 lanes], from the
 /// lane's on: of its column's cosines and sines at position 0, both sides; base: the row of rope.h of its column's
 /// first token.
+template <int D>
 __device__ __forceinline__ void start_fast(float (&scores)[kProducts][4], const uint32_t* table,
                                            const float4* amplitudes, const float* base, int lane) {
   const float4* angles = reinterpret_cast<const float4*>(base) + lane % 4;
 #pragma unroll 1
-  for (int part = 0; part < kWaveParts; ++part) {
+  for (int part = 0; part < Waves<D>::kParts; ++part) {
     const TurnedAmplitudes turned(amplitudes + 2 * part * kWarp, __ldg(angles + 4 * part),
-                                  __ldg(angles + 64 / 4 + 4 * part));
-    add_part(scores, table, part, turned, lane);
+                                  __ldg(angles + D / 2 / 4 + 4 * part));
+    add_part<D>(scores, table, part, turned, lane);
   }
 }
 

@@ -1,5 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Sums of weighted values in codes of 2, 3, 4 or 8 bits with a norm per token, 128 tokens at a time, head_dim 128.
+// Sums of weighted values in codes of 2, 3, 4 or 8 bits with a norm per token, 128 tokens at a time.
 //
 // A channel's codes of the 16 tokens of a tile lie behind each other. A mask makes of them the operand of tokens f and
 // f + 8, in subnormal fp16 as in static_keys.cuh: with 2 bits token f is field f of the low half of a word and token
@@ -16,15 +16,15 @@
 
 namespace kvquant::cuda {
 
-constexpr int kValueTileBytes = 128 * 4;
+constexpr int kValueTileBytes = 128 * 4;  // head_dim 128, 2 bits
 /// From one tile to the next in shared memory; lanes of a quarter warp then read different banks.
 constexpr int kValueStride = kValueTileBytes + 16;
 constexpr int kNormBytes = kTileTokens * 2;  // of a tile
 
 /// Where codes of values of a number of bits lie.
-template <int bits>
+template <int bits, int D = 128>
 struct ValueCodes {
-  static constexpr int kTileBytes = 128 * bits * 2, kFourBytes = 4 * bits * 2;  // of a tile, of four channels
+  static constexpr int kTileBytes = D * bits * 2, kFourBytes = 4 * bits * 2;  // of a tile, of four channels
   static constexpr float kCentre = 0.5f * ((1 << bits) - 1);
 
   /// Of the codes of a product's tokens in the halves of an operand.
@@ -113,14 +113,15 @@ __device__ __forceinline__ void read_four(ChannelCodes<bits>* channels, const un
 __device__ __forceinline__ float inverse_power(float x) { return __int_as_float((254 << 23) - __float_as_int(x)); }
 
 /// A warp's sums: [2 m, 2 m + 1] as above; ones: of the weights.
+template <int D>
 struct ValueSums {
-  float sums[8][4] = {}, ones[4] = {};
+  float sums[D / 16][4] = {}, ones[4] = {};
   /// Norms are multiplied by this power of 2, so that weights fill fp16; norms up to `limit` are safe.
   float norm_scale = 0.0f, limit = -1.0f;
 
   __device__ __forceinline__ void multiply(float factor0, float factor1) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < D / 16; ++i) {
       sums[i][0] *= factor0;
       sums[i][1] *= factor1;
       sums[i][2] *= factor0;
@@ -158,8 +159,8 @@ __device__ __forceinline__ void weight_operand(uint32_t (&b)[2], float w0, float
 }
 
 /// Scores in base 2 become weights, times norms, as operands. norms: of the lane's tile.
-template <int value_bits, bool kMasked>
-__device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (&scores)[kProducts][4], uint4 n0,
+template <int value_bits, bool kMasked, int D>
+__device__ __forceinline__ void weigh(Softmax& softmax, ValueSums<D>& sums, float (&scores)[kProducts][4], uint4 n0,
                                       uint4 n1, uint32_t valid, WeightOperands& operands) {
   uint32_t words[8] = {n0.x, n0.y, n0.z, n0.w, n1.x, n1.y, n1.z, n1.w};  // of tokens 2 i and 2 i + 1 of the lane's tile
   if constexpr (kMasked) {
@@ -210,16 +211,16 @@ __device__ __forceinline__ void weigh(Softmax& softmax, ValueSums& sums, float (
 }
 
 /// Adds the values of 8 tiles, weights of the columns that `columns` is all ones for.
-template <int bits>
-__device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* values, const WeightOperands& weights,
-                                          uint32_t columns, int lane) {
-  using Codes = ValueCodes<bits>;
+template <int bits, int D>
+__device__ __forceinline__ void add_codes(ValueSums<D>& sums, const unsigned char* values,
+                                          const WeightOperands& weights, uint32_t columns, int lane) {
+  using Codes = ValueCodes<bits, D>;
   constexpr uint32_t kFlip = 0xffff0000u;
   constexpr int kTogether = bits == 8 ? 1 : 2;  // pairs of sums: products of one sum would wait for each other
   const int c = lane % 4, from = lane / 4 * Codes::kFourBytes, swizzle = Codes::swizzle(2 * c);
   const unsigned char* tile = values + c * 2 * Codes::kTileBytes;
 #pragma unroll
-  for (int first = 0; first < 4; first += kTogether) {
+  for (int first = 0; first < D / 32; first += kTogether) {
     ChannelCodes<bits> a[kTogether][8];
 #pragma unroll
     for (int m = 0; m < kTogether; ++m) {
@@ -245,8 +246,8 @@ __device__ __forceinline__ void add_codes(ValueSums& sums, const unsigned char* 
 }
 
 /// Adds weights to their sums.
-template <int bits>
-__device__ __forceinline__ void add_ones(ValueSums& sums, const WeightOperands& weights) {
+template <int bits, int D>
+__device__ __forceinline__ void add_ones(ValueSums<D>& sums, const WeightOperands& weights) {
 #pragma unroll
   for (int f = 0; f < kProducts; ++f) {
     const uint32_t one = 0x00010001u << ValueCodes<bits>::position(f);

@@ -1,5 +1,6 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Static codes of keys as operands of products, 128 tokens at a time, head_dim 128.
+// Static codes of keys as operands of products, 128 tokens at a time. Runs of head_dim 128 are meant below; of head_dim
+// 64, whose runs are half as long, two of one width count as a run, or one and what lies behind it, for no query.
 //
 // A tile (16 tokens) holds all codes of one channel together, while an operand wants two channels of one token in a
 // word. So a product takes its 16 rows from 8 tiles: lane 4 g + c reads channels 2 c and 2 c + 1 of a run (8 channels
@@ -28,6 +29,11 @@ struct KeySteps {
   int pairs[5], singles[5];
 };
 constexpr int kStepWidths[5] = {8, 4, 2, 1, 3};
+
+/// Of head_dim 64: where a run's queries begin, in words, if it has a width; how many pairs of runs there are.
+struct HalfRuns {
+  int query[kWidthRuns], pairs;
+};
 
 constexpr int kProducts = 8;
 /// Words of a run's queries: [8 columns][4 lanes] and a zero, which other columns read.
