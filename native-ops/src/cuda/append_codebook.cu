@@ -6,8 +6,8 @@
 // a thread takes channels and writes their codes of all tokens. Elements are halves: two are compared at a time with
 // borders between codes, which are halves too.
 //
-// An H100, 8192 tokens of 8 kv heads, of whose keys' elements 13 % lie beyond their ranges: 31.7 us instead of 672, 50
-// % of the speed of a copy. Blocks begin twice on a multiprocessor, all at once, and a quarter of their time went to
+// An H100, 8192 tokens of 8 kv heads, of whose keys' elements 13 % lie beyond their ranges: 31.7 us instead of 672,
+// half of the speed of a copy. Blocks begin twice on a multiprocessor, all at once, and a quarter of their time went to
 // what they look up first: so ranges are read before the kernel ahead has ended, one warp finds the tile, its page is
 // looked up while rows come, and a warp waits for its own rows only (35.3 before that and with 10 % more instructions).
 // Twice the warps, a token each, is no faster. Blocks that take both sides of a tile: 32.6. Rows by bulk copies: 37.0

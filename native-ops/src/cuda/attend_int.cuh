@@ -28,10 +28,11 @@
 // fp16 takes 1381, 351, 181, 51 and 471. Before, int4: 412, 121, 59.3, 25.9 and 157; int8: 806 and 239 in the first
 // two.
 //
-// The same with head_dim 64, the first three: 144 (cuDNN 688), 42.8 (177) and 24.0 (92), by the plain kernel 34700, 2330
-// and 4370; int4: 218, 64.1 and 36.8; int8: 390, 108 and 56.6. Softmax costs as much as with head_dim 128, for half the
-// bytes. There without gain: waves at nodes (25.5 instead of 24.4 in the third), two groups of tokens to a stage (151
-// instead of 149, 47.2 instead of 45.2), blocks of 4 warps, 4 or 5 to a multiprocessor (160 and 187, 52.7 and 57.7).
+// The same with head_dim 64, the first three: 144 (cuDNN 688), 42.8 (177) and 24.0 (92), by the plain kernel 34700,
+// 2330 and 4370; int4: 218, 64.1 and 36.8; int8: 390, 108 and 56.6. Softmax costs as much as with head_dim 128, for
+// half the bytes. There without gain: waves at nodes (25.5 instead of 24.4 in the third), two groups of tokens to a
+// stage (151 instead of 149, 47.2 instead of 45.2), blocks of 4 warps, 4 or 5 to a multiprocessor (160 and 187, 52.7
+// and 57.7).
 //
 // Of earlier runs: one kernel for one part and for several, small loads one after the other, sums of warps added up by
 // a chain of factors 248, 78.6, 47.0, 23.4. A kv head to a block, exact tokens copied after the codes, launched after

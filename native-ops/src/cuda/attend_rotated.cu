@@ -5,8 +5,8 @@
 // A block takes a part of a sequence for 4 kv heads, a round of 256 tokens at a time. 8 warps find scores, each of 32
 // tokens for all heads: two operands of 16 rows whose codes lie in the same bytes, so that they share loads, byte moves
 // and cosines, and one fills the gaps of the other. 4 helpers do all else: copies, queries' turns, with an order scales
-// and, a head each, the values of the round before. A scheduler has two of the former and one of the latter. Barriers in
-// shared memory hand on rounds of keys and weights, so that no warp waits for all others; copies arrive there by
+// and, a head each, the values of the round before. A scheduler has two of the former and one of the latter. Barriers
+// in shared memory hand on rounds of keys and weights, so that no warp waits for all others; copies arrive there by
 // themselves, so that keys are ready before helpers add values. Parts share what is kept exactly, see
 // rotated_exact.cuh: 20 massive sinks cost 4 us at (16, 32, 32, 128, 4096) and 3 us at (32, 32, 8, 128, 32768), where
 // a part of their own with plain code cost 60 and 110. An only part writes the output itself.
@@ -33,14 +33,20 @@
 //   one barrier for 256, copies dealt out                           3.0, 2.9; 2.4, 2.4
 //   values before scores in half of the warps, after them in others 3.1, 3.0; 2.5, 2.4
 //   scores by 8 warps, all else by 4; numbers of the loop kept      3.4, 3.3; 2.6, 2.8
+//   codes added before products, keys ready before values are added 3.7, 3.9; 2.7, 2.8
+// Of the last row adding codes alone is 2 % (5 % of cycles: the GPU runs at its power limit and lowers its clock); the
+// rest is helpers, which scores waited for a tenth of the time: angles are loaded a round early, copies arrive by
+// themselves, values have the registers that scores no longer need (with 104 as before 4 % slower).
 // Without gain: a loop over heads that is unrolled (larger code, 12 % slower); operands' sides a step apart, so that
-// one is transformed while the other is turned (5 % slower); values by more sums at once, which helpers are done with
-// sooner (10 % slower); zeros of an order by a product of their own (3 % faster, twice the error); warpgroups'
-// products, for H_16 (of an order, 15 to 30 % slower), for H_64 (15 to 20 % slower, though it saves all additions), for
-// H_16 and products with queries (5 to 10 % slower), for codes as FP8 with H_32 (2 % faster with 4 queries a head, 2 %
-// slower with one) or H_64 (1 to 4 % slower): their warps wait for each other; codes of the next head loaded early
-// (none). Of 16 tokens of a head a scheduler issues some 380 instructions, one in two clocks; moves of bits, halves and
-// products hardly overlap.
+// one is transformed while the other is turned (5 % slower); codes of the next head added while one is turned (2 %
+// slower); the two score warps of a scheduler half a head apart (3 % slower) or taking turns to transform (4 % slower;
+// with an order, where they do, it is none); bit 4 of an order as products alone (none, but with sides one after
+// another 1 %); zeros of an order by a product of their own (3 % faster, twice the error); 208 or 184 registers for
+// scores of an order (6 % slower); warpgroups' products, for H_16 (of an order, 15 to 30 % slower), for H_64 (15 to 20
+// % slower, though it saves all additions), for H_16 and products with queries (5 to 10 % slower), for codes as FP8
+// with H_32 (2 % faster with 4 queries a head, 2 % slower with one) or H_64 (1 to 4 % slower): their warps wait for
+// each other; codes of the next head loaded early (none). Of 16 tokens of a head a scheduler issues some 370
+// instructions, one in two clocks.
 #include "block_merge.cuh"
 #include "launch.cuh"
 #include "rotated_exact.cuh"

@@ -16,9 +16,9 @@ template <bool kOrdered>
 constexpr int kKeyRegisters = kOrdered ? 200 : 184;
 template <bool kOrdered>
 constexpr int kHelperRegisters = 504 - 2 * kKeyRegisters<kOrdered>;
-/// A round is 256 tokens, two groups of 8 tiles. Four warps, quarters 0 to 3, share a group; a warp has tokens f, f + 2,
-/// f + 8 and f + 10 of each tile, f = 0, 1, 4 or 5: two operands of 16 rows ("sides") whose codes lie in the same bytes,
-/// 4 bits apart.
+/// A round is 256 tokens, two groups of 8 tiles. Four warps, quarters 0 to 3, share a group; a warp has tokens f, f +
+/// 2, f + 8 and f + 10 of each tile, f = 0, 1, 4 or 5: two operands of 16 rows ("sides") whose codes lie in the same
+/// bytes, 4 bits apart.
 constexpr int kRoundGroups = 2, kRoundTokens = kRoundGroups * kGroupTokens, kSides = 2, kSideStep = 2;
 /// A quarter's f; the quarter that has a token.
 __device__ __forceinline__ int first_token(int quarter) { return quarter / 2 * 4 + quarter % 2; }
