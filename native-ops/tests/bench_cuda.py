@@ -39,6 +39,8 @@ FORMATS.update({f"kvquant{bits}": {"keys": Codebook(bits, 0.01), "values": Codeb
 for svdq, keys in SVDQ.items():
     FORMATS[svdq] = {"keys": keys, "values": 4, "window": 0}
     FORMATS[f"{svdq} sparse"] = {**FORMATS[svdq], "sparse": 1024}
+FORMATS.update({f"rotatekv{bits}": {"keys": Rotated(bits, 4, 128), "values": Rotated(bits, 1, 128), "window": 0, "sinks": 0}
+                for bits in (3, 4)})
 FORMATS["int3"] = {"schedule": "three", "values": 3}
 FORMATS["int4"] = {"schedule": "four", "values": 4}
 FORMATS["int8"] = {"schedule": "eight", "values": 8}

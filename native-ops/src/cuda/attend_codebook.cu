@@ -5,27 +5,64 @@
 // A block takes a part of a sequence for up to 8 kv heads, a warp each, 32 tokens at a time. A warp makes halves of its
 // head's codes of keys in shared memory (codebook_tile.cuh). A token's outliers are of any heads: the block looks
 // through them once and puts them where they belong, over what their codes said; hence two barriers. Then a warp turns
-// its keys by their place in the tile or in half a page, in halves, and finds scores; queries are turned back by the
-// positions of two tiles (codebook_warp.cuh). The same follows with values, in the same place. What comes next is
-// loaded meanwhile. Exact tokens are tiles like others, dealt to the parts in turn.
+// its keys by their place in the page, in halves, and finds scores; queries are turned back by the page's first
+// position. The same follows with values, in the same place. What comes next is loaded meanwhile. Exact tokens are
+// tiles like others, dealt to the parts in turn.
 //
-// Measured on an H100, us a launch of kvquant2 with every slot for an outlier in use: 590 at batch 32, 32 query and 8
-// kv heads, 32768 tokens (cuDNN over fp16: 1380); 174 at 16, 32, 32, 4096 (351). Of 617 and 185 in the same run: with
-// angles of keys for both halves of a tile and for every tile of a page, with barriers at which warps did nothing else.
-// A tile at a time, outliers through registers, it was 755 and 217; with 4 heads to a block it is 646 and 203. The data
-// pipe of shared memory is busy 73 % of the time, issue slots 55 %; warps wait for what they read from shared memory
-// and for results. Starting early and fetching first pages to L2 made it 3 to 7 % slower. Outliers in lists of heads,
-// so that half of the barriers go, took 1.7 times as long with 32 kv heads. 16 heads to a block, half as many looks at
-// outliers: 181 instead of 174 to 176. Angles in registers with four query heads to a kv head: 613. Queries turned at
-// one place of the program for all kinds of units: 178 and 602. The next outliers loaded before the last are put: 178.
+// Measured on an H100, us a launch of kvquant2 with every slot for an outlier in use: 615 at batch 32, 32 query and 8
+// kv heads, 32768 tokens (cuDNN over fp16: 1380); 180 at 16, 32, 32, 4096 (351). A tile at a time, outliers through
+// registers, it was 755 and 217; with 4 heads to a block it is 646 and 203. What limits it is shared memory: its data
+// pipe is busy 82 % of the time, issue slots 49 %. Starting early and fetching first pages to L2 made it 3 to 7 %
+// slower. Columns of products that are to spare can hold queries turned back by 8 positions more, so that both halves
+// of a tile share angles: within 2 % either way. By 16 positions more, so that two tiles share them, and with barriers
+// in shared memory at which warps arrive early: 177 to 179 in the second and 585 to 609 in the first, not worth that
+// racecheck takes copies of other lanes than the one that arrives for races. Outliers in lists of heads, so that half
+// of the barriers go, took 1.7 times as long with 32 kv heads.
 #include <algorithm>
 
-#include "codebook_warp.cuh"
+#include "codebook_tile.cuh"
 #include "exact_part.cuh"
 #include "launch.cuh"
 
 namespace kvquant::cuda {
 namespace {
+
+constexpr int kDim = 128, kPairs = kDim / 2, kMostHeads = 8, kThreads = kMostHeads * kWarp;
+constexpr int kUnitTokens = 2 * kTileTokens;
+constexpr int kHeadHalf = kDim * 16;  // bytes of a head's 8 tokens
+constexpr int kAngleBytes = kPageTiles * 8 * kWarp * 16, kRangeBytes = 4 * kTileTokens;
+constexpr int kSlotBytes = 4 * kTileTokens;  // of 16 outliers: values, then channels
+
+/// A block's shared memory, in bytes.
+struct Layout {
+  int operands, queries, tiles, ranges, zeros, outliers, bytes;
+
+  __host__ __device__ Layout(int heads, int columns, int slots)
+      : operands(kAngleBytes),
+        queries(operands + heads * 4 * operand_stride(columns) * 16),
+        tiles(queries + heads * columns * kDim * 4),
+        ranges(tiles + 4 * heads * kHeadHalf),
+        zeros(ranges + heads * 2 * kRangeBytes),
+        outliers(zeros + 16),
+        bytes(outliers + 2 * slots * kSlotBytes) {}
+
+  /// Of operands of 16 pairs, in 16 bytes; an odd multiple of 64 bytes spreads those who write them over the banks.
+  static __host__ __device__ int operand_stride(int columns) { return 4 * (columns | 1); }
+};
+
+/// Cosines and sines of a page's positions as keys' operands want them: [4 tiles][8 times 8 pairs][32 lanes] of
+/// cosines, sines of the lane's two pairs for rows g, g + 8.
+template <int bits>
+__device__ __forceinline__ void fill_page_angles(const CacheView& cache, uint4* angles) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kPageTiles * 8 * kWarp; i += blockDim.x) {
+    const int lane = i % kWarp, pair = i / kWarp % 8 * 8 + 2 * (lane % 4);
+    const float* cosines = cache.rope + pair * kPageTokens + i / (8 * kWarp) * kTileTokens + token_at<bits>(lane / 4);
+    const float* sines = cosines + kPairs * kPageTokens;
+    const auto load = [](const float* at) { return pack_halves(__ldg(at), __ldg(at + kPageTokens)); };
+    angles[i] = make_uint4(load(cosines), load(cosines + 8), load(sines), load(sines + 8));
+  }
+}
 
 /// Two neighbouring elements of queries.
 __device__ __forceinline__ float2 load_pair(const Attention& p, int64_t at) {
@@ -71,33 +108,175 @@ struct OutlierPlaces {
 
   template <int bits>
   __device__ __forceinline__ void put(uint32_t values, uint32_t channel_pair, int offset) const {
-    channel_pair ^= channel_pair >> 3 & 0x00030003u;  // as place_of_channel has them
     const uint32_t a = (channel_pair & 0xffffu) - first_channel, b = (channel_pair >> 16) - first_channel;
     unsigned char* to = tiles + at + offset;
-    if (a < channels) *reinterpret_cast<uint16_t*>(to + a * 16) = static_cast<uint16_t>(values);
+    if (a < channels) *reinterpret_cast<uint16_t*>(to + place_of_channel(a)) = static_cast<uint16_t>(values);
     to += 2 * (place_of<bits>(1) - place_of<bits>(0));
-    if (b < channels) *reinterpret_cast<uint16_t*>(to + b * 16) = static_cast<uint16_t>(values >> 16);
+    if (b < channels) *reinterpret_cast<uint16_t*>(to + place_of_channel(b)) = static_cast<uint16_t>(values >> 16);
   }
-  /// Puts outliers of two tiles in their places, `words` words of each, tile_bytes apart.
+
+  /// Puts outliers of two tiles in their places, `words` words of each, tile_bytes apart. A slot has 8 words of values,
+  /// then 8 of channels.
   template <int bits>
-  __device__ __forceinline__ void put_all(const unsigned char* slots, int channels_at, int words,
-                                          int tile_bytes) const {
-    const auto* values = reinterpret_cast<const uint32_t*>(slots);
-    const auto* channel_pairs = reinterpret_cast<const uint32_t*>(slots + channels_at);
-    const int step = blockDim.x;
+  __device__ __forceinline__ void put_all(const unsigned char* slots, int words, int tile_bytes) const {
+    const auto* from = reinterpret_cast<const uint32_t*>(slots) + threadIdx.x / 8 * 16 + threadIdx.x % 8;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < 2 * words; i += 2 * step) {
-      const int next = i + step;
-      const bool two = next < 2 * words;
-      const uint32_t value = values[i], channel_pair = channel_pairs[i];
-      const uint32_t other_value = two ? values[next] : 0, other_pair = two ? channel_pairs[next] : 0;
-      put<bits>(value, channel_pair, i < words ? 0 : tile_bytes);
-      if (two) put<bits>(other_value, other_pair, next < words ? 0 : tile_bytes);
+    for (int i = threadIdx.x; i < 2 * words; i += blockDim.x) {
+      put<bits>(from[0], from[8], i < words ? 0 : tile_bytes);
+      from += 2 * blockDim.x;
     }
   }
 };
 
-template <int bits, bool paired, bool held>
+/// A warp's head: two tiles of halves in shared memory become scores, weights and sums.
+struct HeadWarp {
+  static constexpr int kBlocks = kDim / 16;
+  unsigned char* tiles;  // of the head
+  int half_bytes, lane;
+  int key_rows, value_rows;  // rows_at
+  Softmax softmax;
+  float sums[kBlocks][4] = {};
+  uint4* q;  // second operands: of the four blocks of pairs [lanes] words of their first channels, then of the others
+  int columns;
+  const unsigned char* own_q;  // the lane's words, q_step bytes from block to block; zeros for columns without a head
+  int q_step;
+
+  /// Turns queries, FP32 [columns, 128], back by the position of a page.
+  __device__ __forceinline__ void turn_queries_back(const CacheView& cache, const float* queries, int page) {
+    const float* base = cache.rope + (static_cast<int64_t>(kPageTokens) + page) * kDim + 2 * lane;
+    const float2 cosine = __ldg(reinterpret_cast<const float2*>(base));
+    const float2 sine = __ldg(reinterpret_cast<const float2*>(base + kPairs));
+    queries += 2 * lane;
+    auto* to = reinterpret_cast<uint32_t*>(q + lane / 8 * Layout::operand_stride(columns) + lane % 4) + lane / 4 % 2;
+#pragma unroll 2
+    for (int head = 0; head < columns; ++head) {
+      const float2 x = *reinterpret_cast<const float2*>(queries + head * kDim);
+      const float2 y = *reinterpret_cast<const float2*>(queries + head * kDim + kPairs);
+      to[16 * head] = pack_halves(fmaf(x.x, cosine.x, y.x * sine.x), fmaf(x.y, cosine.y, y.y * sine.y));
+      to[16 * head + 2] = pack_halves(fmaf(y.x, cosine.x, -x.x * sine.x), fmaf(y.y, cosine.y, -x.y * sine.y));
+    }
+  }
+
+  /// Where a lane's rows of the first blocks of channels are in a tile; in every second block 32 is exchanged.
+  __device__ __forceinline__ int rows_at(int upper, int half) const {
+    return half * half_bytes + upper * 128 + ((lane % 8) ^ upper) * 16;
+  }
+
+  /// Scores (base 2) of both tiles; angles: the lane's of the first.
+  __device__ __forceinline__ void score(float (&scores)[2][4], int tile_bytes, const uint4* angles) const {
+    float others[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned char* rows = tiles + (i % 2 == 0 ? key_rows : key_rows ^ 32) + 256 * i;
+      const uint4 words = *reinterpret_cast<const uint4*>(own_q + i * q_step);
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        uint32_t a[4], b[4];
+        load_transposed(a, rows + u * tile_bytes);
+        load_transposed(b, rows + u * tile_bytes + 1024);
+#pragma unroll
+        for (int at = 0; at < 2; ++at) {
+          const uint4 angle = angles[(8 * u + 2 * i + at) * kWarp];
+          turn_halves(a[2 * at], b[2 * at], angle.x, angle.z);
+          turn_halves(a[2 * at + 1], b[2 * at + 1], angle.y, angle.w);
+        }
+        mma(scores[u], a[0], a[1], a[2], a[3], words.x, words.y);
+        mma(others[u], b[0], b[1], b[2], b[3], words.z, words.w);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] += others[i / 4][i % 4];
+  }
+
+  /// Scores become weights as second operands.
+  __device__ __forceinline__ void weigh(float (&scores)[2][4], uint32_t (&weights)[2][2]) {
+    const float maximum0 = fmaxf(fmaxf(scores[0][0], scores[0][2]), fmaxf(scores[1][0], scores[1][2]));
+    const float maximum1 = fmaxf(fmaxf(scores[0][1], scores[0][3]), fmaxf(scores[1][1], scores[1][3]));
+    if (__any_sync(0xffffffffu, softmax.must_raise(maximum0, maximum1))) {
+      const float2 keep = softmax.raise(maximum0, maximum1);
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        sums[i][0] *= keep.x;
+        sums[i][1] *= keep.y;
+        sums[i][2] *= keep.x;
+        sums[i][3] *= keep.y;
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[u][i] = exp2_fast(scores[u][i] - softmax.reference[i % 2]);
+        softmax.weights[i % 2] += scores[u][i];
+      }
+      weights[u][0] = transpose8x8(pack_halves(scores[u][0], scores[u][1]));
+      weights[u][1] = transpose8x8(pack_halves(scores[u][2], scores[u][3]));
+    }
+  }
+
+  /// Scores of tokens that are not to be read; valid: a bit for each place of both tiles.
+  __device__ __forceinline__ void exclude(float (&scores)[2][4], uint32_t valid) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (((valid >> (lane / 4 + i / 2 * 8)) & 1u) == 0) scores[i / 4][i % 4] = -INFINITY;  // they may be NaN
+    }
+  }
+
+  /// Clears their values, which may be anything.
+  __device__ __noinline__ static void clear_values(unsigned char* tiles, int place, int half_bytes, int tile_bytes,
+                                                   uint32_t valid) {
+    for (int i = 0; i < 16; ++i) {
+      const int k = i % 4, half = i / 4 % 2, u = i / 8;
+      auto* words = reinterpret_cast<uint32_t*>(tiles + u * tile_bytes + half * half_bytes + (place ^ (16 * k)));
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t pair = valid >> (i / 4 * 8 + 2 * j);
+        words[j] &= (pair & 1u) * 0xffffu | (pair >> 1 & 1u) * 0xffff0000u;
+      }
+    }
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ void add_values(const unsigned char* tile, const uint32_t (&weights)[2]) {
+    const unsigned char *even = tile + value_rows, *odd = tile + (value_rows ^ 32);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      uint32_t a[4];
+      load_matrices(a, (i % 2 == 0 ? even : odd) + 256 * i);
+      mma(sums[i], a[0], a[1], a[2], a[3], weights[0], weights[1]);
+    }
+  }
+
+  /// Leaves the part's sums for combine().
+  __device__ __forceinline__ void write(const CacheView& cache, const Attention& p, const BlockHeads& heads) {
+#pragma unroll
+    for (int step = 4; step < kWarp; step *= 2) {
+      softmax.weights[0] += __shfl_xor_sync(0xffffffffu, softmax.weights[0], step);
+      softmax.weights[1] += __shfl_xor_sync(0xffffffffu, softmax.weights[1], step);
+    }
+    const int g = lane / 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = 2 * (lane % 4) + i;
+      if (column >= heads.count) continue;
+      const int64_t to = (static_cast<int64_t>(heads.b) * cache.heads + heads.first + column) * p.parts + heads.part;
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        p.sums[to * kDim + 16 * j + g] = sums[j][i];
+        p.sums[to * kDim + 16 * j + g + 8] = sums[j][2 + i];
+      }
+      if (g == 0) p.ranges[to] = make_float2(softmax.reference[i], softmax.weights[i]);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void turn_halves(uint32_t& a, uint32_t& b, uint32_t cosine, uint32_t sine) {
+    const __half2 x = as_half2(a), y = as_half2(b), c = as_half2(cosine), s = as_half2(sine);
+    a = as_bits(__hfma2(x, c, __hneg2(__hmul2(y, s))));
+    b = as_bits(__hfma2(y, c, __hmul2(x, s)));
+  }
+};
+
+template <int bits>
 __global__ void __launch_bounds__(kThreads, 2)
     attend_codebook_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ Attention p) {
   KVQUANT_DYNAMIC_SHARED(shared);
@@ -111,31 +290,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Layout layout(block_heads, min(kHeads, queries_per_head), max(cache.keys.outliers, cache.values.outliers));
   release_next_kernel();
 
+  auto* angles = reinterpret_cast<uint4*>(shared);
   auto* queries = reinterpret_cast<float*>(shared + layout.queries) + warp * heads.count * kDim;
   unsigned char* outliers = shared + layout.outliers;
   unsigned char* ranges = shared + layout.ranges + warp * (2 * kRangeBytes);
   const int half_bytes = block_heads * kHeadHalf, tile_bytes = 2 * half_bytes;
-  HeadWarp<paired, held> own{
-      shared + layout.tiles + warp * kHeadHalf,
-      half_bytes,
-      lane,
-      0,
-      0,
-      {},
-      {},
-      reinterpret_cast<uint4*>(shared + layout.operands) + warp * 4 * Layout::operand_stride(heads.count),
-      heads.count,
-      shared + layout.zeros,
-      0,
-      0,
-      {}};
-  // A lane's column: of query `column % kPaired` for tile `column / kPaired`, if paired.
-  const int column = lane / 4, query = paired ? column % kPaired : column;
-  if (query < heads.count) {
-    own.own_q = reinterpret_cast<const unsigned char*>(own.q + lane % 4 + 4 * query);
-    if (paired) own.own_q += column / kPaired * (heads.count * 4 * 16);
+  HeadWarp own{shared + layout.tiles + warp * kHeadHalf,
+               half_bytes,
+               lane,
+               0,
+               0,
+               {},
+               {},
+               reinterpret_cast<uint4*>(shared + layout.operands) + warp * 4 * Layout::operand_stride(heads.count),
+               heads.count,
+               shared + layout.zeros,
+               0};
+  if (lane < 4 * heads.count) {
+    own.own_q = reinterpret_cast<const unsigned char*>(own.q + lane);
     own.q_step = Layout::operand_stride(heads.count) * 16;
-    own.q_tile = heads.count * 4 * 16;
   }
   if (threadIdx.x < 4) reinterpret_cast<uint32_t*>(shared + layout.zeros)[threadIdx.x] = 0;
   own.key_rows = own.rows_at(lane / 16, lane / 8 % 2);
@@ -172,15 +345,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     codes[0].load(from);
     codes[1].load(from + kDim * 2 * bits);
   };
-  // Values and channels lie apart, 32 bytes of a slot each.
-  const int copied_to = thread / 4 * (kSlotBytes / 2) + thread % 2 * 16 + thread / 2 % 2 * layout.channels;
   const auto copy_outliers = [&](int at, int words, int unit) {
     const uint8_t* from = page + (at + (unit & 1) * (words * (2 * kSlotBytes / 8)));
-    unsigned char* to = outliers + copied_to;
     for (int i = 16 * thread; i < words * (2 * kSlotBytes / 8); i += 16 * blockDim.x) {
-      copy_async(to, from);
+      copy_async(outliers + i, from);
       from += 16 * blockDim.x;
-      to += 8 * blockDim.x;
     }
     commit_copies();
   };
@@ -199,23 +368,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   LevelTable<bits> value_levels(cache.values.levels + (1 << bits));
   value_levels.hold(reinterpret_cast<uint32_t*>(ranges) + lane);
   put_queries(cache, p, heads, lane, queries);
-  auto* row_angles = reinterpret_cast<uint4*>(shared);
-  RowAngles<held>::template fill<bits>(cache, row_angles);
-  auto* step_angles = reinterpret_cast<float4*>(shared + layout.step) + lane;
-  if (warp == 0) {
-    const float* cosines = cache.rope + 2 * lane * kPageTokens + kTileTokens;
-    const float* sines = cosines + kPairs * kPageTokens;
-    *step_angles = make_float4(cosines[0], cosines[kPageTokens], sines[0], sines[kPageTokens]);
-  }
-  own.angles.template start<bits>(cache, row_angles, lane);
-  auto* tiles_written = reinterpret_cast<uint64_t*>(shared + layout.barrier);
-  if (thread == 0) set_arrivals(tiles_written, block_heads);
+  fill_page_angles<bits>(cache, angles);
   __syncthreads();
 
   const int token_pair = thread % 8;
   OutlierPlaces places{shared + layout.tiles, token_pair / 4 * half_bytes + place_of<bits>(2 * token_pair % 8) * 2,
                        static_cast<uint32_t>(first_head * kDim), static_cast<uint32_t>(block_heads * kDim)};
   int place = lane_place(lane);
+  int angles_at = lane * 16;
+  hold(angles_at);
   hold(places.at);
   hold(place);
   // Of a lane's two halves of a range: of a tile steps come first, then starts.
@@ -231,26 +392,27 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (coded) {
       put_keys<bits>(codes[0], reader, own.tiles, place, half_bytes);
       put_keys<bits>(codes[1], reader, own.tiles + tile_bytes, place, half_bytes);
-      wait_copies<0>();
-      __syncwarp();
-      if (lane == 0) arrive(tiles_written);
       load_codes(values_at, unit);
       range = __ldg(reinterpret_cast<const uint32_t*>(page + (ranges_at + (unit & 1) * (2 * kRangeBytes))));
-      if (held || (unit & 1) == 0 || unit == begin) own.turn_queries_back(cache, queries, first, *step_angles);
-      wait_arrivals(tiles_written, 0);
-      places.put_all<bits>(outliers, layout.channels, key_words, tile_bytes);
+      wait_copies<0>();
+      __syncthreads();
+      places.put_all<bits>(outliers, key_words, tile_bytes);
     } else {
       first = exact.token(exact_unit);
       exact_page =
           exact_unit < cache.sink_pages ? cache.sink_page(heads.b, exact_unit) : cache.window_page(heads.b, first);
       put_exact<bits>(exact_page + cache.exact_key(kv_head, 0), own.tiles, place, half_bytes, lane);
-      own.turn_queries_back(cache, queries, first, *step_angles);
+    }
+    if (!coded || (unit & 1) == 0 || unit == begin) {
+      own.turn_queries_back(cache, queries, first / kPageTokens);
     }
     __syncthreads();
     if (coded) copy_outliers(value_slots_at, value_words, unit);
-    float scores[HeadWarp<paired, held>::kTiles][4];
+    float scores[2][4] = {};
     uint32_t weights[2][2];
-    own.score(scores, tile_bytes, static_cast<unsigned>(first) / kUnitTokens % 2);
+    const auto* tile_angles = reinterpret_cast<const uint4*>(
+        shared + (angles_at + (static_cast<unsigned>(first) / kTileTokens % kPageTiles) * (8 * kWarp * 16)));
+    own.score(scores, tile_bytes, tile_angles);
     uint32_t valid = ~0u;
     if (!coded || unit < clean_begin || unit >= clean_end) {
       valid = coded ? valid_tokens(first, tokens, sinks) | valid_tokens(first + kTileTokens, tokens, sinks) << 16
@@ -267,12 +429,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       const auto* tile_ranges = reinterpret_cast<const uint4*>(ranges);
       put_values<bits>(codes[0], value_levels, tile_ranges, own.tiles, place, half_bytes);
       put_values<bits>(codes[1], value_levels, tile_ranges + 4, own.tiles + tile_bytes, place, half_bytes);
-      wait_copies<0>();
-      __syncwarp();
-      if (lane == 0) arrive(tiles_written);
       load_keys(unit + 1);
-      wait_arrivals(tiles_written, 1);
-      places.put_all<bits>(outliers, layout.channels, value_words, tile_bytes);
+      wait_copies<0>();
+      __syncthreads();
+      places.put_all<bits>(outliers, value_words, tile_bytes);
     } else {
       __syncwarp();
       put_exact<bits>(exact_page + cache.exact_value(kv_head, 0), own.tiles, place, half_bytes, lane);
@@ -280,7 +440,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncthreads();
     if (unit + 1 < end) copy_outliers(key_slots_at, key_words, unit + 1);
-    if (valid != ~0u) HeadWarp<paired, held>::clear_values(own.tiles, place, half_bytes, tile_bytes, valid);
+    if (valid != ~0u) HeadWarp::clear_values(own.tiles, place, half_bytes, tile_bytes, valid);
     own.add_values(own.tiles, weights[0]);
     own.add_values(own.tiles + tile_bytes, weights[1]);
     __syncwarp();  // tiles are read before others take their place
@@ -290,8 +450,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 /// Kv heads of a block.
 int heads_together(const CacheView& cache) {
-  int heads =
-      cache.heads / cache.kv_heads > kPaired ? kMostHeads / 2 : kMostHeads;  // shared memory for two blocks or three
+  int heads = cache.heads / cache.kv_heads > 4 ? kMostHeads / 2 : kMostHeads;  // shared memory for two blocks or three
   while (cache.kv_heads % heads != 0) --heads;
   return heads;
 }
@@ -313,28 +472,15 @@ AttentionShape attend_codebook_shape(const CacheView& cache) {
   return {1, Layout(heads, columns, slots).bytes, 2 * kMostHeads / heads, kUnitTokens, heads};
 }
 
-template <int bits>
-static void attend_bits(const CacheView& cache, const Attention& p, const LaunchShape& shape) {
-  const int queries = cache.heads / cache.kv_heads;
-  if constexpr (bits == 2) {
-    if (queries == 1) return launch("attend", attend_codebook_kernel<bits, true, true>, shape, cache, p);
-  }
-  if (queries <= kPaired) {
-    launch("attend", attend_codebook_kernel<bits, true, false>, shape, cache, p);
-  } else {
-    launch("attend", attend_codebook_kernel<bits, false, false>, shape, cache, p);
-  }
-}
-
 void attend_codebook(const CacheView& cache, const Attention& p, cudaStream_t stream) {
   const int heads = heads_together(cache);
   const dim3 blocks(static_cast<unsigned>(cache.kv_heads / heads * head_groups(cache)),
                     static_cast<unsigned>(cache.batch), static_cast<unsigned>(p.parts));
   const LaunchShape shape{blocks, static_cast<unsigned>(heads * kWarp),
                           static_cast<size_t>(attend_codebook_shape(cache).shared_bytes), stream};
-  if (cache.keys.bits == 2) attend_bits<2>(cache, p, shape);
-  if (cache.keys.bits == 3) attend_bits<3>(cache, p, shape);
-  if (cache.keys.bits == 4) attend_bits<4>(cache, p, shape);
+  if (cache.keys.bits == 2) launch("attend", attend_codebook_kernel<2>, shape, cache, p);
+  if (cache.keys.bits == 3) launch("attend", attend_codebook_kernel<3>, shape, cache, p);
+  if (cache.keys.bits == 4) launch("attend", attend_codebook_kernel<4>, shape, cache, p);
 }
 
 }  // namespace kvquant::cuda

@@ -146,7 +146,7 @@ __device__ __forceinline__ void fill_waves(const CacheView& cache, uint32_t* tab
     if (slow) fill_polynomials(to + c * 4, token, c);
   }
   if (slow) fill_nodes(cache, table);
-  if (threadIdx.x == 0) table[kSlowFlag] = slow;
+  if (D == 128 && threadIdx.x == 0) table[kSlowFlag] = slow;
 }
 
 /// Where a warp has the rows of rope.h of a batch's groups if pairs are slow: where its product has no waves then.
