@@ -106,28 +106,23 @@ struct WarpGroups {
   }
 };
 
-/// Pages of keys and of values that a warp fetches before it waits for the kernel ahead.
-constexpr int kKeysAhead = 2, kValuesAhead = 0;
+/// Pages whose keys and norms a warp fetches before it waits for the kernel ahead.
+constexpr int kPagesAhead = 2;
 
 /// Fetches what a warp reads first to L2, while the kernel ahead may still run: what that one writes is seen in L2.
 /// Only there: ids may not have been written yet.
-template <int D>
 __device__ __forceinline__ void fetch_groups(const CacheView& cache, const BlockHeads& heads, const WarpGroups& own,
                                              int tokens, int lane) {
   const int pages = min((tokens + kPageTokens - 1) / kPageTokens, cache.page_columns), page = 2 * own.first + lane;
-  if (lane >= max(kKeysAhead, kValuesAhead) || page >= min(2 * own.last, pages)) return;
+  if (lane >= kPagesAhead || page >= min(2 * own.last, pages)) return;
   const int id = peek(cache.page_table + static_cast<int64_t>(heads.b) * cache.page_columns + page);
   if (id < 0 || id >= cache.page_count) return;
   const uint8_t* from = cache.pages + id * cache.page_bytes;
-  if (lane < kKeysAhead) {
-    prefetch_far(from + cache.keys.tile(heads.kv_head, 0), kPageTiles * cache.keys.tile_bytes);
+  prefetch_far(from + cache.keys.tile(heads.kv_head, 0), kPageTiles * cache.keys.tile_bytes);
 #pragma unroll
-    for (int i = 0; i < kPageTiles; ++i) {
-      prefetch_far(from + cache.values.norms + i * cache.values.norm_tile_bytes + heads.kv_head * kNormBytes);
-    }
+  for (int i = 0; i < kPageTiles; ++i) {
+    prefetch_far(from + cache.values.norms + i * cache.values.norm_tile_bytes + heads.kv_head * kNormBytes);
   }
-  if (lane < kValuesAhead)
-    prefetch_far(from + cache.values.tile(heads.kv_head, 0), kPageTiles * ValueCodes<2, D>::kTileBytes);
 }
 
 /// The same for a team's queries.
@@ -315,7 +310,7 @@ __device__ __forceinline__ void attend_int_block(const CacheView& cache, const A
   IntExact<D, warps, direct> exact(cache, heads, team, stages, stages + layer.stage_bytes, lane, length + 1, stored());
   exact.set_up();
   WarpGroups own(exact.quantized, part, parts, team, layer.column_bits);
-  if (in_codes) fetch_groups<D>(cache, heads, own, exact.quantized, lane);
+  if (in_codes) fetch_groups(cache, heads, own, exact.quantized, lane);
   if (team.place == 0) fetch_queries<D>(cache, p, heads, lane);
   const int folded = min(warp >> layer.column_bits, layer.together - 1);  // the kv head for which the warp folds
   FoldInputs<D> inputs(cache, heads.kv_head + folded - team.own, lane);

@@ -256,13 +256,6 @@ __device__ __forceinline__ void arrive_at(int which) {
   asm volatile("bar.arrive %0, %1;" ::"r"(which), "n"(threads) : "memory");
 }
 
-/// x & mask, neither before what stands before it nor behind what stands behind it.
-__device__ __forceinline__ uint32_t mask_here(uint32_t x, uint32_t mask) {
-  uint32_t y;
-  asm volatile("and.b32 %0,%1,%2;" : "=r"(y) : "r"(x), "r"(mask) : "memory");
-  return y;
-}
-
 /// __byte_perm of a selector whose four indices are 0 to 7: the compiler would mask each selector.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t selector) {
   uint32_t z;
