@@ -23,7 +23,7 @@ OPS = torch.ops.kvquant
 SHAPES = [(32, 32, 8, 128, 32768), (16, 32, 32, 128, 4096), (1, 32, 8, 128, 131072), (8, 40, 40, 128, 8192),
           (1, 32, 8, 128, 32768), (1, 32, 8, 128, 4096), (32, 32, 8, 64, 32768), (16, 32, 32, 64, 4096),
           (1, 32, 8, 64, 131072)]
-FORMATS = {"int2": {}, "int2 uneven levels": {"levels": [0.4528, 1.5104]}, "int2 flat": {"schedule": "flat"},
+FORMATS = {"int2": {}, "int2 flat": {"schedule": "flat"},
            "rotatekv2": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 0},
            "rotatekv2 sinks": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 20,
                                "massive": True},
