@@ -145,15 +145,6 @@ __device__ void find_bias(const CacheView& cache, int kv_head, const float* quer
   }
 }
 
-/// The query heads of a block's team.
-__device__ __forceinline__ BlockHeads team_heads(const CacheView& cache, int team) {
-  const int groups = head_groups(cache), queries = cache.heads / cache.kv_heads;
-  const int kv_head = static_cast<int>(blockIdx.x) / groups * teams(cache) + team;
-  const int skipped = static_cast<int>(blockIdx.x) % groups * kHeads;
-  return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z), kv_head, kv_head * queries + skipped,
-          min(kHeads, queries - skipped)};
-}
-
 /// Mixes keys with those of the other teams, each in the scratch of the warp `size` further. The whole block calls it.
 template <int D>
 __device__ __forceinline__ void mix_teams(const CacheView& cache, const Team& team, const SideTile<D>& side,
@@ -184,7 +175,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<D>)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, count = teams(cache);
   const int size = static_cast<int>(blockDim.x) / kWarp / count;
   const Team team{warp / size, warp % size, size, 0};
-  const BlockHeads heads = team_heads(cache, team.own);
+  const BlockHeads heads = block_heads(cache, count, team.own);
   release_next_kernel();
   unsigned char* halves = shared + warp * Layout::kScratch;
   auto* scratch = reinterpret_cast<float*>(halves);
@@ -199,7 +190,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<D>)
   if (cache.keys.basis_heads != 0) fill_basis<D>(cache.keys, heads.kv_head, basis);
   // Queries lie in the scratch of the first warp of their team.
   const auto queries_of = [&](int own) { return reinterpret_cast<float*>(shared + own * size * Layout::kScratch); };
-  for (int own = 0; own < count; ++own) turn_queries<D>(cache, p, team_heads(cache, own), queries_of(own));
+  for (int own = 0; own < count; ++own) turn_queries<D>(cache, p, block_heads(cache, count, own), queries_of(own));
   __syncthreads();
   for (int own = 0; own < count; ++own) {
     find_bias<D>(cache, heads.kv_head + own - team.own, queries_of(own), bias + own * kHeads);

@@ -32,9 +32,11 @@ inline dim3 attention_blocks(const CacheView& cache, const Attention& p) {
               static_cast<unsigned>(p.parts));
 }
 
-__device__ __forceinline__ BlockHeads block_heads(const CacheView& cache) {
+/// together: kv heads of a block; own: which of them.
+__device__ __forceinline__ BlockHeads block_heads(const CacheView& cache, int together = 1, int own = 0) {
   const int queries = cache.heads / cache.kv_heads, groups = head_groups(cache);
-  const int kv_head = static_cast<int>(blockIdx.x) / groups, skipped = static_cast<int>(blockIdx.x) % groups * kHeads;
+  const int kv_head = static_cast<int>(blockIdx.x) / groups * together + own;
+  const int skipped = static_cast<int>(blockIdx.x) % groups * kHeads;
   return {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z), kv_head, kv_head * queries + skipped,
           min(kHeads, queries - skipped)};
 }
