@@ -36,7 +36,8 @@ final class ChatTemplateFiles {
                     directory
                             + " has no chat template (chat_template.jinja, or chat_template in "
                             + CONFIG
-                            + "); use an instruct model, or give the prompt as plain text (kvq generate --raw).");
+                            + "); use an instruct model, or give the prompt as plain text (kvq"
+                            + " generate --raw).");
         }
         String template = templates.get(name);
         if (template == null) {

@@ -14,6 +14,9 @@ import java.util.function.Predicate;
 /** The cache options that --kv-cache-dtype and --set stand for. */
 final class CacheArguments {
 
+    /** Which commands compare caches, for help and errors. */
+    static final String TAKE_SEVERAL = "perplexity, eval, bench, calibrate and info take several";
+
     private static final String DTYPE = "kv_cache_dtype";
 
     private final Map<String, String> settings;
@@ -45,7 +48,9 @@ final class CacheArguments {
             throw new IllegalArgumentException(
                     "--kv-cache-dtype is given "
                             + dtypes.size()
-                            + " times; only perplexity, eval, bench, calibrate and info take several.");
+                            + " times; only "
+                            + TAKE_SEVERAL
+                            + ".");
         }
         return several(Map.of()).get(0);
     }

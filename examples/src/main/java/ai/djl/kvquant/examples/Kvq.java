@@ -66,8 +66,8 @@ public final class Kvq implements Runnable {
                             + " kvquant4, kvquant3, kvquant2, svdq2.25, svdq1.25 or a pair K/V,"
                             + " with own options as NAME:kv_x=y (default: int2 for generate, chat"
                             + " and calibrate; auto and int2 for perplexity; fp16 and int2 for"
-                            + " bench; all for eval and info); perplexity, eval, bench, calibrate"
-                            + " and info take several")
+                            + " bench; all for eval and info); "
+                            + CacheArguments.TAKE_SEVERAL)
     List<String> cacheDtypes = new ArrayList<>();
 
     @Option(
