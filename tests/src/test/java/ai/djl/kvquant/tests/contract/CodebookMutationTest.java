@@ -27,7 +27,7 @@ class CodebookMutationTest {
     void theDefinitionItselfPasses() {
         try (Scenario scenario = scenario()) {
             assertEquals(0, new StoredTokens(scenario).problems().size());
-            assertTrue(error(scenario, new Oracle(scenario.state)) < 1);
+            assertTrue(scenario.error(new Oracle(scenario.state)) < 1);
         }
     }
 
@@ -66,14 +66,14 @@ class CodebookMutationTest {
             Codebook keys = scenario.layer.keys().codebook();
             Side same = Side.codebook(keys.withLevels(keys.levels(), keys.levels()));
             Oracle oracle = new Oracle(scenario.state, scenario.layer.withKeys(same));
-            assertTrue(error(scenario, oracle) > 50);
+            assertTrue(scenario.error(oracle) > 50);
         }
     }
 
     @Test
     void withoutOutliersFails() {
         try (Scenario scenario = scenario()) {
-            assertTrue(error(scenario, new WithoutOutliers(scenario.state)) > 50);
+            assertTrue(scenario.error(new WithoutOutliers(scenario.state)) > 50);
         }
     }
 
@@ -104,18 +104,5 @@ class CodebookMutationTest {
 
     private static Scenario scenario() {
         return new Scenario(Case.sample(Method.KVQUANT2, LENGTH, Case.SinkPlace.SCATTERED, 0));
-    }
-
-    /** The largest relative error of a head as a multiple of the tolerance. */
-    private static double error(Scenario scenario, Oracle oracle) {
-        int n = scenario.layer.headDim();
-        Oracle.Attention expected = oracle.attend(0, LENGTH + 1, scenario.decoded, 0);
-        float[] actual = scenario.state.attend(scenario.decoded);
-        double largest = 0;
-        for (int h = 0; h < scenario.layer.heads(); ++h) {
-            double error = Tolerance.relativeError(expected.output(), actual, h * n, h * n, n);
-            largest = Math.max(largest, error / Tolerance.ofHead(expected, h * n, n));
-        }
-        return largest;
     }
 }

@@ -82,6 +82,21 @@ final class Scenario implements AutoCloseable {
         return concat(inputs.rows(0, begin, shared), inputs.rows(b, shared, end));
     }
 
+    /**
+     * The largest relative error of a head of the first sequence's attention as a multiple of the tolerance.
+     */
+    double error(Oracle oracle) {
+        int n = layer.headDim();
+        Oracle.Attention expected = oracle.attend(0, point.lengths()[0] + 1, decoded, 0);
+        float[] actual = state.attend(decoded);
+        double largest = 0;
+        for (int h = 0; h < layer.heads(); ++h) {
+            double error = Tolerance.relativeError(expected.output(), actual, h * n, h * n, n);
+            largest = Math.max(largest, error / Tolerance.ofHead(expected, h * n, n));
+        }
+        return largest;
+    }
+
     static float[] concat(float[]... parts) {
         float[] all = new float[Arrays.stream(parts).mapToInt(p -> p.length).sum()];
         int offset = 0;

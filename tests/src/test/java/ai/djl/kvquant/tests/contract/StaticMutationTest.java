@@ -39,7 +39,7 @@ class StaticMutationTest {
     void theDefinitionsThemselvesPass(Method method) {
         try (Scenario scenario = scenario(method)) {
             assertEquals(0, new StoredTokens(scenario).problems().size());
-            assertTrue(error(scenario, new Oracle(scenario.state)) < 1);
+            assertTrue(scenario.error(new Oracle(scenario.state)) < 1);
         }
     }
 
@@ -66,14 +66,14 @@ class StaticMutationTest {
             Layer layer = scenario.layer.withKeys(keys.withCodes(mutant.apply(keys.codes())));
             StoredTokens stored = new StoredTokens(scenario, layer);
             assertTrue(stored.problems().size() > stored.checked() / 2);
-            assertTrue(error(scenario, new Oracle(scenario.state, layer)) > 50);
+            assertTrue(scenario.error(new Oracle(scenario.state, layer)) > 50);
         }
     }
 
     @Test
     void aMeanThatIsNotTurnedFails() {
         try (Scenario scenario = scenario(Method.INT_NORM8)) {
-            assertTrue(error(scenario, new StillMean(scenario.state)) > 50);
+            assertTrue(scenario.error(new StillMean(scenario.state)) > 50);
         }
     }
 
@@ -88,7 +88,7 @@ class StaticMutationTest {
         StaticCodes codes = layer.keys().codes().withWaves(Waves.table(frequencies, 16));
         Layer wrong = layer.withKeys(layer.keys().withCodes(codes));
         try (Scenario scenario = new Scenario(point, wrong, rope, Integer.MAX_VALUE)) {
-            assertTrue(error(scenario, new Oracle(scenario.state)) > 50);
+            assertTrue(scenario.error(new Oracle(scenario.state)) > 50);
         }
     }
 
@@ -134,7 +134,7 @@ class StaticMutationTest {
             Layer layer = scenario.layer.withValues(scenario.layer.values().withLevels(levels));
             StoredTokens stored = new StoredTokens(scenario, layer);
             assertTrue(stored.problems().size() > stored.checked() / 10);
-            assertTrue(error(scenario, new Oracle(scenario.state, layer)) > 10);
+            assertTrue(scenario.error(new Oracle(scenario.state, layer)) > 10);
         }
     }
 
@@ -153,19 +153,6 @@ class StaticMutationTest {
 
     private static Scenario scenario(Method method) {
         return new Scenario(point(method));
-    }
-
-    /** The largest relative error of a head as a multiple of the tolerance. */
-    private static double error(Scenario scenario, Oracle oracle) {
-        int n = scenario.layer.headDim();
-        Oracle.Attention expected = oracle.attend(0, LENGTH + 1, scenario.decoded, 0);
-        float[] actual = scenario.state.attend(scenario.decoded);
-        double largest = 0;
-        for (int h = 0; h < scenario.layer.heads(); ++h) {
-            double error = Tolerance.relativeError(expected.output(), actual, h * n, h * n, n);
-            largest = Math.max(largest, error / Tolerance.ofHead(expected, h * n, n));
-        }
-        return largest;
     }
 
     private static StaticCodes withoutMean(StaticCodes codes) {
