@@ -6,9 +6,7 @@
 // multiply them with tokens, which are halves and lie in such an order that a lane gets all those of a tile of a place:
 // nothing is exchanged.
 //
-// Where a sum is so near to a border between codes that the portable operator, whose sums are rounded, might have the
-// other code, it is done again with its additions in its order, when a warp has several such codes or no page is left:
-// each lane has some products of one, and a lane adds those of one. Their codes have been stored: bits are flipped.
+// Codes near a border are done again (latent_doubts.cuh), when a warp has several such codes or no page is left.
 //
 // An H100, 8192 tokens of 8 kv heads: 41 us, 38 % of the speed of a copy; 64 us in one kernel with values, a warp for
 // all places of a tile, and five or six codes of a tile done again, where no more than the lengths of rows and tokens
@@ -19,6 +17,7 @@
 #include "append_values.cuh"
 #include "codes.cuh"
 #include "kernels.h"
+#include "latent_doubts.cuh"
 #include "latent_rows.h"
 #include "launch.cuh"
 
@@ -26,22 +25,12 @@ namespace kvquant::cuda {
 namespace {
 
 constexpr int kDim = kRowDim, kMostWarps = kWidthRuns / 2;
-/// Codes that are done again at a time: as many as leave room for 16 runs where a block has 99 KB.
-constexpr int kAgain = 6;
 constexpr int kKnownUnits = 32;  // units whose tokens are known ahead
-constexpr int kProductStride = kDim + 4;
 
-/// A code to be done again.
-struct Doubt {
-  const uint8_t* token;  // its keys; those of the window are apart
-  uint8_t* field;        // codes of the place and tile
-  uint32_t what;         // place + token of the tile 2^8 + what it was taken for 2^16 + 2^24, if it comes of the window
-};
-/// A warp's.
-struct alignas(16) Doubts {
+/// A warp's part of shared memory.
+struct alignas(16) Own {
   uint4 low[kRowSteps * kWarp];  // of the basis
-  float products[kAgain][kProductStride];
-  Doubt list[kAgain - 1 + kWarp];
+  Doubts doubts;
 };
 /// A page's tokens that are coded, and the page.
 struct Unit {
@@ -132,71 +121,6 @@ __device__ __forceinline__ void find_squares(const __half* rows, const TokenRun&
   if (g == 2 * c) squares[c][part] = __uint_as_float(most);
 }
 
-/// Four channels of a doubtful token, of the window or of another type.
-__device__ __noinline__ uint2 load_four(ElementType type, const Doubt& doubt, int lane) {
-  if (doubt.what >> 24 == 0) return four_halves(type, doubt.token, lane * 4);
-  const auto* from = reinterpret_cast<const uint16_t*>(doubt.token) + lane * 4 * kExactTokens;
-  return make_uint2(from[0] | static_cast<uint32_t>(from[kExactTokens]) << 16,
-                    from[2 * kExactTokens] | static_cast<uint32_t>(from[3 * kExactTokens]) << 16);
-}
-
-/// Does n codes again.
-__device__ __forceinline__ void code_again(const CacheView& cache, const NewRows& rows, int kv_head, Doubts& own,
-                                           int begin, int n) {
-  const int lane = threadIdx.x % kWarp;
-  const float* basis = cache.keys.basis + static_cast<int64_t>(kv_head) * kDim * kDim + lane * 4;
-  float4 mean = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  if (cache.keys.mean != nullptr) {
-    const float* means = cache.keys.mean + kv_head * kDim + lane * 4;
-    mean = make_float4(means[0], means[1], means[2], means[3]);
-  }
-  float4 row[kAgain];
-  uint2 four[kAgain];
-#pragma unroll
-  for (int i = 0; i < kAgain; ++i) {
-    const Doubt& doubt = own.list[begin + min(i, n - 1)];
-    row[i] = __ldg(reinterpret_cast<const float4*>(basis + (doubt.what & 127u) * kDim));
-    if (rows.tokens.type == ElementType::kFloat16 && doubt.what >> 24 == 0) {
-      four[i] = __ldg(reinterpret_cast<const uint2*>(doubt.token) + lane);
-    } else {
-      four[i] = load_four(rows.tokens.type, doubt, lane);
-    }
-  }
-  const Doubt doubt = own.list[begin + min(lane, n - 1)];
-  const int place = static_cast<int>(doubt.what & 127u), bits = cache.keys.width[place / kRunPlaces];
-  const float* range = cache.keys.steps + 2 * (kv_head * kDim + place);
-  const float start = range[0], step = range[1];
-#pragma unroll
-  for (int i = 0; i < kAgain; ++i) {
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four[i].x));
-    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&four[i].y));
-    // Less a mean of zero it is what it was.
-    *reinterpret_cast<float4*>(own.products[i] + lane * 4) =
-        make_float4(__fmul_rn(row[i].x, __fsub_rn(low.x, mean.x)), __fmul_rn(row[i].y, __fsub_rn(low.y, mean.y)),
-                    __fmul_rn(row[i].z, __fsub_rn(high.x, mean.z)), __fmul_rn(row[i].w, __fsub_rn(high.y, mean.w)));
-  }
-  __syncwarp();
-  if (lane < n) {
-    const auto* products = reinterpret_cast<const float4*>(own.products[lane]);
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int i = 0; i < kDim / 4; ++i) {
-      const float4 four = products[i];
-      sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
-    }
-    const auto code = static_cast<uint32_t>(static_code(sum, start, step, 1.0f / step, bits));
-    const uint32_t change = code ^ (doubt.what >> 16 & 255u);
-    const uintptr_t field = reinterpret_cast<uintptr_t>(doubt.field);
-    const int at = static_cast<int>(field % 4) * 8 + static_cast<int>(doubt.what >> 8 & 15u) * bits;
-    auto* words = reinterpret_cast<unsigned*>(field / 4 * 4) + at / 32;
-    if (change != 0) {  // others may change bits of the same words
-      atomicXor(words, change << at % 32);
-      if (at % 32 + bits > 32) atomicXor(words + 1, change >> (32 - at % 32));
-    }
-  }
-  __syncwarp();
-}
-
 /// Stores a tile's codes of a place, four in a word; of tokens outside [first, last) they stay.
 __device__ __forceinline__ void put_tile(const uint32_t (&words)[4], int bits, int first, int last, uint8_t* field) {
   if (first >= last) return;
@@ -245,7 +169,7 @@ struct Pair {
   RowScale scale[2];
 };
 
-__device__ __forceinline__ void load_pair(const uint8_t* from, int lane, Doubts& own, Pair& pair) {
+__device__ __forceinline__ void load_pair(const uint8_t* from, int lane, Own& own, Pair& pair) {
   const auto* fragments = reinterpret_cast<const uint4*>(from) + lane;
 #pragma unroll
   for (int i = 0; i < kRowSteps; ++i) {
@@ -378,7 +302,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 2)
   release_next_kernel();
   auto& block = *reinterpret_cast<Block*>(memory);
   const int kv_head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  auto& own = reinterpret_cast<Doubts*>(memory + sizeof(Block))[warp];
+  auto& own = reinterpret_cast<Own*>(memory + sizeof(Block))[warp];
   const int step = static_cast<int>(gridDim.x);
   Pair pair;
   load_pair(basis + (kv_head * blocks.pairs + warp) * kRowPairBytes, lane, own, pair);
@@ -425,12 +349,12 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 2)
     for (;;) {
       const unsigned lanes = __ballot_sync(0xffffffffu, coded.open != 0);
       if (lanes != 0 && doubts < kAgain) {
-        doubts = add_doubts(cache, rows, unit, kv_head, blocks, coded, lanes, own, doubts);
+        doubts = add_doubts(cache, rows, unit, kv_head, blocks, coded, lanes, own.doubts, doubts);
       }
       if (doubts >= (lanes == 0 && (refilled || n + 1 == count) ? 1 : kAgain)) {
         const int again = min(doubts, kAgain);
         doubts -= again;
-        code_again(cache, rows, kv_head, own, doubts, again);
+        code_again(cache, rows, kv_head, own.doubts, doubts, again);
       } else if (lanes == 0) {
         break;
       }
@@ -477,7 +401,7 @@ void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaSt
   blocks.units = tokens.count / kPageTokens + 2 * cache.batch;
   const dim3 grid(static_cast<unsigned>(std::min(blocks.units, std::max(1, kBlocks / cache.kv_heads))),
                   static_cast<unsigned>(cache.kv_heads));
-  const size_t bytes = sizeof(Block) + static_cast<size_t>(blocks.pairs) * sizeof(Doubts);
+  const size_t bytes = sizeof(Block) + static_cast<size_t>(blocks.pairs) * sizeof(Own);
   launch("append", append_latent_tiles_kernel, {grid, static_cast<unsigned>(blocks.pairs * kWarp), bytes, stream},
          cache, NewRows{tokens}, blocks, latent_rows(cache));
   append_values(cache, tokens, stream);
