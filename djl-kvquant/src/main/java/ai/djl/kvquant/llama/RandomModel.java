@@ -3,7 +3,6 @@ package ai.djl.kvquant.llama;
 
 import ai.djl.MalformedModelException;
 import java.util.Arrays;
-import java.util.Locale;
 import java.util.stream.Collectors;
 
 /**
@@ -12,13 +11,15 @@ import java.util.stream.Collectors;
  */
 public enum RandomModel {
     /** LLaMA-2 7B. */
-    LLAMA_2_7B("float16", 4096, 11008, 32, 32, 32, 32000, 10000, false),
+    LLAMA_2_7B("llama-2-7b", "float16", 4096, 11008, 32, 32, 32, 32000, 10000, false),
     /** LLaMA-2 13B. */
-    LLAMA_2_13B("float16", 5120, 13824, 40, 40, 40, 32000, 10000, false),
+    LLAMA_2_13B("llama-2-13b", "float16", 5120, 13824, 40, 40, 40, 32000, 10000, false),
     /** Llama 3 8B. */
-    LLAMA_3_8B("bfloat16", 4096, 14336, 32, 32, 8, 128256, 500000, false),
+    LLAMA_3_8B("llama-3-8b", "bfloat16", 4096, 14336, 32, 32, 8, 128256, 500000, false),
+    /** Llama 3.2 1B. */
+    LLAMA_3_2_1B("llama-3.2-1b", "bfloat16", 2048, 8192, 16, 32, 8, 128256, 500000, true),
     /** SmolLM2 135M. */
-    SMOLLM2_135M("bfloat16", 576, 1536, 30, 9, 3, 49152, 100000, true);
+    SMOLLM2_135M("smollm2-135m", "bfloat16", 576, 1536, 30, 9, 3, 49152, 100000, true);
 
     /** What names of such models begin with. */
     public static final String PREFIX = "random:";
@@ -26,9 +27,11 @@ public enum RandomModel {
     /** Longer than what fits: their context is a matter of memory alone. */
     private static final int CONTEXT = 1 << 22;
 
+    private final String name;
     private final String json;
 
     RandomModel(
+            String name,
             String dtype,
             int hidden,
             int inner,
@@ -38,6 +41,7 @@ public enum RandomModel {
             int vocabulary,
             int theta,
             boolean tied) {
+        this.name = name;
         json =
                 """
                 {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -113,6 +117,6 @@ public enum RandomModel {
      */
     @Override
     public String toString() {
-        return PREFIX + name().toLowerCase(Locale.ROOT).replace('_', '-');
+        return PREFIX + name;
     }
 }

@@ -52,8 +52,8 @@ public final class Kvq implements Runnable {
             description =
                     "HuggingFace directory: config.json, *.safetensors, tokenizer.json (default:"
                             + " SmolLM2-135M-Instruct, fetched on first use); for bench and info also"
-                            + " random:llama-2-7b, random:llama-2-13b, random:llama-3-8b and"
-                            + " random:smollm2-135m, shapes with random weights")
+                            + " random:llama-2-7b, random:llama-2-13b, random:llama-3-8b,"
+                            + " random:llama-3.2-1b and random:smollm2-135m, shapes with random weights")
     String model;
 
     @Option(

@@ -142,7 +142,7 @@ class KvqTest {
                         + " there is one), cpu, gpu, gpu:N.",
                 "bench --model random:llama|kvq: There is no model random:llama; allowed:"
                         + " random:llama-2-7b, random:llama-2-13b, random:llama-3-8b,"
-                        + " random:smollm2-135m.",
+                        + " random:llama-3.2-1b, random:smollm2-135m.",
                 "perplexity --text /no/such|kvq: There is no file /no/such.",
                 "eval --text /no/such|kvq: There is no file /no/such.",
                 "calibrate --text src|kvq: --text src is a directory; name a text file.",
