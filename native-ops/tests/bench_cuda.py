@@ -16,7 +16,8 @@ import time
 
 import torch
 
-from cuda_cache import SCHEDULES, Cache, Layer
+import cuda_formats
+from cuda_cache import Cache, Layer
 from cuda_formats import SVDQ, Codebook, Latent, Rotated
 
 OPS = torch.ops.kvquant
@@ -41,10 +42,7 @@ for svdq, keys in SVDQ.items():
     FORMATS[f"{svdq} sparse"] = {**FORMATS[svdq], "sparse": 1024}
 FORMATS.update({f"rotatekv{bits}": {"keys": Rotated(bits, 4, 128), "values": Rotated(bits, 1, 128), "window": 0, "sinks": 0}
                 for bits in (3, 4)})
-FORMATS["int3"] = {"schedule": "three", "values": 3}
-FORMATS["int4"] = {"schedule": "four", "values": 4}
-FORMATS["int8"] = {"schedule": "eight", "values": 8}
-FORMATS["latent4"] = {"keys": Latent(widths=SCHEDULES["four"]), "values": 4}
+FORMATS.update({name: cuda_formats.FORMATS[name] for name in ("int3", "int4", "int8", "latent4")})
 FORMATS["int2 sparse"] = {"sparse": 1024}
 L2_BYTES = 64 << 20
 

@@ -17,7 +17,9 @@ LEVELS = {bits: [float(np.float32(step) * np.float32(i + 0.5)) for i in range(1 
 # Widths of runs of channels; the first two are typical of int2.
 SCHEDULES = {"wide": [8, 4, 4, 4, 4, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0], "flat": [4] * 3 + [2] * 7 + [1] * 6,
              "odd": [2, 3, 8, 1, 0, 4, 3, 3, 1, 2, 2, 8, 0, 1, 1, 3], "eight": [8] * 16,
-             "four": [8] * 3 + [4] * 8 + [2] * 4 + [0], "three": [8] * 2 + [4] * 5 + [2] * 6 + [0] * 3, "two": [2] * 16}
+             "four": [8] * 3 + [4] * 8 + [2] * 4 + [0], "three": [8] * 2 + [4] * 5 + [2] * 6 + [0] * 3, "two": [2] * 16,
+             "few": [4] * 3 + [2] * 8 + [0] * 5, "one": [4] + [0] * 15, "none": [0] * 16,
+             "by ones": [8, 4, 3, 2, 1] + [0] * 11, "unaligned": [8] + [1] * 15}
 
 
 def rope_table(frequencies, positions):

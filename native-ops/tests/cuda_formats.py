@@ -1,11 +1,13 @@
 # Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE.
-"""Sides of a layer in the formats beside int2 and fp16, for tests of the operators: each packs its parameters.
+"""Formats for tests of the operators: options of a layer, and the sides beside int and fp16, which pack parameters.
 
-Called with the packer, a random generator and the layer, whose spread and mean describe its keys; returns the side.
+A side is called with the packer, a random generator and the layer, whose spread and mean describe its keys.
 """
 import dataclasses
 
 import numpy as np
+
+from cuda_cache import SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,18 @@ SVDQ = {name: Latent(whole_layer=True, widths=widths + (0,) * (16 - len(widths))
         for name, widths in (("svdq2.25", (8, 8, 4, 4, 4, 4, 2, 2)), ("svdq1.25", (4, 4, 4, 4, 2, 2)))}
 KVQUANT_VALUES = {bits: Codebook(bits, keys=False) for bits in (2, 3, 4)}
 FORMATS = {
+    "int2": {}, "int2 flat": {"schedule": "flat"}, "int2 odd widths": {"schedule": "odd"},
+    "int8": {"schedule": "eight", "values": 8}, "int3/4": {"schedule": "odd", "values": 4},
+    "int4": {"schedule": "four", "values": 4}, "int3": {"schedule": "three", "values": 3},
+    "int2, uneven levels": {"levels": [0.4528, 1.5104]},
+    "int3/4, uneven levels": {"schedule": "odd", "values": 4, "levels": [0.13, 0.39, 0.66, 0.94, 1.26, 1.62, 2.07, 2.73]},
+    "int2, no window": {"window": 0, "sinks": 0},
+    "int2, base 10000": {"base": 1e4}, "int2, base 300": {"base": 300.0},
+    "int2, natural order": {"order": False, "noise": False, "schedule": "two"},
+    "int2, 20 sinks": {"sinks": 20, "window": 32}, "int2/3": {"values": 3},
+    "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0},
+    "fp16 with window": {"keys": "fp16", "values": 16}, "fp32": {"keys": "fp32", "values": 32, "window": 0, "sinks": 0},
+    "int2/fp16": {"values": 16}, "fp16/int2": {"keys": "fp16", "window": 32},
     "rotatekv2": {"keys": Rotated(heads=4), "values": Rotated(clip=0.8)},
     "rotatekv3, grouped order": {"keys": Rotated(3, 2, 128, order=True), "values": Rotated(3, clip=1.0)},
     "rotatekv4, float zero": {"keys": Rotated(4, 1, 64, 1.0, True, True), "values": Rotated(4, float_zero=True)},
@@ -97,7 +111,7 @@ FORMATS = {
     "rotatekv8/fp16": {"keys": Rotated(8, 3, 32), "values": 16, "window": 0},
     "rotatekv2, massive sinks": {"keys": Rotated(heads=2, order=True), "values": Rotated(), "sinks": 24, "massive": True},
     "int2, massive sinks": {"sinks": 20, "massive": True},
-    "latent2": {"keys": Latent()},
+    "latent2": {"keys": Latent()}, "latent4": {"keys": Latent(SCHEDULES["four"]), "values": 4},
     "latent in an order": {"keys": Latent(basis=False), "window": 32},
     "svdq": {"keys": Latent(whole_layer=True, widths=(8, 4, 4, 2, 2, 2) + (0,) * 10)},
     "latent2/kvquant2": {"keys": Latent(), "values": KVQUANT_VALUES[2]},
