@@ -2,15 +2,17 @@
 // Decode attention over any format in codes or fp16, head_dim 64 and 128: what serves formats and sizes that have no
 // kernel of their own, with all tokens or those of chosen pages. A block takes a part of a sequence for a kv head. A
 // warp reads 16 tokens at a time into registers as FP32 (side_tile.cuh), turns keys, and hands them as halves to the
-// products of fp16_tile.cuh. Exact tokens are tiles like others; their values are rotated as those in codes are, and
-// the sum is rotated back.
+// products of fp16_tile.cuh; meanwhile codes of its next tokens come to L1. Exact tokens are tiles like others; their
+// values are rotated as those in codes are, and the sum is rotated back.
 //
-// Measured on an H100 at batch 8, 32 query and 8 kv heads, 16384 tokens, us a launch (torch's best fp16 attention 181
-// with head_dim 128, 92 with 64): rotatekv4 903, rotatekv3 878, int2 with massive sinks 612, fp16 with a window 382;
-// with head_dim 64 rotatekv4 323, kvquant2 321, latent2 286, int4 with massive sinks 264. attend_plain.cu, a token of
-// one query head at a time, takes some 4300 for int2 there. Each head reading the keys of its group of heads itself:
-// rotatekv4 1281. What limits it is the time that instructions take to return, with 12 or 16 warps a multiprocessor;
-// more of them spill registers (16 instead of 12 with head_dim 128: 5 % slower, 20 instead of 16 with 64: 2 to 15 %).
+// Measured on an H100 at batch 8, 32 query and 8 kv heads, 16384 tokens, us a launch (torch's best fp16 attention 180
+// with head_dim 128, 93 with 64): int2 with massive sinks 393, fp16 with a window 280; with head_dim 64 kvquant2 231,
+// latent2 203, latent4 207, int4 with massive sinks 176. Before lanes held both channels of a pair of RoPE, the angle
+// of a page was loaded once, widths were known to the compiler, levels lay in shared memory and codes were fetched
+// ahead: 612, 380; 317, 292, 298, 266. attend_plain.cu, a token of one query head at a time, takes some 4300 for int2
+// there. What limits it is the time that instructions take to return, with 12 or 16 warps a multiprocessor; before
+// those steps more of them spilled registers (16 instead of 12 with head_dim 128: 5 % slower, 20 instead of 16 with 64:
+// 2 to 15 %).
 #include "exact_part.cuh"
 #include "kernels.h"
 #include "launch.cuh"
@@ -25,6 +27,9 @@ constexpr int kWarps = 4;
 template <int D>
 constexpr int kBlocks = D == 64 ? 4 : 3;
 
+/// Levels of a side at most.
+constexpr int kLevels = 256;
+
 /// Shared memory of a block, in bytes; a basis and sinks follow.
 template <int D>
 struct Shared {
@@ -32,7 +37,8 @@ struct Shared {
   static_assert(kHeads * kMergeStride<D> * 4 <= kScratch && Fp16Tile<D>::kBytes <= kScratch, "both fit");
   static constexpr int kAngles = kWarps * kScratch;
   static constexpr int kBias = kAngles + kPageTokens * D / 2 * 8;  // [kv heads of a block][8]
-  static constexpr int kMerge = kBias + kWarps * kHeads * 4;
+  static constexpr int kSideLevels = kBias + kWarps * kHeads * 4;
+  static constexpr int kMerge = kSideLevels + 2 * kLevels * 4;
   static constexpr int kBasis = (kMerge + static_cast<int>(sizeof(MergeScratch<kWarps>)) + 127) / 128 * 128;
   static constexpr int kBasisBytes = D * kBasisStride<D> * 2;
 };
@@ -102,22 +108,21 @@ struct TokenTiles {
       counts = found.position >= quantized && found.position < length;
     }
     const bool may_be_sink = found.coded || unit >= coded + cache.sink_pages;
-    const uint32_t others = may_be_sink ? ~sinks_from(found.position - slot) : ~0u;
+    const uint32_t others = may_be_sink ? ~tokens_among(cache.sink_pages * kExactTokens, found.position - slot, lane,
+                                                        [this](int i) { return sinks[i]; })
+                                        : ~0u;
     found.valid = __ballot_sync(0xffffffffu, counts) & others & 0xffffu;
     return found;
   }
-
- private:
-  /// Which of 16 tokens are sinks, a bit each.
-  __device__ uint32_t sinks_from(int first) const {
-    uint32_t found = 0;
-    for (int i = lane; i < cache.sink_pages * kExactTokens; i += kWarp) {
-      const int at = sinks[i] - first;
-      if (sinks[i] >= 0 && at >= 0 && at < kTileTokens) found |= 1u << at;
-    }
-    return cache.sink_pages == 0 ? 0 : __reduce_or_sync(0xffffffffu, found);
-  }
 };
+
+/// Fetches a side of 16 tokens of a head to L1 without waiting: codes, not what scales them.
+template <int D>
+__device__ __forceinline__ void fetch(const SideView& side, const TokenTile& tokens, int kv_head, int64_t exact,
+                                      int lane) {
+  const uint8_t* from = tokens.page + (tokens.coded ? side.tile(kv_head, tokens.tile) : exact);
+  if (lane * 128 < (tokens.coded ? side.tile_bytes : D * 2 * kExactTokens)) prefetch(from + lane * 128);
+}
 
 /// Sinks of a sequence, in shared memory.
 __device__ void list_sinks(const CacheView& cache, int b, int32_t* sinks) {
@@ -127,6 +132,13 @@ __device__ void list_sinks(const CacheView& cache, int b, int32_t* sinks) {
     const int token = header->tokens[i % kExactTokens];
     sinks[i] = token < length ? token : -1;
   }
+}
+
+/// What codes of a side stand for, in shared memory.
+__device__ void list_levels(const SideView& side, float* levels) {
+  const bool has = side.format == Format::kNorm || side.format == Format::kCodebook;
+  const float* from = side_levels(side);
+  for (int i = threadIdx.x; i < 1 << side.bits && has; i += blockDim.x) levels[i] = from[i];
 }
 
 /// What scores of coded keys lack, by query head; queries: as turn_queries leaves them.
@@ -181,11 +193,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<D>)
   auto* scratch = reinterpret_cast<float*>(halves);
   auto* angles = reinterpret_cast<float2*>(shared + Layout::kAngles);
   auto* bias = reinterpret_cast<float*>(shared + Layout::kBias);
+  auto* levels = reinterpret_cast<float*>(shared + Layout::kSideLevels);
   auto& merge = *reinterpret_cast<MergeScratch<kWarps>*>(shared + Layout::kMerge);
   auto* basis = reinterpret_cast<__half*>(shared + Layout::kBasis);
   auto* sinks = reinterpret_cast<int32_t*>(shared + sinks_at);
 
   list_sinks(cache, heads.b, sinks);
+  list_levels(cache.keys, levels);
+  list_levels(cache.values, levels + kLevels);
   fill_page_angles<D>(cache, angles);
   if (cache.keys.basis_heads != 0) fill_basis<D>(cache.keys, heads.kv_head, basis);
   // Queries lie in the scratch of the first warp of their team.
@@ -205,14 +220,19 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<D>)
   const int end = static_cast<int>(static_cast<int64_t>(tiles.count) * (heads.part + 1) / p.parts);
   Softmax softmax;
   float sums[Tile::kBlocks][4] = {};
+  TokenTile next = {};
+  if (begin < end) next = tiles[min(begin + team.place, end - 1)];
 #pragma unroll 1
   for (int first = begin; first < end; first += size) {  // the same for all warps, which meet to mix keys
-    const TokenTile own = tiles[min(first + team.place, end - 1)];
+    const TokenTile own = next;
+    next = tiles[min(first + size + team.place, end - 1)];
+    fetch<D>(cache.keys, next, heads.kv_head, cache.exact_key(heads.kv_head, 0), lane);
+    fetch<D>(cache.values, next, heads.kv_head, cache.exact_value(heads.kv_head, 0), lane);
     const uint32_t valid = first + team.place < end ? own.valid : 0;
     float scores[4] = {};
     {
       float k[n][kTileTokens] = {};
-      const SideTile<D> side{cache.keys, own.page, own.tile, lane};
+      const SideTile<D> side{cache.keys, own.page, own.tile, lane, levels};
       if (own.coded) side.add(heads.kv_head, 1.0f, scratch, k);
       mix_teams<D>(cache, team, side, scratch, k);
       if (valid == 0) continue;
@@ -222,7 +242,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<D>)
         scores[1] = scores[3] = bias[2 * (lane % 4) + 1];
       } else {
         read_exact_tile<D>(own.page + cache.exact_key(heads.kv_head, 0), lane, k);
-        turn_tokens<D>(cache, angles, own.position, nullptr, lane, k);
+        turn_tokens<D, false>(cache, angles, own.position, lane, k);
       }
       put_halves<D>(k, lane, halves);
     }
@@ -230,7 +250,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<D>)
     Tile::weigh(softmax, sums, scores, valid, lane);
     float v[n][kTileTokens] = {};
     if (own.coded) {
-      SideTile<D>{cache.values, own.page, own.tile, lane}.add(heads.kv_head, 1.0f, scratch, v);
+      SideTile<D>{cache.values, own.page, own.tile, lane, levels + kLevels}.add(heads.kv_head, 1.0f, scratch, v);
     } else {
       read_exact_tile<D>(own.page + cache.exact_value(heads.kv_head, 0), lane, v);
       if (cache.values.rotated) transform_tokens(v, lane);

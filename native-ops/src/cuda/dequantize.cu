@@ -76,24 +76,17 @@ struct TileRows {
 #pragma unroll
     for (int t = 0; t < kTileTokens; ++t) {
       if (!wanted(first + t) || first + t >= end) continue;
-      float token[n];
+      const int64_t row = static_cast<int64_t>(kv_head) * (rows.end - rows.begin) + first + t - rows.begin;
 #pragma unroll
-      for (int i = 0; i < n; ++i) token[i] = x[i][t];
-      store(to, first + t, token);
+      for (int half = 0; half < n; half += n / 2) {
+        float token[n / 2];
+#pragma unroll
+        for (int i = 0; i < n / 2; ++i) token[i] = x[half + i][t];
+        store_channels<n / 2, Element>(to, row * D + channel_of<D>(lane, half), token);
+      }
     }
   }
 };
-
-/// Whether a token is a sink: a bit for each of 16.
-__device__ __forceinline__ uint32_t sinks_among(const CacheView& cache, int b, int first, int lane) {
-  uint32_t found = 0;
-  for (int i = lane; i < cache.sink_pages * kExactTokens; i += kWarp) {
-    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, i / kExactTokens));
-    const int at = header->tokens[i % kExactTokens] - first;
-    if (at >= 0 && at < kTileTokens) found |= 1u << at;
-  }
-  return __reduce_or_sync(0xffffffffu, found);
-}
 
 /// A warp takes a tile of a head. Tokens that are kept exactly come over those in codes.
 template <int D, class Element>
@@ -113,7 +106,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
   const int quantized = cache.quantized(b, cache.length(b));
   if (first < quantized) {
     const uint8_t* codes = cache.page(b, page);
-    const SideTile<D> keys{cache.keys, codes, tile, lane};
+    const SideTile<D> keys{cache.keys, codes, tile, lane, side_levels(cache.keys)};
     const int heads = max(1, cache.keys.rotation_heads), own = kv_head % heads;
     float x[n][kTileTokens] = {};
 #pragma unroll 1
@@ -127,11 +120,14 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
 #pragma unroll
       for (int i = 0; i < n; ++i) x[i][t] = 0.0f;
     }
-    SideTile<D>{cache.values, codes, tile, lane}.add(kv_head, 1.0f, scratch, x);
+    SideTile<D>{cache.values, codes, tile, lane, side_levels(cache.values)}.add(kv_head, 1.0f, scratch, x);
     if (cache.values.rotated) transform_tokens(x, lane);
     out.store(rows.v, quantized, x);
   }
-  const uint32_t sinks = sinks_among(cache, b, first, lane);
+  const uint32_t sinks = tokens_among(cache.sink_pages * kExactTokens, first, lane, [&](int i) {
+    const auto* header = reinterpret_cast<const ExactHeader*>(cache.sink_page(b, i / kExactTokens));
+    return header->tokens[i % kExactTokens];
+  });
 #pragma unroll 1
   for (int t = 0; t < kTileTokens; ++t) {
     const int token = first + t;

@@ -1,36 +1,86 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // 16 tokens of a head as attention sees them, read by a warp, of any format in codes or fp16: token_reader.cuh for a
-// tile at a time. Lane l holds channels (or places) l n .. l n + n - 1 of all tokens; x[i][t]: of channel i, token t.
+// tile at a time. Lane l holds n / 2 channels (or places) from l n / 2 on of all tokens, and those D / 2 behind them,
+// which RoPE pairs with them; x[i][t]: of channel_of(l, i), token t.
 #pragma once
 #include "fp16_tile.cuh"
 #include "token_reader.cuh"
 
 namespace kvquant::cuda {
 
-/// The codes of a channel's 16 tokens, one after the other; words: for 4 bits at most 2, for 8 bits 4.
-template <int words>
+/// The codes of a channel's 16 tokens.
+template <int bits>
 struct CodeRow {
-  uint32_t rest[words] = {};
-  int bits;
+  uint32_t words[(bits + 1) / 2];
 
-  __device__ __forceinline__ CodeRow(const uint8_t* field, int bits) : bits(bits) {
-    const auto* from = reinterpret_cast<const uint16_t*>(field);
+  __device__ __forceinline__ explicit CodeRow(const uint8_t* field) {
+    if constexpr (bits == 3) {
+      const auto at = reinterpret_cast<uintptr_t>(field);
+      const auto* from = reinterpret_cast<const uint32_t*>(at & ~uintptr_t{3});
+      const uint32_t low = from[0], high = from[1], shift = static_cast<uint32_t>(at & 2) * 8;
+      words[0] = __funnelshift_r(low, high, shift);
+      words[1] = high >> shift;
+    } else if constexpr (bits == 2) {
+      words[0] = *reinterpret_cast<const uint32_t*>(field);
+    } else {
 #pragma unroll
-    for (int i = 0; i < 2 * words; ++i) {
-      if (i < bits) rest[i / 2] |= static_cast<uint32_t>(from[i]) << (i % 2 * 16);
+      for (int i = 0; i < bits / 4; ++i) {
+        const uint2 two = reinterpret_cast<const uint2*>(field)[i];
+        words[2 * i] = two.x;
+        words[2 * i + 1] = two.y;
+      }
     }
   }
 
-  __device__ __forceinline__ uint32_t next() {
-    const uint32_t code = rest[0] & ((1u << bits) - 1u);
-#pragma unroll
-    for (int i = 0; i + 1 < words; ++i) rest[i] = __funnelshift_r(rest[i], rest[i + 1], bits);
-    rest[words - 1] >>= bits;
-    return code;
+  /// A token's code at bit `to` of what may hold others; to be called where the token is known, in an unrolled loop.
+  __device__ __forceinline__ uint32_t shifted(int token, int to) const {
+    const int bit = token * bits, word = bit / 32, from = bit % 32;
+    if (from + bits > 32) return __funnelshift_r(words[word], words[(word + 1) % ((bits + 1) / 2)], from) << to;
+    return from < to ? words[word] << (to - from) : words[word] >> (from - to);
+  }
+  __device__ __forceinline__ uint32_t code(int token) const { return shifted(token, 0) & ((1u << bits) - 1u); }
+  /// As a number, less one of 0.5 s: bits 1 and up of 2^23, which spares a conversion. Twice that.
+  __device__ __forceinline__ float twice(int token, float less) const {
+    return __uint_as_float((shifted(token, 1) & ((2u << bits) - 2u)) | 0x4b000000u) - (8388608.0f + 2.0f * less);
+  }
+};
+
+/// The same of a number of bits that a lane alone knows, one after the other; wide: it may be 8, else 4 at most.
+template <bool wide>
+struct PlaceRow {
+  uint32_t now[1 + wide], later[1 + wide];  // of tokens 0 to 7, and of others
+  int bits;
+
+  __device__ __forceinline__ PlaceRow(const uint8_t* field, int bits) : bits(bits) {
+    // Codes of 4 bits or less are in two words, those of 8 bits are aligned.
+    const auto at = reinterpret_cast<uintptr_t>(field);
+    const auto* from = reinterpret_cast<const uint32_t*>(at & ~uintptr_t{3});
+    const uint32_t shift = static_cast<uint32_t>(at & 2) * 8, second = from[1];
+    const uint32_t low = __funnelshift_r(from[0], second, shift), high = second >> shift;
+    now[0] = low;
+    later[0] = __funnelshift_rc(low, high, 8 * bits);
+    if constexpr (wide) {
+      now[1] = high;
+      later[1] = 0;
+      if (bits == 8) {
+        later[0] = from[2];
+        later[1] = from[3];
+      }
+    }
   }
 
-  /// As a number: the low bits of 2^23, which spares a conversion.
-  __device__ __forceinline__ float number() { return __uint_as_float(next() | 0x4b000000u) - 8388608.0f; }
+  /// Tokens in their order.
+  __device__ __forceinline__ float next(int token) {
+    uint32_t(&rest)[1 + wide] = token < 8 ? now : later;
+    const uint32_t code = rest[0] & ((1u << bits) - 1u);
+    if constexpr (wide) {
+      rest[0] = __funnelshift_r(rest[0], rest[1], bits);
+      rest[1] >>= bits;
+    } else {
+      rest[0] >>= bits;
+    }
+    return __uint_as_float(code | 0x4b000000u) - 8388608.0f;
+  }
 };
 
 /// 16 halves that lie together.
@@ -47,6 +97,29 @@ struct HalfRow {
   }
 };
 
+/// The i-th channel of a lane.
+template <int D>
+__device__ __forceinline__ int channel_of(int lane, int i) {
+  constexpr int kHalf = D / kWarp / 2;
+  return i / kHalf * (D / 2) + lane * kHalf + i % kHalf;
+}
+
+/// Which of 16 tokens are among others, a bit each; token(i): the i-th of those, negative: none. A warp's work.
+template <class Token>
+__device__ __forceinline__ uint32_t tokens_among(int count, int first, int lane, const Token& token) {
+  uint32_t found = 0;
+  for (int i = lane; i < count; i += kWarp) {
+    const int which = token(i), at = which - first;
+    if (which >= 0 && at >= 0 && at < kTileTokens) found |= 1u << at;
+  }
+  return count == 0 ? 0 : __reduce_or_sync(0xffffffffu, found);
+}
+
+/// What codes of a side with levels stand for.
+__device__ __forceinline__ const float* side_levels(const SideView& side) {
+  return side.levels + (side.format == Format::kCodebook ? 1 << side.bits : 0);
+}
+
 /// Reads tiles of a side; a warp's own scratch holds FP32 [16 tokens][kStride].
 template <int D>
 struct SideTile {
@@ -56,29 +129,34 @@ struct SideTile {
   const SideView& side;
   const uint8_t* page;
   int tile, lane;
+  const float* levels;  // what codes stand for, if the side has levels
 
   /// x += share times what is stored of a head.
   __device__ __forceinline__ void add(int kv_head, float share, float* scratch, Tile& x) const {
     if (side.format == Format::kStatic) {
       add_static(kv_head, share, x);
-    } else if (side.format == Format::kAffine) {
-      side.bits > 4 ? add_affine<4>(kv_head, share, x) : add_affine<2>(kv_head, share, x);
-    } else if (side.format == Format::kCodebook) {
-      add_codebook(kv_head, share, x);
-      if (side.outliers > 0) put_outliers(kv_head, scratch, x);
     } else if (side.format == Format::kFloat16) {
       add_halves(kv_head, share, x);
+    } else if (side.bits == 2) {
+      add_codes<2>(kv_head, share, x);
+    } else if (side.bits == 3) {
+      add_codes<3>(kv_head, share, x);
+    } else if (side.bits == 4) {
+      add_codes<4>(kv_head, share, x);
     } else {
-      side.bits > 4 ? add_norm<4>(kv_head, share, x) : add_norm<2>(kv_head, share, x);
+      side.format == Format::kAffine ? add_affine<8>(kv_head, share, x) : add_norm<8>(kv_head, share, x);
     }
+    if (side.format == Format::kCodebook && side.outliers > 0) put_outliers(kv_head, scratch, x);
   }
+
+  __device__ __forceinline__ int channel(int i) const { return channel_of<D>(lane, i); }
 
   __device__ __forceinline__ void put(float* scratch, const Tile& x) const {
     __syncwarp();
 #pragma unroll
     for (int t = 0; t < kTileTokens; ++t) {
 #pragma unroll
-      for (int i = 0; i < n; ++i) scratch[t * kStride + lane * n + i] = x[i][t];
+      for (int i = 0; i < n; ++i) scratch[t * kStride + channel(i)] = x[i][t];
     }
     __syncwarp();
   }
@@ -88,7 +166,7 @@ struct SideTile {
 #pragma unroll
     for (int t = 0; t < kTileTokens; ++t) {
 #pragma unroll
-      for (int i = 0; i < n; ++i) x[i][t] = scratch[t * kStride + lane * n + i];
+      for (int i = 0; i < n; ++i) x[i][t] = scratch[t * kStride + channel(i)];
     }
   }
 
@@ -97,7 +175,7 @@ struct SideTile {
 #pragma unroll
     for (int t = 0; t < kTileTokens; ++t) {
 #pragma unroll
-      for (int i = 0; i < n; ++i) x[i][t] = fmaf(share, scratch[t * kStride + lane * n + i], x[i][t]);
+      for (int i = 0; i < n; ++i) x[i][t] = fmaf(share, scratch[t * kStride + channel(i)], x[i][t]);
     }
   }
 
@@ -106,9 +184,9 @@ struct SideTile {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const int channel = channel_at<D>(side, kv_head, lane * n + i);
+      const int to = channel_at<D>(side, kv_head, channel(i));
 #pragma unroll
-      for (int t = 0; t < kTileTokens; ++t) scratch[t * kStride + channel] = x[i][t];
+      for (int t = 0; t < kTileTokens; ++t) scratch[t * kStride + to] = x[i][t];
     }
     get(scratch, x);
   }
@@ -122,54 +200,63 @@ struct SideTile {
     bool wide = false;
 #pragma unroll
     for (int run = 0; run < kWidthRuns; ++run) wide |= side.width[run] > 4;
-    wide ? add_places<4>(kv_head, share, x) : add_places<2>(kv_head, share, x);
+    wide ? add_places<true>(kv_head, share, x) : add_places<false>(kv_head, share, x);
   }
 
-  template <int words>
+  template <bool wide>
   __device__ __forceinline__ void add_places(int kv_head, float share, Tile& x) const {
     constexpr int kRun = D / kWidthRuns;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const int place = lane * n + i, bits = side.width[place / kRun];
+      const int place = channel(i), bits = side.width[place / kRun];
       const float2 step = reinterpret_cast<const float2*>(side.steps)[kv_head * D + place];
       const float start = bits == 0 ? 0.0f : share * step.x, width = bits == 0 ? 0.0f : share * step.y;
-      CodeRow<words> row(page + side.tile(kv_head, tile) + side.run_begin[place / kRun] + place % kRun * 2 * bits,
+      PlaceRow<wide> row(page + side.tile(kv_head, tile) + side.run_begin[place / kRun] + place % kRun * 2 * bits,
                          bits);
 #pragma unroll
-      for (int t = 0; t < kTileTokens; ++t) x[i][t] += fmaf(width, row.number(), start);
+      for (int t = 0; t < kTileTokens; ++t) x[i][t] += fmaf(width, row.next(t), start);
     }
   }
 
-  template <int words>
+  template <int bits>
+  __device__ __forceinline__ void add_codes(int kv_head, float share, Tile& x) const {
+    if (side.format == Format::kAffine) {
+      add_affine<bits>(kv_head, share, x);
+    } else if (side.format == Format::kCodebook) {
+      add_codebook<bits>(kv_head, share, x);
+    } else {
+      add_norm<bits>(kv_head, share, x);
+    }
+  }
+
+  template <int bits>
   __device__ __forceinline__ void add_affine(int kv_head, float share, Tile& x) const {
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const int channel = lane * n + i;
-      const uint8_t* scales = page + side.scales(tile, side.group(kv_head * D + channel));
+      const uint8_t* scales = page + side.scales(tile, side.group(kv_head * D + channel(i)));
       const HalfRow scale(scales), zero(scales + 2 * kTileTokens);
-      CodeRow<words> row(codes(kv_head, channel), side.bits);
+      const CodeRow<bits> row(codes(kv_head, channel(i)));
 #pragma unroll
       for (int t = 0; t < kTileTokens; ++t) {
-        x[i][t] = fmaf(share * scale[t], row.number() - zero[t], x[i][t]);
+        x[i][t] = fmaf(share * scale[t], fmaf(0.5f, row.twice(t, 0.0f), -zero[t]), x[i][t]);
       }
     }
   }
 
+  template <int bits>
   __device__ __forceinline__ void add_codebook(int kv_head, float share, Tile& x) const {
-    const float* levels = side.levels + (1 << side.bits);
     const bool by_channel = side.steps != nullptr;  // keys; of values each token has a range
     const uint8_t* ranges = page + (by_channel ? 0 : side.scales(tile, 0));
     const HalfRow widths(ranges), starts(ranges + 2 * kTileTokens);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const int channel = lane * n + i;
       const float2 own =
-          by_channel ? reinterpret_cast<const float2*>(side.steps)[kv_head * D + channel] : make_float2(0.0f, 0.0f);
-      CodeRow<2> row(codes(kv_head, channel), side.bits);
+          by_channel ? reinterpret_cast<const float2*>(side.steps)[kv_head * D + channel(i)] : make_float2(0.0f, 0.0f);
+      const CodeRow<bits> row(codes(kv_head, channel(i)));
 #pragma unroll
       for (int t = 0; t < kTileTokens; ++t) {
         const float start = by_channel ? own.x : starts[t], width = by_channel ? own.y : widths[t];
-        x[i][t] = fmaf(share, fmaf(width, levels[row.next()], start), x[i][t]);
+        x[i][t] = fmaf(share, fmaf(width, levels[row.code(t)], start), x[i][t]);
       }
     }
   }
@@ -187,18 +274,21 @@ struct SideTile {
     get(scratch, x);
   }
 
-  template <int words>
+  template <int bits>
   __device__ __forceinline__ void add_norm(int kv_head, float share, Tile& x) const {
     const HalfRow norm(page + side.norms + tile * side.norm_tile_bytes + kv_head * kTileTokens * 2);
-    const float middle = 0.5f * static_cast<float>((1 << side.bits) - 1), step = share * side.level_step;
+    constexpr float kMiddle = 0.5f * ((1 << bits) - 1);
     const bool even = side.level_step > 0.0f;
+    const float step = even ? 0.5f * share * side.level_step : share;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      CodeRow<words> row(codes(kv_head, lane * n + i), side.bits);
+      const CodeRow<bits> row(codes(kv_head, channel(i)));
+      if (even) {
 #pragma unroll
-      for (int t = 0; t < kTileTokens; ++t) {
-        const float level = even ? step * (row.number() - middle) : share * side.levels[row.next()];
-        x[i][t] = fmaf(norm[t], level, x[i][t]);
+        for (int t = 0; t < kTileTokens; ++t) x[i][t] = fmaf(norm[t] * step, row.twice(t, kMiddle), x[i][t]);
+      } else {
+#pragma unroll
+        for (int t = 0; t < kTileTokens; ++t) x[i][t] = fmaf(norm[t] * step, levels[row.code(t)], x[i][t]);
       }
     }
   }
@@ -206,7 +296,7 @@ struct SideTile {
   __device__ __forceinline__ void add_halves(int kv_head, float share, Tile& x) const {
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const HalfRow row(codes(kv_head, lane * n + i));
+      const HalfRow row(codes(kv_head, channel(i)));
 #pragma unroll
       for (int t = 0; t < kTileTokens; ++t) x[i][t] = fmaf(share, row[t], x[i][t]);
     }
@@ -237,32 +327,66 @@ __device__ __forceinline__ void fill_page_angles(const CacheView& cache, float2*
   }
 }
 
-/// Turns tokens to their positions, that of token t in lane t; or, given a mean, adds it turned to tokens that have
-/// been turned before they were stored.
+/// Cosines and sines of the position that a page begins with, of a lane's pairs.
 template <int D>
-__device__ __forceinline__ void turn_tokens(const CacheView& cache, const float2* angles, int position,
-                                            const float* mean, int lane, float (&x)[D / kWarp][kTileTokens]) {
-  constexpr int n = D / kWarp;
-  const int pair = lane % (kWarp / 2) * n;
-  const float sign = lane < kWarp / 2 ? -1.0f : 1.0f;
-  float own[n] = {}, partner[n] = {};
+struct PageBase {
+  static constexpr int kPairs = D / kWarp / 2;
+  float cosine[kPairs], sine[kPairs];
+
+  __device__ __forceinline__ PageBase(const CacheView& cache, int position, int lane) {
+    const float* base = cache.rope + (static_cast<int64_t>(kPageTokens) + position / kPageTokens) * D + lane * kPairs;
 #pragma unroll
-  for (int i = 0; i < n; ++i) {
-    if (mean != nullptr) own[i] = mean[lane * n + i];
-    partner[i] = __shfl_xor_sync(0xffffffffu, own[i], kWarp / 2);
+    for (int i = 0; i < kPairs; ++i) {
+      cosine[i] = base[i];
+      sine[i] = base[D / 2 + i];
+    }
   }
+};
+
+/// Turns tokens to their positions, that of token t in lane t; tile: they follow each other in a page.
+template <int D, bool tile>
+__device__ __forceinline__ void turn_tokens(const CacheView& cache, const float2* angles, int position, int lane,
+                                            float (&x)[D / kWarp][kTileTokens]) {
+  constexpr int kPairs = PageBase<D>::kPairs;
+  PageBase<D> base(cache, max(0, __shfl_sync(0xffffffffu, position, 0)), lane);
+  const int first = max(0, __shfl_sync(0xffffffffu, position, 0)) % kPageTokens;
 #pragma unroll
   for (int t = 0; t < kTileTokens; ++t) {
-    const int to = max(0, __shfl_sync(0xffffffffu, position, t));
-    const float* base = cache.rope + (static_cast<int64_t>(kPageTokens) + to / kPageTokens) * D + pair;
-    const float2* within = angles + to % kPageTokens * (D / 2) + pair;
+    int within = first + t;
+    if (!tile) {
+      const int to = max(0, __shfl_sync(0xffffffffu, position, t));
+      base = PageBase<D>(cache, to, lane);
+      within = to % kPageTokens;
+    }
+    const float2* own = angles + within * (D / 2) + lane * kPairs;
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const float c0 = base[i], s0 = base[D / 2 + i];
-      const float cosine = c0 * within[i].x - s0 * within[i].y, sine = (s0 * within[i].x + c0 * within[i].y) * sign;
-      const float other = __shfl_xor_sync(0xffffffffu, x[i][t], kWarp / 2);
-      x[i][t] =
-          mean != nullptr ? x[i][t] + fmaf(own[i], cosine, partner[i] * sine) : fmaf(x[i][t], cosine, other * sine);
+    for (int i = 0; i < kPairs; ++i) {
+      const float2 angle = own[i];
+      const float cosine = base.cosine[i] * angle.x - base.sine[i] * angle.y;
+      const float sine = base.sine[i] * angle.x + base.cosine[i] * angle.y;
+      const float low = x[i][t], high = x[i + kPairs][t];
+      x[i][t] = fmaf(low, cosine, -high * sine);
+      x[i + kPairs][t] = fmaf(high, cosine, low * sine);
+    }
+  }
+}
+
+/// Adds a mean turned to the positions of a tile's tokens, which have been turned before they were stored.
+template <int D>
+__device__ __forceinline__ void add_turned(const CacheView& cache, const float2* angles, int position,
+                                           const float* mean, int lane, float (&x)[D / kWarp][kTileTokens]) {
+  constexpr int kPairs = PageBase<D>::kPairs;
+  const int to = max(0, __shfl_sync(0xffffffffu, position, 0));
+  const PageBase<D> base(cache, to, lane);
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const float low = mean[lane * kPairs + i], high = mean[D / 2 + lane * kPairs + i];
+    const float a = low * base.cosine[i] - high * base.sine[i], b = high * base.cosine[i] + low * base.sine[i];
+#pragma unroll
+    for (int t = 0; t < kTileTokens; ++t) {
+      const float2 angle = angles[(to % kPageTokens + t) * (D / 2) + lane * kPairs + i];
+      x[i][t] += fmaf(a, angle.x, -b * angle.y);
+      x[i + kPairs][t] += fmaf(b, angle.x, a * angle.y);
     }
   }
 }
@@ -276,7 +400,7 @@ __device__ __forceinline__ void put_halves(const float (&x)[D / kWarp][kTileToke
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float* from = x[i] + half * 8;
-      *reinterpret_cast<uint4*>(to + Fp16Tile<D>::swizzled(lane * (D / kWarp) + i, half)) =
+      *reinterpret_cast<uint4*>(to + Fp16Tile<D>::swizzled(channel_of<D>(lane, i), half)) =
           make_uint4(pack_halves(from[0], from[1]), pack_halves(from[2], from[3]), pack_halves(from[4], from[5]),
                      pack_halves(from[6], from[7]));
     }
@@ -349,16 +473,16 @@ __device__ __forceinline__ void finish_keys(const CacheView& cache, const SideTi
   }
   const float* mean = keys.mean == nullptr ? nullptr : keys.mean + kv_head * D;
   if (cache.keys_pre_rope == 0) {
-    if (mean != nullptr) turn_tokens<D>(cache, angles, position, mean, lane, x);
+    if (mean != nullptr) add_turned<D>(cache, angles, position, mean, lane, x);
     return;
   }
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    const float shift = mean == nullptr ? 0.0f : mean[lane * n + i];
+    const float shift = mean == nullptr ? 0.0f : mean[channel_of<D>(lane, i)];
 #pragma unroll
     for (int t = 0; t < kTileTokens; ++t) x[i][t] += shift;
   }
-  turn_tokens<D>(cache, angles, position, nullptr, lane, x);
+  turn_tokens<D, true>(cache, angles, position, lane, x);
 }
 
 /// A side of 16 tokens that are kept exactly: natural basis, before RoPE.
@@ -366,7 +490,7 @@ template <int D>
 __device__ __forceinline__ void read_exact_tile(const uint8_t* rows, int lane, float (&x)[D / kWarp][kTileTokens]) {
 #pragma unroll
   for (int i = 0; i < D / kWarp; ++i) {
-    const HalfRow row(rows + (lane * (D / kWarp) + i) * (2 * kExactTokens));
+    const HalfRow row(rows + channel_of<D>(lane, i) * (2 * kExactTokens));
 #pragma unroll
     for (int t = 0; t < kTileTokens; ++t) x[i][t] = row[t];
   }
