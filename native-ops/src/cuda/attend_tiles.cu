@@ -13,6 +13,7 @@
 // there. What limits it is the time that instructions take to return, with 12 or 16 warps a multiprocessor; before
 // those steps more of them spilled registers (16 instead of 12 with head_dim 128: 5 % slower, 20 instead of 16 with 64:
 // 2 to 15 %).
+#include "attend_affine.h"
 #include "exact_part.cuh"
 #include "kernels.h"
 #include "launch.cuh"
@@ -280,11 +281,13 @@ bool attend_tiles_supports(const CacheView& cache) {
 }
 
 AttentionShape attend_tiles_shape(const CacheView& cache) {
+  if (attend_affine_supports(cache)) return attend_affine_shape(cache);
   const int bytes = cache.head_dim == 64 ? shared_bytes<64>(cache) : shared_bytes<128>(cache);
   return {kWarps / teams(cache), bytes, cache.head_dim == 64 ? kBlocks<64> : kBlocks<128>, kTileTokens, teams(cache)};
 }
 
 void attend_tiles(const CacheView& cache, const Attention& p, const AttentionShape& layout, cudaStream_t stream) {
+  if (attend_affine_supports(cache)) return attend_affine(cache, p, stream);
   dim3 grid = attention_blocks(cache, p);
   grid.x /= static_cast<unsigned>(layout.together);
   const LaunchShape shape{grid, static_cast<unsigned>(layout.warps * layout.together * kWarp),
