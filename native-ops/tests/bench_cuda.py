@@ -9,6 +9,7 @@ that went through append; the window and sinks are part of int2. `best` is the f
 attention with contiguous fp16 keys and values.
 """
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -203,10 +204,10 @@ def bench_format(name, options, shape, best, reference):
             "ratio": best / attend, "error": error}
 
 
-def bench_prefill(name, copy_tbs, tokens=8192):
+def bench_prefill(name, copy_tbs, head_dim=128, kv_heads=8, tokens=8192):
     """Append of a prompt's chunk and dequantize of as many tokens. Bytes that must move: k and v as FLOAT16, and pages;
     queries between the keys are not read. Inputs, caches and results rotate, so that none of them stays in L2."""
-    layer = Layer(heads=32, kv_heads=8, **FORMATS[name])
+    layer = Layer(heads=32, kv_heads=kv_heads, head_dim=head_dim, **FORMATS[name])
     moved = tokens * (4 * layer.kv_heads * layer.head_dim + layer.page_bytes / 64)
     copies, launches = copies_for(moved)
     caches = [Cache(layer, [tokens + 64], "cuda", ops=OPS) for _ in range(copies)]
@@ -223,8 +224,9 @@ def bench_prefill(name, copy_tbs, tokens=8192):
     results = []
     read = timed([lambda i=i: results.append(OPS.dequantize(0, 0, tokens, *state[i % copies]))
                   for i in range(launches)])
-    return {"format": name, "append_us": append, "append_of_copy": moved / append / 1e6 / copy_tbs,
-            "dequantize_us": read, "dequantize_of_copy": moved / read / 1e6 / copy_tbs}
+    return {"format": name, "kv_heads": kv_heads, "head_dim": head_dim, "append_us": append,
+            "append_of_copy": moved / append / 1e6 / copy_tbs, "dequantize_us": read,
+            "dequantize_of_copy": moved / read / 1e6 / copy_tbs}
 
 
 def main():
@@ -233,6 +235,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--shapes", default=",".join(str(i) for i in range(len(SHAPES))))
     parser.add_argument("--only", default=DEFAULT)
+    parser.add_argument("--prompts", default="8x128,8x64", help="kv heads x head_dim of prompts and dequantized tokens")
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--once", action="store_true", help="one launch of each, for a profiler")
     arguments = parser.parse_args()
@@ -266,12 +269,13 @@ def main():
             torch.cuda.empty_cache()
         results["shapes"].append(entry)
     results["prefill"] = []
-    for name in arguments.only.split(","):
-        result = bench_prefill(name, copy_tbs)
+    for name, prompt in itertools.product(arguments.only.split(","), arguments.prompts.split(",")):
+        kv_heads, head_dim = (int(x) for x in prompt.split("x"))
+        result = bench_prefill(name, copy_tbs, head_dim, kv_heads)
         results["prefill"].append(result)
         torch.cuda.empty_cache()
-        print("  {format:16} append of 8192 tokens {append_us:.0f} us ({append_of_copy:.0%} of copy), dequantize "
-              "{dequantize_us:.0f} us ({dequantize_of_copy:.0%})".format(**result))
+        print("  {format:16} {kv_heads}x{head_dim} append of 8192 tokens {append_us:.1f} us ({append_of_copy:.0%} of "
+              "copy), dequantize {dequantize_us:.1f} us ({dequantize_of_copy:.0%})".format(**result))
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=1)

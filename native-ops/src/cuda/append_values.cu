@@ -16,7 +16,7 @@ template <int bits>
 __global__ void __launch_bounds__(kValueThreads, 5)
     append_values_kernel(const __grid_constant__ CacheView cache, const __grid_constant__ NewRows rows,
                          const __grid_constant__ ValueBlocks blocks) {
-  __shared__ ValueBlock shared;
+  __shared__ ValueBlock<> shared;
   const int block = blockIdx.x;
   if (block < blocks.pages) {
     const TokenRun page = unit_run<kPageTokens>(cache, rows, block % blocks.units);

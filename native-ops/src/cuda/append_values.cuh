@@ -1,9 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
-// Values with a norm, head_dim 128, of a prompt's chunk: the same bytes as append.cu leaves. A block takes a head of a
-// page. Rows of floats in shared memory pass from one layout to the other: two lanes of a token transform it; a thread
-// of half of the warps sums a token, in the order of the portable operator; then a warp has a tile and a lane four
-// channels of it, whose codes of all its tokens it shifts together in registers, so that nothing is exchanged. Loops
-// are short: instructions must come from a cache, too.
+// Values with a norm of a prompt's chunk: the same bytes as append.cu leaves. A block takes a head of a page, or two of
+// head_dim 64, which make one row. Rows of floats in shared memory pass from one layout to the other: two lanes of a
+// token transform it; a thread of half of the warps sums a token, in the order of the portable operator; then a warp
+// has a tile and a lane four channels of it, whose codes of all its tokens it shifts together in registers, so that
+// nothing is exchanged. Loops are short: instructions must come from a cache, too.
 //
 // Of 4 bits, an H100, 8192 tokens of 8 kv heads, in append_int.cu's kernel without its keys: 22 us; 30 to 32 with a
 // lane for a token, codes exchanged in shared memory. With two lanes of a token that keep its half in registers, behind
@@ -27,12 +27,14 @@ struct SpreadRows {
 };
 
 /// Shared memory of a block.
+template <int D = kRowDim>
 struct ValueBlock {
   float rows[kPageTokens][kFloatStride];  // values, then products with their levels
-  TokenLevels tokens[kPageTokens];
+  TokenLevels tokens[kRowHeads<D>][kPageTokens];
 };
 
 /// core/rotation.h's transform of a tile, two lanes a token; rows: of its first token, as SpreadRows has them.
+template <int D>
 __device__ __forceinline__ void transform_tile(float (*rows)[kFloatStride], int lane) {
   constexpr int kChunk = 16, kChunks = kRowDim / kChunk;
   float* row = rows[lane % kTileTokens];
@@ -48,7 +50,7 @@ __device__ __forceinline__ void transform_tile(float (*rows)[kFloatStride], int 
     }
   }
   __syncwarp();
-  const float scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(kRowDim)));
+  const float scale = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(D)));
 #pragma unroll 1
   for (int i = 0; i < kChunk / 4; i += 2) {
     float* from = row + (i + lane / kTileTokens) * 4;
@@ -62,7 +64,7 @@ __device__ __forceinline__ void transform_tile(float (*rows)[kFloatStride], int 
       x[3][j] = four.w;
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) butterflies(x[j]);
+    for (int j = 0; j < 4; ++j) butterflies<kChunks, D / kChunk>(x[j]);
 #pragma unroll
     for (int j = 0; j < kChunks; ++j) {
       *reinterpret_cast<float4*>(from + j * kChunk) = make_float4(__fmul_rn(x[0][j], scale), __fmul_rn(x[1][j], scale),
@@ -71,12 +73,12 @@ __device__ __forceinline__ void transform_tile(float (*rows)[kFloatStride], int 
   }
 }
 
-/// The sum of a row's terms, in order.
-template <class Term>
+/// The sum of a head's terms, in order.
+template <int D, class Term>
 __device__ __forceinline__ float sum_row(const float* row, Term term) {
   float sum = 0.0f;
 #pragma unroll 4
-  for (int i = 0; i < kRowDim; i += 4) {
+  for (int i = 0; i < D; i += 4) {
     const float4 x = *reinterpret_cast<const float4*>(row + i);
     sum = __fadd_rn(sum, term(x.x));
     sum = __fadd_rn(sum, term(x.y));
@@ -153,8 +155,9 @@ __device__ __forceinline__ void store_fields(const ChannelField<bits> (&fields)[
   }
 }
 
-/// Codes of a tile, four channels a lane; rows, tokens: of its first token. Rows become products with levels.
-template <int bits>
+/// Codes of a tile, four channels a lane; rows, tokens: of its first token. Rows become products with levels. to:
+/// nullptr of a head of 64 that is missing.
+template <int bits, int D>
 __device__ __forceinline__ void put_tile(const EvenLevels<bits>& levels, float (*rows)[kFloatStride],
                                          const TokenLevels* tokens, int first, int last, uint8_t* to, int lane) {
   constexpr int kAtOnce = 4;  // tokens
@@ -201,13 +204,13 @@ __device__ __forceinline__ void put_tile(const EvenLevels<bits>& levels, float (
       fields[i].push(four - kRest);
     }
   }
-  store_fields(fields, first, last, to);
+  if (D == kRowDim || to != nullptr) store_fields(fields, first, last, to);
 }
 
-/// The values of a page of a head; a block's work.
-template <int bits>
+/// The values of a page of a head, or of two from kv_head on; a block's work.
+template <int bits, int D = kRowDim>
 __device__ __forceinline__ void append_value_page(const CacheView& cache, const NewRows& rows, const TokenRun& page,
-                                                  int kv_head, ValueBlock& block) {
+                                                  int kv_head, ValueBlock<D>& block) {
   const SideView& side = cache.values;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int page_first = page.begin / kPageTokens * kPageTokens, first = page_first + warp * kTileTokens;
@@ -215,37 +218,41 @@ __device__ __forceinline__ void append_value_page(const CacheView& cache, const 
   const bool mine = run.begin < run.end;
   auto* own = block.rows + warp * kTileTokens;
   if (mine) {
-    stage_rows<false, SpreadRows>(cache, rows, run, kv_head, false, first, reinterpret_cast<__half*>(own), lane);
+    stage_rows<false, SpreadRows, D>(cache, rows, run, kv_head, false, first, reinterpret_cast<__half*>(own), lane);
     commit_copies();
     wait_copies<0>();
     __syncwarp();
-    transform_tile(own, lane);
+    transform_tile<D>(own, lane);
   }
-  // Which warps sum: others in the next block, as each has its own scheduler.
-  const int thread = (threadIdx.x + (page_first / kPageTokens + kv_head) % 2 * kPageTokens) % kValueThreads,
-            token = page_first + thread;
-  const bool sums = thread < kPageTokens && token >= page.begin && token < page.end;
+  // Which warps sum heads of 128: others in the next block, as each has its own scheduler.
+  const int thread = (threadIdx.x + (page_first / kPageTokens + kv_head) % 2 * kPageTokens) % kValueThreads;
+  const int in_page = thread % kPageTokens, head = thread / kPageTokens, token = page_first + in_page;
+  const bool sums = head < min(kRowHeads<D>, cache.kv_heads - kv_head) && token >= page.begin && token < page.end;
+  const float* summed = block.rows[in_page] + head * D;
   const EvenLevels<bits> levels(side.level_step);
   float square = 0.0f;
   __syncthreads();
-  if (sums) square = sum_row(block.rows[thread], [](float x) { return __fmul_rn(x, x); });
-  if (thread < kPageTokens) {
-    block.tokens[thread] = levels.of(sums ? __fsqrt_rn(__fdiv_rn(square, static_cast<float>(kRowDim))) : 1.0f);
+  if (sums) square = sum_row<D>(summed, [](float x) { return __fmul_rn(x, x); });
+  if (head < kRowHeads<D>) {
+    block.tokens[head][in_page] = levels.of(sums ? __fsqrt_rn(__fdiv_rn(square, static_cast<float>(D))) : 1.0f);
   }
   __syncthreads();
   uint8_t* to = cache.page(page.b, page_first / kPageTokens);
   if (mine) {
-    put_tile<bits>(levels, own, block.tokens + warp * kTileTokens, run.begin - first, run.end - first,
-                   to + side.tile(kv_head, warp) + lane * 8 * bits, lane);
+    const int own_head = lane / kHeadLanes<D>;
+    uint8_t* field = to + side.tile(kv_head + own_head, warp) + lane % kHeadLanes<D> * 8 * bits;
+    put_tile<bits, D>(levels, own, block.tokens[own_head] + warp * kTileTokens, run.begin - first, run.end - first,
+                      present<D>(cache, kv_head, lane * 4) ? field : nullptr, lane);
   }
   __syncthreads();
   if (sums) {
-    const float product = sum_row(block.rows[thread], [](float x) { return x; });
-    uint8_t* norms = to + side.norms + thread / kTileTokens * side.norm_tile_bytes + kv_head * kTileTokens * 2;
-    reinterpret_cast<__half*>(norms)[thread % kTileTokens] = __float2half_rn(norm_of(square, product));
+    const float product = sum_row<D>(summed, [](float x) { return x; });
+    uint8_t* norms =
+        to + side.norms + in_page / kTileTokens * side.norm_tile_bytes + (kv_head + head) * kTileTokens * 2;
+    reinterpret_cast<__half*>(norms)[in_page % kTileTokens] = __float2half_rn(norm_of(square, product));
   }
   if (mine && run.begin < cache.length(run.b)) {
-    refill(cache, rows, run, first / kTileTokens, kv_head, false, lane);
+    refill<D>(cache, rows, run, first / kTileTokens, kv_head, false, lane);
   }
 }
 

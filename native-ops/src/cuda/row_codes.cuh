@@ -24,11 +24,11 @@ __device__ __forceinline__ void load_row(const __half* row, float (&x)[n]) {
   }
 }
 
-/// The steps of core/rotation.h's transform between elements of an array in registers.
-template <int n>
+/// The steps of core/rotation.h's transform between elements of an array in registers, or of each `length` of them.
+template <int n, int length = n>
 __device__ __forceinline__ void butterflies(float (&x)[n]) {
 #pragma unroll
-  for (int half = 1; half < n; half *= 2) {
+  for (int half = 1; half < length; half *= 2) {
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       if (i & half) continue;
@@ -90,13 +90,20 @@ __device__ __forceinline__ void store_words(uint4 words, int first, int last, ui
   *at = words;
 }
 
-/// Exact pages: a block of four warps takes k and v of two heads.
+/// Blocks that append_exact has for an exact page.
+template <int D>
+__host__ __device__ constexpr int exact_groups(int kv_heads) {
+  return (kv_heads + 2 * kRowHeads<D> - 1) / (2 * kRowHeads<D>);
+}
+
+/// Exact pages: a block of four warps takes k and v of two rows.
+template <int D = kRowDim>
 __device__ __forceinline__ void append_exact(const CacheView& cache, const NewRows& rows, int block) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, columns = exact_columns(cache);
-  const int groups = (cache.kv_heads + 1) / 2, group = block % groups, column = block / groups % columns;
-  const int b = block / groups / columns, kv_head = group * 2 + warp / 2;
+  const int groups = exact_groups<D>(cache.kv_heads), group = block % groups, column = block / groups % columns;
+  const int b = block / groups / columns, kv_head = (group * 2 + warp / 2) * kRowHeads<D>;
   if (rows.count(b) <= 0) return;
-  if (kv_head < cache.kv_heads) keep_page(cache, rows, b, column, kv_head, warp % 2 == 0, lane);
+  if (kv_head < cache.kv_heads) keep_page<D>(cache, rows, b, column, kv_head, warp % 2 == 0, lane);
   if (group == 0 && column < cache.sink_pages && cache.sink_policy == SinkPolicy::kFirst) {
     update_sink_header(cache, b, rows.count(b), column, threadIdx.x);
   }
