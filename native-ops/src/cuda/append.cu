@@ -297,6 +297,8 @@ void append_dim(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
     launch("append", append_tiles<D>, {dim3(n / kTileTokens + 2 * batch, kv_heads), D, 0, stream}, cache, rows);
   } else if (tokens.count <= cache.batch && append_affine_supports(cache)) {
     append_affine(cache, tokens, stream);
+  } else if (tokens.count > cache.batch && append_rotated_supports(cache, tokens)) {
+    append_rotated(cache, tokens, stream);
   } else if (append_codebook_supports(cache, tokens)) {
     append_codebook(cache, tokens, stream);
     if (cache.window == 0) return;  // it keeps sinks, too
@@ -323,7 +325,7 @@ void append(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream
   if (tokens.count > cache.batch) {
     if (append_int_supports(cache, tokens)) return append_int(cache, tokens, stream);
     if (append_halves_supports(cache, tokens)) return append_halves(cache, tokens, stream);
-    if (append_rotated_supports(cache, tokens)) return append_rotated(cache, tokens, stream);
+    if (cache.head_dim == 128 && append_rotated_supports(cache, tokens)) return append_rotated(cache, tokens, stream);
     if (append_latent_tiles_supports(cache, tokens)) return append_latent_tiles(cache, tokens, stream);
     if (append_layer_tiles_supports(cache, tokens) && append_values_supports(cache, tokens)) {
       append_layer_tiles(cache, tokens, stream);
