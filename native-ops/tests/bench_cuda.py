@@ -26,10 +26,10 @@ SHAPES = [(32, 32, 8, 128, 32768), (16, 32, 32, 128, 4096), (1, 32, 8, 128, 1310
           (1, 32, 8, 128, 32768), (1, 32, 8, 128, 4096), (32, 32, 8, 64, 32768), (16, 32, 32, 64, 4096),
           (1, 32, 8, 64, 131072)]
 FORMATS = {"int2": {}, "int2 flat": {"schedule": "flat"},
-           "rotatekv2": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 0},
-           "rotatekv2 sinks": {"keys": Rotated(2, 4, 128), "values": Rotated(2, 1, 128, 0.8), "window": 0, "sinks": 20,
+           "rotatekv2": {"keys": Rotated(2, 4, 0), "values": Rotated(2, 1, 0, 0.8), "window": 0, "sinks": 0},
+           "rotatekv2 sinks": {"keys": Rotated(2, 4, 0), "values": Rotated(2, 1, 0, 0.8), "window": 0, "sinks": 20,
                                "massive": True},
-           "rotatekv2 ordered": {"keys": Rotated(2, 4, 128, order="group"), "values": Rotated(2, 1, 128, 0.8),
+           "rotatekv2 ordered": {"keys": Rotated(2, 4, 0, order="group"), "values": Rotated(2, 1, 0, 0.8),
                                  "window": 0, "sinks": 0},
            "latent2": {"keys": Latent()},
            "fp16": {"keys": "fp16", "values": 16, "window": 0, "sinks": 0}}
@@ -41,7 +41,7 @@ FORMATS.update({f"kvquant{bits}": {"keys": Codebook(bits, 0.01), "values": Codeb
 for svdq, keys in SVDQ.items():
     FORMATS[svdq] = {"keys": keys, "values": 4, "window": 0}
     FORMATS[f"{svdq} sparse"] = {**FORMATS[svdq], "sparse": 1024}
-FORMATS.update({f"rotatekv{bits}": {"keys": Rotated(bits, 4, 128), "values": Rotated(bits, 1, 128), "window": 0, "sinks": 0}
+FORMATS.update({f"rotatekv{bits}": {"keys": Rotated(bits, 4, 0), "values": Rotated(bits, 1, 0), "window": 0, "sinks": 0}
                 for bits in (3, 4)})
 FORMATS.update({name: cuda_formats.FORMATS[name] for name in ("int3", "int4", "int8", "latent4")})
 FORMATS["int2 sparse"] = {"sparse": 1024}

@@ -22,14 +22,16 @@ class Rotated:
     pre_rope: bool = True
 
     def __call__(self, packer, rng, layer):
-        """order: of channels across the layer or, if "group", within the heads that are rotated together."""
+        """order: of channels across the layer or, if "group", within the heads that are rotated together; group: 0: a
+        head."""
         channels = layer.kv_heads * layer.head_dim
         heads = next(h for h in (self.heads, 2, 1) if layer.kv_heads % max(h, 1) == 0)
         size = max(heads, 1) * layer.head_dim if self.order == "group" else channels
         order = packer.table(np.concatenate([first + rng.permutation(size) for first in range(0, channels, size)]),
                              "<i2") if self.order else 0
-        return packer.side(2, self.bits, rotation=heads, group=int(np.gcd(self.group, channels)), clip=self.clip,
-                           zero=int(self.float_zero), order=order)
+        group = int(np.gcd(self.group or layer.head_dim, channels))
+        return packer.side(2, self.bits, rotation=heads, group=group, clip=self.clip, zero=int(self.float_zero),
+                           order=order)
 
 
 @dataclasses.dataclass(frozen=True)
