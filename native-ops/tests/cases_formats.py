@@ -33,6 +33,12 @@ def small_cases():
     for order in (False, "group", True):
         options = {"heads": 8, "kv_heads": 8 if order is True else 4, "window": 16, **rotatekv(2, 4, order)}
         yield tokens(f"rotatekv2, order {order}", options, counts, allowed=ORDERED if order else TURNED)
+    for name in ("int2", "int3", "fp16"):
+        yield tokens(f"{name}, heads of 64", {"heads": 3, "kv_heads": 3, "head_dim": 64, **FORMATS[name], "window": 16},
+                     counts)
+    for bits, heads, head_dim in ((3, 16, 128), (4, 16, 64), (3, 4, 64), (4, 4, 128)):
+        options = {"heads": heads, "kv_heads": 4, "head_dim": head_dim, "window": 16, **rotatekv(bits, 4)}
+        yield tokens(f"rotatekv{bits} {heads}/4x{head_dim}", options, counts, allowed=TURNED)
     yield tokens("kvquant2, heads together", {"heads": 8, "kv_heads": 4, "window": 16, "sinks": 1, **kvquant(2)}, counts)
 
 

@@ -36,8 +36,14 @@ def wide_values():
     for name in ("int3", "int4", "int8"):
         yield tokens(f"{name}, heads of 64", {"heads": 4, "kv_heads": 4, "head_dim": 64, "window": 16, **FORMATS[name]},
                      [[300, 20, 129], [0, 2, 1], [3, 0, 0], [1, 1, 1]])
-    for (name, side), odd in itertools.product(WIDE_VALUES.items(), ODD):
-        yield Case(f"{name}, {odd}", check_odd, {"heads": 3, "kv_heads": 3, "window": 0, "sinks": 0, **side},
+    for name, (kv_heads, dtype, other) in itertools.product(("int2", "int3", "int8"), others):
+        yield tokens(f"{name}, heads of 64, {dtype} {other}",
+                     {"heads": kv_heads, "kv_heads": kv_heads, "head_dim": 64, **FORMATS[name], **other},
+                     [[300, 20, 129], [17, 2, 200], [1, 0, 9]], dtype=dtype, values=False, allowed=TURNED)
+    sides = [(name, 128) for name in WIDE_VALUES] + [("int3", 64), ("int8", 64)]
+    for (name, head_dim), odd in itertools.product(sides, ODD):
+        yield Case(f"{name} of {head_dim}, {odd}", check_odd,
+                   {"heads": 3, "kv_heads": 3, "head_dim": head_dim, **WIDE_VALUES[name], "window": 0, "sinks": 0},
                    {"odd": odd, "keys": False})
 
 
@@ -48,6 +54,10 @@ def narrow_heads():
     for name, (heads, kv_heads) in itertools.product(presets, [(32, 8), (8, 8), (4, 1), (16, 2), (9, 1), (6, 3)]):
         yield tokens(f"{name} {heads}/{kv_heads}x64, two chunks",
                      {"heads": heads, "kv_heads": kv_heads, "head_dim": 64, **FORMATS[name]})
+    for kv_heads, dtype, window in itertools.product((1, 8, 17), TOLERANCE, (0, 20)):
+        yield tokens(f"fp16 {kv_heads}/{kv_heads}x64 {dtype}, window {window}",
+                     {"heads": kv_heads, "kv_heads": kv_heads, "head_dim": 64, **FORMATS["fp16"], "window": window},
+                     [[300, 20, 129], [17, 2, 200], [1, 0, 9]], dtype=dtype)
     for schedule in ("few", "one", "none", "by ones", "unaligned"):
         yield tokens(f"int2 of {schedule} x64",
                      {"heads": 4, "kv_heads": 2, "head_dim": 64, "schedule": schedule, "window": 20})
