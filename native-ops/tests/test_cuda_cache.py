@@ -54,9 +54,11 @@ def outcomes(cases, directory, jobs):
         load(directory)
         yield from map(outcome, cases)
         return
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes: numpy's threads would get in each other's way
     spawn = multiprocessing.get_context("spawn")  # a process that has used CUDA cannot fork
     with concurrent.futures.ProcessPoolExecutor(jobs, spawn, load, (directory,)) as pool:
-        yield from pool.map(outcome, cases)
+        for done in concurrent.futures.as_completed([pool.submit(outcome, case) for case in cases]):
+            yield done.result()
 
 
 def main():
