@@ -56,7 +56,7 @@ void append_int(const CacheView& cache, const NewTokens& tokens, cudaStream_t st
 bool append_latent_tiles_supports(const CacheView& cache, const NewTokens& tokens);
 void append_latent_tiles(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
-/// The same for rotatekv2.
+/// The same for rotatekv2, 3 and 4.
 bool append_rotated_supports(const CacheView& cache, const NewTokens& tokens);
 void append_rotated(const CacheView& cache, const NewTokens& tokens, cudaStream_t stream);
 
@@ -234,7 +234,7 @@ void dequantize_latent(const CacheView& cache, const Rows& rows, cudaStream_t st
 bool dequantize_layer_supports(const CacheView& cache);
 void dequantize_layer(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 
-/// The same for rotatekv2 in natural order.
+/// The same for rotatekv2, 3 and 4.
 bool dequantize_rotated_supports(const CacheView& cache);
 void dequantize_rotated(const CacheView& cache, const Rows& rows, cudaStream_t stream);
 
