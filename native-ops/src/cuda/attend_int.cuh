@@ -43,7 +43,9 @@
 // its wait, 0.8 until small loads are there, 2.9 until copies are started and queries folded, 4.5 for the first mean
 // term, behind which copies are there; half of the blocks end 6 to 9 us before the last. It reads 180 MB, 42 of them
 // exact pages, which take the last 12 us. Queries kept without whole tiles: 74.0, whole tiles but queries turned again
-// 75.2, neither 75.3. Whole tiles in blocks of their own: 38.6 in the third, 100 in the fifth.
+// 75.2, neither 75.3. Whole tiles in blocks of their own: 38.6 in the third, 100 in the fifth. Twice or four times as
+// many pages of keys to L2 ahead: 73.0 and 72.2 instead of 72.7, exact units dealt from the last warp of a team 72.5,
+// with twice as many pages ahead 72.1 and in the fourth 19.8 instead of 20.3.
 //
 // Tried without gain, each against the kernel of its day: codes by bulk copies of 512 bytes (75.2 instead of 74.4 in
 // the second, 43.8 instead of 40.6 in the third: a warp takes 3 us to start them), codes behind the first two stages

@@ -41,7 +41,9 @@
 // one is transformed while the other is turned (5 % slower); codes of the next head added while one is turned (2 %
 // slower); the two score warps of a scheduler half a head apart (3 % slower) or taking turns to transform (4 % slower;
 // with an order, where they do, it is none); bit 4 of an order as products alone (none, but with sides one after
-// another 1 %); zeros of an order by a product of their own (3 % faster, twice the error); 208 or 184 registers for
+// another 1 %); bits 1, 4 and 5 of an order added before products of depth 8 (5 % slower, 1.7 times the error); zeros
+// and codes of an order in one product (9 % slower), offsets from the first group in a product of depth 8 (11 %
+// slower); zeros of an order by a product of their own (3 % faster, twice the error); 208 or 184 registers for
 // scores of an order (6 % slower); warpgroups' products, for H_16 (of an order, 15 to 30 % slower), for H_64 (15 to 20
 // % slower, though it saves all additions), for H_16 and products with queries (5 to 10 % slower), for codes as FP8
 // with H_32 (2 % faster with 4 queries a head, 2 % slower with one) or H_64 (1 to 4 % slower): their warps wait for
