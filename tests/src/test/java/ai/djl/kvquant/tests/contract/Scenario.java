@@ -83,7 +83,8 @@ final class Scenario implements AutoCloseable {
     }
 
     /**
-     * The largest relative error of a head of the first sequence's attention as a multiple of the tolerance.
+     * The largest relative error of a head of the first sequence's attention as a multiple of the
+     * tolerance.
      */
     double error(Oracle oracle) {
         int n = layer.headDim();
