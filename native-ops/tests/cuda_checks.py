@@ -27,6 +27,12 @@ LENGTHS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 132, 133, 191, 193, 257, 10
 worst = {}
 
 
+def emulate():
+    """From now on kernels run on the CPU, in native-ops/emulator."""
+    global DEVICE, OPS
+    DEVICE, OPS = "cpu", torch.ops.kvquant_emulated
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A check with its arguments; options make the layer."""
@@ -115,8 +121,8 @@ def check_dequantized(case, gpu, cpu):
     for b in range(len(cpu.lengths)):
         end = int(cpu.lengths[b, 0])
         for begin in {0, end // 2, end}:
-            for name, got, want in zip("kv", OPS.dequantize(b, begin, end, *gpu.state()),
-                                       OPS.dequantize(b, begin, end, *cpu.state())):
+            for name, got, want in zip("kv", gpu.ops.dequantize(b, begin, end, *gpu.state()),
+                                       cpu.ops.dequantize(b, begin, end, *cpu.state())):
                 assert got.shape == want.shape
                 if end > begin:
                     check_close(f"dequantize {name}", case, got, want, 1e-3)
@@ -127,12 +133,12 @@ def check_invariants(case, layer, allowed=0.0):
     cpu, gpu, rows = check_tokens(case, layer, [[777, 130, 1, 64]], 1, allowed=allowed)
     rows = rows.to(DEVICE)
     gpu.lengths[:, 0] -= 1  # attend wants the lengths before its token
-    first = OPS.attend(rows, *gpu.state()).clone()
+    first = gpu.ops.attend(rows, *gpu.state()).clone()
     noise = torch.empty(1 << 22, device=DEVICE)
     for i in range(100):
         if i % 7 == 0:
             noise.normal_()
-        assert torch.equal(first, OPS.attend(rows, *gpu.state())), "repeated attention differs: a race"
+        assert torch.equal(first, gpu.ops.attend(rows, *gpu.state())), "repeated attention differs: a race"
     order = torch.randperm(gpu.pages.shape[0])
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
@@ -140,11 +146,11 @@ def check_invariants(case, layer, allowed=0.0):
     moved.pages = gpu.pages[order.to(DEVICE)].contiguous()
     table = gpu.page_table.cpu().long()
     moved.page_table = torch.where(table >= 0, place[table.clamp_min(0)], table).to(torch.int32).to(DEVICE)
-    assert torch.equal(first, OPS.attend(rows, *moved.state())), "attention depends on where pages lie"
+    assert torch.equal(first, gpu.ops.attend(rows, *moved.state())), "attention depends on where pages lie"
     wide = gpu.to(DEVICE, OPS)  # more columns: other parts, the same attention
     extra = torch.full((len(table), 300), -1, dtype=torch.int32, device=DEVICE)
     wide.page_table = torch.cat([gpu.page_table, extra], 1)
-    check_close("parts", "wide table", OPS.attend(rows, *wide.state()).reshape(-1, layer.head_dim),
+    check_close("parts", "wide table", gpu.ops.attend(rows, *wide.state()).reshape(-1, layer.head_dim),
                 first.reshape(-1, layer.head_dim), 2e-3)
 
 

@@ -110,9 +110,7 @@ __device__ __forceinline__ void multiply(const Stage& stage, float (&sums)[kOwnT
   commit_products();
   wait_products();
 #pragma unroll
-  for (int i = 0; i < kOwnTiles * 2 * kOwnRuns * 4; ++i) {
-    asm volatile("" : "+f"(sums[i / (8 * kOwnRuns)][i / 4 % (2 * kOwnRuns)][i % 4])::"memory");
-  }
+  for (int i = 0; i < kOwnTiles; ++i) settle(sums[i]);
 }
 #else
 constexpr int kOwnTiles = 4, kOwnRuns = 4;

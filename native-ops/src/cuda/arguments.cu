@@ -1,7 +1,5 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // From tensors to a CacheView.
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -86,15 +84,6 @@ void find_arrays(const uint8_t* params, const SideParams& side, SideView* view) 
 
 }  // namespace
 
-cudaStream_t current_stream(int32_t device) {
-  using GetStream = AOTITorchError (*)(int32_t, void**);
-  static const auto get_stream = reinterpret_cast<GetStream>(
-      dlsym(dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY), "aoti_torch_get_current_cuda_stream"));
-  void* stream = nullptr;
-  if (get_stream == nullptr || get_stream(device, &stream) != 0) fail("cuda", "libtorch gives no CUDA stream");
-  return static_cast<cudaStream_t>(stream);
-}
-
 DeviceScope::DeviceScope(const char* op, int32_t device) : device_(device) {
   check_cuda(op, cudaGetDevice(&previous_));
   if (previous_ != device_) check_cuda(op, cudaSetDevice(device_));
@@ -128,7 +117,7 @@ CacheView position_view(const char* op, const LayerParams& params, const Tensor&
 
 CacheArguments::CacheArguments(const char* op, const StableIValue* stack)
     : tensors_(stack), params_(checked_params(op, tensors_.params)) {
-  tensors_.check(op, *params_, DeviceType::kCuda);
+  tensors_.check(op, *params_, kDeviceType);
   check_supported(op, *params_);
   view_ = position_view(op, *params_, tensors_.lengths, tensors_.rope);
   const PageLayout pages(*params_);

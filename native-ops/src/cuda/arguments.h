@@ -8,6 +8,15 @@
 
 namespace kvquant::cuda {
 
+// Where tensors lie and what the operators are registered as. emulator/ runs them on the CPU, beside those for it.
+#ifdef KVQUANT_EMULATED
+constexpr DeviceType kDeviceType = DeviceType::kCpu;
+constexpr char kNamespace[] = "kvquant_emulated", kDispatchKey[] = "CPU";
+#else
+constexpr DeviceType kDeviceType = DeviceType::kCuda;
+constexpr char kNamespace[] = "kvquant", kDispatchKey[] = "CUDA";
+#endif
+
 /// The current stream of libtorch on a device.
 cudaStream_t current_stream(int32_t device);
 

@@ -174,9 +174,7 @@ __device__ __forceinline__ void multiply(const uint8_t* codes, const uint8_t* ba
 __device__ __forceinline__ void finish(Sums& sums) {
   wait_products();
 #pragma unroll
-  for (int i = 0; i < kParts * kDim / 2; ++i) {
-    asm volatile("" : "+f"(sums[i / (kDim / 2)][i / 4 % (kDim / 8)][i % 4])::"memory");
-  }
+  for (int i = 0; i < kParts; ++i) settle(sums[i]);
 }
 #else
 constexpr int kOwnAlign = 16;

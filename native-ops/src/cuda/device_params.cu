@@ -92,7 +92,7 @@ const uint8_t* held_params(const LayerParams& params, int32_t device) {
 
 int64_t hold_params(const char* op, const LayerParams& params, int32_t device) {
   const std::vector<uint8_t> all = with_tables(params);
-  Tensor copy = Tensor::empty(DType::kUInt8, {static_cast<int64_t>(all.size())}, {DeviceType::kCuda, device});
+  Tensor copy = Tensor::empty(DType::kUInt8, {static_cast<int64_t>(all.size())}, {kDeviceType, device});
   cudaStream_t stream = current_stream(device);
   check_cuda(op, cudaMemcpyAsync(copy.data<void>(), all.data(), all.size(), cudaMemcpyHostToDevice, stream));
   check_cuda(op, cudaStreamSynchronize(stream));

@@ -12,8 +12,8 @@ void norm_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "norm";
   Tensor x(stack[0]), weight(stack[1]);
   const ElementType type = element_type(op, "x", x);
-  x.expect(op, "x", x.dtype(), 2, DeviceType::kCuda);
-  weight.expect(op, "weight", x.dtype(), 1, DeviceType::kCuda);
+  x.expect(op, "x", x.dtype(), 2, kDeviceType);
+  weight.expect(op, "weight", x.dtype(), 1, kDeviceType);
   expect_size(op, "weight", weight.size(0), x.size(1), "entries");
   expect_range(op, "x's rows", x.size(0), 0, int64_t{1} << 30);
   const DeviceScope scope(op, x.device().index);
@@ -29,7 +29,7 @@ void gate_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "gate";
   Tensor x(stack[0]);
   const ElementType type = element_type(op, "x", x);
-  x.expect(op, "x", x.dtype(), 2, DeviceType::kCuda);
+  x.expect(op, "x", x.dtype(), 2, kDeviceType);
   if (x.size(1) % 2 != 0) fail(op, "x has " + std::to_string(x.size(1)) + " columns; allowed: an even number");
   expect_range(op, "x's rows", x.size(0), 0, 65535);
   const DeviceScope scope(op, x.device().index);
@@ -88,7 +88,7 @@ void device_info_op(StableIValue* stack, uint64_t, uint64_t) {
 AOTITorchError register_fused(TorchLibraryHandle cuda_kernels) {
   TorchLibraryHandle cpu_kernels = nullptr;
   // Its argument is on the CPU, where there is always a place for a number.
-  AOTITorchError error = aoti_torch_library_init_impl("kvquant", "CPU", __FILE__, __LINE__, &cpu_kernels);
+  AOTITorchError error = aoti_torch_library_init_impl(kNamespace, "CPU", __FILE__, __LINE__, &cpu_kernels);
   error |= aoti_torch_library_impl(cpu_kernels, "drop_params", drop_params_op);
   error |= aoti_torch_library_impl(cuda_kernels, "norm", norm_op);
   error |= aoti_torch_library_impl(cuda_kernels, "gate", gate_op);

@@ -146,13 +146,9 @@ struct GroupStream {
 #pragma unroll
       for (int i = 0; i < kGroupTiles; ++i) {
         const uint8_t* from = (i < kPageTiles ? page0 : page1) + i % kPageTiles * bytes;
-        copy_half(to + i * layer.key_stride + (place ^ key_swizzle(i)), from + (at - lane * 16));
+        copy_eight(to + i * layer.key_stride + (place ^ key_swizzle(i)), from + (at - lane * 16));
       }
     }
-  }
-
-  static __device__ __forceinline__ void copy_half(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0],[%1],8;" ::"r"(shared_address(to)), "l"(from) : "memory");
   }
 
   /// Keys or values of 2 bits, 512 bytes at a time: a tile of head_dim 128 or two of 64.

@@ -249,6 +249,7 @@ __device__ __forceinline__ void finish_scores(float (&scores)[4], RebuiltKeys& k
                                               const LaneTurns& turns) {
 #ifdef KVQUANT_WARPGROUP_MMA
   wait_products();
+  settle(keys);
 #endif
   float sums[2][4] = {};
 #pragma unroll

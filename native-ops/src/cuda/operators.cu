@@ -19,10 +19,10 @@ namespace {
 /// Checks qkv and starts and describes the new tokens.
 NewTokens new_tokens(const char* op, const CacheView& view, const Tensor& qkv, const Tensor& starts) {
   const ElementType type = element_type(op, "qkv", qkv);
-  qkv.expect(op, "qkv", qkv.dtype(), 2, DeviceType::kCuda);
+  qkv.expect(op, "qkv", qkv.dtype(), 2, kDeviceType);
   expect_size(op, "qkv", qkv.size(1), static_cast<int64_t>(view.heads + 2 * view.kv_heads) * view.head_dim, "columns");
   expect_range(op, "qkv's rows", qkv.size(0), 0, int64_t{1} << 30);
-  starts.expect(op, "starts", DType::kInt32, 1, DeviceType::kCuda);
+  starts.expect(op, "starts", DType::kInt32, 1, kDeviceType);
   expect_size(op, "starts", starts.size(0), view.batch + 1, "entries");
   return {qkv.data<void>(), type, starts.data<int32_t>(), static_cast<int>(qkv.size(0)), nullptr, nullptr};
 }
@@ -41,8 +41,8 @@ void append_op(StableIValue* stack, uint64_t, uint64_t) {
   CacheArguments arguments(op, stack + 4);
   NewTokens tokens = new_tokens(op, arguments.view(), qkv, starts);
   if (massive_values.numel() > 0 && arguments.params().sink_policy == SinkPolicy::kMassive) {
-    massive_values.expect(op, "massive_values", DType::kFloat, 2, DeviceType::kCuda);
-    massive_rows.expect(op, "massive_positions", DType::kInt32, 2, DeviceType::kCuda);
+    massive_values.expect(op, "massive_values", DType::kFloat, 2, kDeviceType);
+    massive_rows.expect(op, "massive_positions", DType::kInt32, 2, kDeviceType);
     for (const Tensor* t : {&massive_values, &massive_rows}) {
       expect_size(op, "massive entries", t->size(0), arguments.view().batch, "rows");
       expect_size(op, "massive entries", t->size(1), kMassiveEntries, "columns");
@@ -60,8 +60,8 @@ void massive_entries_op(StableIValue* stack, uint64_t, uint64_t) {
   const char* op = "massive_entries";
   Tensor x(stack[0]), starts(stack[1]);
   const ElementType type = element_type(op, "x", x);
-  x.expect(op, "x", x.dtype(), 2, DeviceType::kCuda);
-  starts.expect(op, "starts", DType::kInt32, 1, DeviceType::kCuda);
+  x.expect(op, "x", x.dtype(), 2, kDeviceType);
+  starts.expect(op, "starts", DType::kInt32, 1, kDeviceType);
   expect_range(op, "starts' entries", starts.size(0), 1, 65536);
   const int64_t batch = starts.size(0) - 1;
   const DeviceScope scope(op, x.device().index);
@@ -130,7 +130,7 @@ AttentionPlan remembered_plan(const CacheView& view, int device) {
 }
 
 void check_queries(const char* op, const CacheArguments& arguments, const Tensor& qkv) {
-  qkv.expect(op, "qkv", qkv.dtype(), 2, DeviceType::kCuda);
+  qkv.expect(op, "qkv", qkv.dtype(), 2, kDeviceType);
   expect_size(op, "qkv", qkv.size(0), arguments.view().batch, "rows");
   expect_size(op, "qkv", qkv.size(1), arguments.columns(), "columns");
 }
@@ -223,8 +223,8 @@ void rope_heads_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor pages(stack[5]), exact(stack[6]), rope(stack[7]), params_tensor(stack[8]);
   element_type(op, "qkv", qkv);
   const LayerParams& params = *checked_params(op, params_tensor);
-  check_lengths(op, lengths, DeviceType::kCuda);
-  check_rope(op, rope, params, DeviceType::kCuda);
+  check_lengths(op, lengths, kDeviceType);
+  check_rope(op, rope, params, kDeviceType);
   const CacheView view = position_view(op, params, lengths, rope);
   const NewTokens tokens = new_tokens(op, view, qkv, starts);
   const DeviceScope scope(op, qkv.device().index);
@@ -243,7 +243,7 @@ void score_bias_op(StableIValue* stack, uint64_t, uint64_t) {
   Tensor q(stack[0]), packed(stack[1]);
   const LayerParams& params = *checked_params(op, packed);
   const ElementType type = element_type(op, "q", q);
-  q.expect(op, "q", q.dtype(), 3, DeviceType::kCuda);
+  q.expect(op, "q", q.dtype(), 3, kDeviceType);
   expect_size(op, "q", q.size(0), params.num_heads, "heads");
   expect_size(op, "q", q.size(2), params.head_dim, "channels");
   const DeviceScope scope(op, q.device().index);
@@ -278,7 +278,7 @@ const Operator kOperators[] = {
 const bool registered = [] {
   if (!find_torch_functions()) return false;
   TorchLibraryHandle kernels = nullptr;
-  AOTITorchError error = aoti_torch_library_init_impl("kvquant", "CUDA", __FILE__, __LINE__, &kernels);
+  AOTITorchError error = aoti_torch_library_init_impl(kNamespace, kDispatchKey, __FILE__, __LINE__, &kernels);
   for (const Operator& op : kOperators) error |= aoti_torch_library_impl(kernels, op.name, op.kernel);
   error |= register_fused(kernels);
   if (error != 0) std::fprintf(stderr, "kvquant: libtorch refused to register the CUDA operators\n");

@@ -1,6 +1,9 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // The instructions that CUDA C++ has no name for, each as a function; nothing else in this folder holds assembly.
 #pragma once
+#ifdef KVQUANT_EMULATED
+#include "emulator/ptx.h"
+#else
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -73,6 +76,13 @@ __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_g
 
 /// Waits for all groups.
 __device__ __forceinline__ void wait_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+/// Keeps reads of sums behind what comes before, which the compiler does not know to write them.
+template <int n>
+__device__ __forceinline__ void settle(float (&c)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n * 4; ++i) asm volatile("" : "+f"(c[i / 4][i % 4])::"memory");
+}
 
 /// c [64, 128] += a [64, 16] b [16, 128], both in shared memory, a warp 16 rows: c[i] is what mma has of columns 8 i to
 /// 8 i + 7. add = 0: c is not read. transposed: a's rows lie along columns of what swizzled_operand has; begin then is
@@ -156,6 +166,11 @@ __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0+%2],[%1+%3],16;" ::"r"(shared_address(to)), "l"(from), "n"(to_offset),
                "n"(from_offset)
                : "memory");
+}
+
+/// 8 bytes, through L1.
+__device__ __forceinline__ void copy_eight(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0],[%1],8;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
 /// Ends a group of copies.
@@ -291,3 +306,4 @@ __device__ __forceinline__ void release_next_kernel() {
 }
 
 }  // namespace kvquant::cuda
+#endif

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "schemas.h"
 #include "tensor.h"
 #include "weight_tensors.h"
 
@@ -43,11 +44,11 @@ struct Operator {
 };
 
 const Operator kFused[] = {
-    {"norm", "norm(Tensor x, Tensor weight, float eps) -> Tensor", norm_op},
-    {"gate", "gate(Tensor x) -> Tensor", gate_op},
-    {"device_info", "device_info(Tensor device) -> Tensor", nullptr},
-    {"hold_params", "hold_params(Tensor params, Tensor device) -> Tensor", nullptr},
-    {"drop_params", "drop_params(Tensor number) -> ()", nullptr},
+    {"norm", kNormSchema, norm_op},
+    {"gate", kGateSchema, gate_op},
+    {"device_info", kDeviceInfoSchema, nullptr},
+    {"hold_params", kHoldParamsSchema, nullptr},
+    {"drop_params", kDropParamsSchema, nullptr},
 };
 
 }  // namespace

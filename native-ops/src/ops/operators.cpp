@@ -22,6 +22,7 @@
 #include "../core/score_bias.h"
 #include "cache_arguments.h"
 #include "fused.h"
+#include "schemas.h"
 #include "tensor.h"
 #include "weight_tensors.h"
 
@@ -334,12 +335,6 @@ void norm_linear_op(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = out.release();
 }
 
-#define KVQUANT_CACHE                                                                                               \
-  "Tensor lengths, Tensor page_table, Tensor exact_table, Tensor(a!) pages, Tensor(b!) exact, Tensor rope, Tensor " \
-  "params"
-#define KVQUANT_CACHE_READ \
-  "Tensor lengths, Tensor page_table, Tensor exact_table, Tensor pages, Tensor exact, Tensor rope, Tensor params"
-
 struct Operator {
   const char* name;
   const char* schema;
@@ -347,17 +342,13 @@ struct Operator {
 };
 
 const Operator kOperators[] = {
-    {"append",
-     "append(Tensor qkv, Tensor starts, Tensor massive_values, Tensor massive_positions, " KVQUANT_CACHE ") -> ()",
-     append_op},
-    {"attend", "attend(Tensor qkv, " KVQUANT_CACHE_READ ") -> Tensor", attend_op},
-    {"append_attend", "append_attend(Tensor qkv, Tensor starts, " KVQUANT_CACHE ") -> Tensor", append_attend_op},
-    {"dequantize", "dequantize(int sequence, int begin, int end, " KVQUANT_CACHE_READ ") -> (Tensor, Tensor)",
-     dequantize_op},
-    {"score_bias", "score_bias(Tensor q, Tensor params) -> Tensor", score_bias_op},
-    {"rope_heads", "rope_heads(Tensor qkv, Tensor starts, " KVQUANT_CACHE_READ ") -> (Tensor, Tensor, Tensor)",
-     rope_heads_op},
-    {"massive_entries", "massive_entries(Tensor x, Tensor starts) -> (Tensor, Tensor)", massive_entries_op},
+    {"append", kAppendSchema, append_op},
+    {"attend", kAttendSchema, attend_op},
+    {"append_attend", kAppendAttendSchema, append_attend_op},
+    {"dequantize", kDequantizeSchema, dequantize_op},
+    {"score_bias", kScoreBiasSchema, score_bias_op},
+    {"rope_heads", kRopeHeadsSchema, rope_heads_op},
+    {"massive_entries", kMassiveEntriesSchema, massive_entries_op},
     {"layout", "layout(Tensor params) -> Tensor", layout_op},
     {"configure", "configure(Tensor settings) -> Tensor", configure_op},
     {"view_bfloat16", "view_bfloat16(Tensor raw) -> Tensor", view_bfloat16_op},
