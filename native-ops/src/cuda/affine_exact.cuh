@@ -3,7 +3,7 @@
 // at a time, after their rounds. Three warps of a block take each kv head's.
 #pragma once
 #include "affine_layout.cuh"
-#include "side_tile.cuh"
+#include "finish_keys.cuh"
 
 namespace kvquant::cuda::affine {
 

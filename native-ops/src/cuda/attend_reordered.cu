@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   // The warps' sums: references are those that keys' warps had last.
-  keys.publish_sums(state, warp, lane);
+  keys.publish(state.sums[warp], state.zeros[warp], state.references[0][warp], lane);
   auto* out = reinterpret_cast<float*>(shared);
   const int g = lane / 4, c = lane % 4;
 #pragma unroll

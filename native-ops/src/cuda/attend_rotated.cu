@@ -167,7 +167,7 @@ __device__ __forceinline__ void find_scores(const CacheView& cache, const Attent
     arrive(&state.done[turn]);
   }
   // The warps' sums: references are those that keys' warps had last.
-  keys.publish_sums(state, warp, lane);
+  keys.publish(state.sums[warp], state.zeros[warp], state.last_references[warp], lane);
   if (exact.any()) exact.attend(state, kOrdered, rounds);
   meet<kThreads>();
   const auto* out = reinterpret_cast<const float*>(state.stages[rounds % 2]);

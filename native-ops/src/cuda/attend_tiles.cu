@@ -15,10 +15,10 @@
 // 2 to 15 %).
 #include "attend_affine.h"
 #include "exact_part.cuh"
+#include "finish_keys.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 #include "select_pages.cuh"
-#include "side_tile.cuh"
 
 namespace kvquant::cuda {
 namespace {

@@ -4,9 +4,9 @@
 // a basis it takes token by token. 8192 tokens of 8 kv heads on an H100: rotatekv4 102 us, kvquant2 with head_dim 64 32
 // us, of static codes with head_dim 64 37 us (81 token by token).
 #include "elements.cuh"
+#include "finish_keys.cuh"
 #include "kernels.h"
 #include "launch.cuh"
-#include "side_tile.cuh"
 
 namespace kvquant::cuda {
 namespace {

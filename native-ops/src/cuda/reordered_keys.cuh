@@ -2,6 +2,7 @@
 // Keys of rotatekv2 in an order across the layer: from codes to weights of 16 tokens, by a warp; see
 // attend_reordered.cu.
 #pragma once
+#include "column_sums.cuh"
 #include "elements.cuh"
 #include "reordered_layout.cuh"
 #include "token_reader.cuh"
@@ -61,11 +62,12 @@ struct Queries {
 
 /// A warp's constants and its share of softmax.
 template <int products>
-struct KeyWarp {
+struct KeyWarp : ColumnSums<products> {
+  using Sums = ColumnSums<products>;
+  using Sums::reference, Sums::weights, Sums::zeros;
   uint32_t cosines[16], sines[16];  // of rows g, g + 8 and pairs 16 i + 2 c, + 8
   uint32_t h[4];                    // H_16: two words for columns 0 to 7, two for 8 to 15
   uint32_t select_low, select_high, mask;
-  float reference[2 * products], weights[2 * products], zeros[2 * products];
 
   __device__ KeyWarp(const CacheView& cache, int warp, int lane) {
     const int g = lane / 4, c = lane % 4;
@@ -86,11 +88,7 @@ struct KeyWarp {
     select_low = warp < 4 ? 0x5410u : 0x6521u;   // bytes 0 (or 1) of both words
     select_high = warp < 4 ? 0x7632u : 0x7763u;  // bytes 2 (or 3)
     mask = 0x00030003u << field_position(warp);
-#pragma unroll
-    for (int i = 0; i < 2 * products; ++i) {
-      reference[i] = kLowest;
-      weights[i] = zeros[i] = 0.0f;
-    }
+    Sums::clear();
   }
 
   /// Scales and minus scales times zeros of the 16 tokens, groups 16 step to 16 step + 15, as first operands. Scales
@@ -275,22 +273,6 @@ struct KeyWarp {
         references[8 * n + 2 * c] = reference[2 * n];
         references[8 * n + 2 * c + 1] = reference[2 * n + 1];
       }
-    }
-  }
-
-  __device__ void publish_sums(SharedState<products>& state, int warp, int lane) {
-#pragma unroll
-    for (int i = 0; i < 2 * products; ++i) {
-#pragma unroll
-      for (int step = 4; step < kWarp; step *= 2) {
-        weights[i] += __shfl_xor_sync(0xffffffffu, weights[i], step);
-        zeros[i] += __shfl_xor_sync(0xffffffffu, zeros[i], step);
-      }
-      if (lane >= 4) continue;
-      const int column = i / 2 * 8 + 2 * lane + i % 2;
-      state.sums[warp][column] = weights[i];
-      state.zeros[warp][column] = zeros[i];
-      state.references[0][warp][column] = reference[i];
     }
   }
 };

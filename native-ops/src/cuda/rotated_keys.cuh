@@ -1,6 +1,7 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Keys of rotatekv2: from codes to weights of 2 x 16 tokens, by a warp; see attend_rotated.cu.
 #pragma once
+#include "column_sums.cuh"
 #include "elements.cuh"
 #include "rotated_layout.cuh"
 #include "token_reader.cuh"
@@ -23,11 +24,12 @@ struct NoScales {
 
 /// A warp's constants and its share of softmax.
 template <int products, bool kOrdered>
-struct KeyWarp {
+struct KeyWarp : ColumnSums<products> {
+  using Sums = ColumnSums<products>;
+  using Sums::reference, Sums::weights, Sums::zeros;
   uint32_t cosines[16], sines[16];  // of rows g, g + 8 and pairs 16 i + 2 c, + 8
   uint32_t h[4];                    // H_16: two words for columns 0 to 7, two for 8 to 15
   uint32_t select, select_pair, shift, masks[kSides], zero_factors[kSides], biases[kSides];
-  float reference[2 * products], weights[2 * products], zeros[2 * products];
 
   /// field: of side 0; angles: see fill_angles.
   __device__ KeyWarp(const uint32_t (&angles)[4][32][kWarp], int field, int lane) {
@@ -55,11 +57,7 @@ struct KeyWarp {
     zero_factors[1] = kept(c == 0 ? pack_halves(-2.0f, 0.0f) : 0u);
     biases[0] = kept(c == 0 ? pack_halves(-0.1875f, 0.0f) : 0u);
     biases[1] = kept(c == 0 ? pack_halves(-3.0f, 0.0f) : 0u);
-#pragma unroll
-    for (int i = 0; i < 2 * products; ++i) {
-      reference[i] = kLowest;
-      weights[i] = zeros[i] = 0.0f;
-    }
+    Sums::clear();
   }
 
   /// Codes of a head's 16 channels i: of two channels each, both sides' rows g and g + 8 in fields of 4 bits.
@@ -247,8 +245,7 @@ struct KeyWarp {
     return as_half2(__byte_perm(four.x, four.y, select_pair));
   }
 
-  /// Raises references to scores, if any exceeds them by much. References are whole numbers: what follows from a change
-  /// of one is exact.
+  /// Raises references to scores, if any exceeds them by much.
   __device__ __forceinline__ void raise(const float (&scores)[kSides][products][4]) {
     float high[2 * products];
     bool must = false;
@@ -259,17 +256,7 @@ struct KeyWarp {
       high[i] = fmaxf(fmaxf(a[i % 2], a[2 + i % 2]), fmaxf(b[i % 2], b[2 + i % 2]));
       must = must || high[i] - reference[i] > kSlack;
     }
-    if (!__any_sync(0xffffffffu, must)) return;
-#pragma unroll
-    for (int i = 0; i < 2 * products; ++i) {
-#pragma unroll
-      for (int step = 4; step < kWarp; step *= 2) high[i] = fmaxf(high[i], __shfl_xor_sync(0xffffffffu, high[i], step));
-      const float raised = fmaxf(reference[i], high[i] > kLowest ? ceilf(high[i]) : kLowest);
-      const float keep = exp2_fast(reference[i] - raised);
-      reference[i] = raised;
-      weights[i] *= keep;
-      zeros[i] *= keep;
-    }
+    Sums::raise(high, must);
   }
 
   /// Weights of 2 x 16 tokens, times values' scales, as operands of products field and field + 2. Tokens of rows g + 8
@@ -333,22 +320,6 @@ struct KeyWarp {
         *reinterpret_cast<float2*>(&references[quarter_of(field)][8 * n + 2 * c]) =
             make_float2(reference[2 * n], reference[2 * n + 1]);
       }
-    }
-  }
-
-  __device__ void publish_sums(SharedState<products>& state, int warp, int lane) {
-#pragma unroll
-    for (int i = 0; i < 2 * products; ++i) {
-#pragma unroll
-      for (int step = 4; step < kWarp; step *= 2) {
-        weights[i] += __shfl_xor_sync(0xffffffffu, weights[i], step);
-        zeros[i] += __shfl_xor_sync(0xffffffffu, zeros[i], step);
-      }
-      if (lane >= 4) continue;
-      const int column = i / 2 * 8 + 2 * lane + i % 2;
-      state.sums[warp][column] = weights[i];
-      state.zeros[warp][column] = zeros[i];
-      state.last_references[warp][column] = reference[i];
     }
   }
 };
