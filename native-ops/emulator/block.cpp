@@ -45,6 +45,11 @@ struct Fiber : Thread {
   bool may_run() const { return !ended && (waits_for == nullptr || waits_for->meetings != met); }
 };
 
+/// Warps are interrupted after so many meetings of their lanes, on average.
+constexpr uint32_t kMeetingsAtOnce = 32;
+/// In so many choices of who runs the slow warp is taken once for certain.
+constexpr uint32_t kSlowness = 256;
+
 constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kPoison = 0xff;
 
@@ -54,7 +59,8 @@ struct Machine {
   Fiber fibers[kMostThreads];
   Warp warps[kMostThreads / kWarpLanes];
   Meeting barriers[kNamedBarriers];
-  int threads = 0, alive = 0;
+  int threads = 0, warps_in_block = 0, alive = 0;
+  int slow_warp = 0;         // which others overtake wherever they may
   void* launcher = nullptr;  // stack pointer
   const std::function<void()>* kernel = nullptr;
   uint64_t random = 0x9e3779b97f4a7c15;
@@ -80,13 +86,15 @@ Fiber* find_lane(Machine& m, int warp, int from) {
   return nullptr;
 }
 
-/// Some thread that may run.
+/// Some thread that may run, of the slow warp seldom.
 Fiber* find_any(Machine& m) {
-  const int warps = (m.threads + kWarpLanes - 1) / kWarpLanes, first = static_cast<int>(chance(warps));
-  for (int i = 0; i < warps; ++i) {
-    if (Fiber* found = find_lane(m, (first + i) % warps, static_cast<int>(chance(kWarpLanes)))) return found;
+  const int first = static_cast<int>(chance(m.warps_in_block)), avoided = chance(kSlowness) == 0 ? -1 : m.slow_warp;
+  for (int i = 0; i < m.warps_in_block; ++i) {
+    const int warp = (first + i) % m.warps_in_block;
+    if (warp == avoided) continue;
+    if (Fiber* found = find_lane(m, warp, static_cast<int>(chance(kWarpLanes)))) return found;
   }
-  return nullptr;
+  return avoided < 0 ? nullptr : find_lane(m, avoided, 0);
 }
 
 void switch_to(Fiber& to) {
@@ -142,6 +150,7 @@ void run_block(Machine& m, size_t shared_bytes) {
     warp.alive = 0;
   }
   m.alive = m.threads;
+  m.slow_warp = static_cast<int>(chance(m.warps_in_block));
   for (int i = 0; i < m.threads; ++i) {
     Fiber& fiber = m.fibers[i];
     fiber = {};
@@ -170,6 +179,7 @@ void run_blocks(dim3 blocks, unsigned threads, size_t shared_bytes, const std::f
   blockDim = dim3(threads, 1, 1);
   if (threads > kMostThreads || shared_bytes > kMostShared) fail_block("a block has too many threads or bytes");
   m.threads = static_cast<int>(threads);
+  m.warps_in_block = (m.threads + kWarpLanes - 1) / kWarpLanes;
   m.kernel = &kernel;
   for (unsigned z = 0; z < blocks.z; ++z) {
     for (unsigned y = 0; y < blocks.y; ++y) {
@@ -209,6 +219,7 @@ const unsigned char* exchange(const void* own, size_t size) {
   std::memcpy(exchanged[current->lane], own, size);
   ++warp.meeting.arrived;
   warp.meeting.end_if_all(warp.alive);
+  if (warp.meeting.meetings != met && chance(kMeetingsAtOnce) == 0) yield();
   wait_for(warp.meeting, met);
   return exchanged[0];
 }

@@ -1,7 +1,8 @@
 /* Copyright 2026 The djl-kvquant authors. Licensed under the Apache License, Version 2.0. See LICENSE. */
 // Runs the blocks of a kernel one after another, on the thread that launches it. A CUDA thread is a fiber, which runs
-// until it has to wait for others; who goes on then is chance, so that what barriers do not order happens in either
-// order. Chance is the same each time, but for the environment variable KVQUANT_EMULATOR_SEED.
+// until it has to wait for others, or now and then is interrupted; who goes on then is chance, so that what barriers do
+// not order happens in either order. Chance is the same each time, but for the environment variable
+// KVQUANT_EMULATOR_SEED.
 #pragma once
 #include <vector_types.h>
 

@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 #include <vector_functions.h>
 
+// Some of these use names that mean something else from here on.
 #include <algorithm>
 #include <cmath>
 #include <functional>
