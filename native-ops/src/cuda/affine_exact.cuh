@@ -18,8 +18,7 @@ struct Exact {
   __device__ __forceinline__ Exact(const CacheView& cache, const Work& work, int sink)
       : cache(cache), work(work), sink(sink) {
     first_run = work.coded / kTileTokens;
-    const int runs = cache.window > 0 ? (work.length + kTileTokens - 1) / kTileTokens - first_run : 0;
-    units = cache.sink_pages + max(0, runs);
+    units = cache.exact_runs(work.coded, work.length);
   }
 
   /// Whether there is a share for the block.

@@ -2,6 +2,7 @@
 // Keys of attend_affine.cu: from codes to weights of 16 tokens of all heads, by a warp.
 #pragma once
 #include "affine_layout.cuh"
+#include "column_sums.cuh"
 
 namespace kvquant::cuda::affine {
 
@@ -67,14 +68,15 @@ struct CodePlace {
 
 /// A warp's constants and its share of softmax. field: the token f of each tile.
 template <int bits, int D, int products>
-struct KeyWarp {
+struct KeyWarp : ColumnSums<products> {
+  using Sums = ColumnSums<products>;
+  using Sums::reference, Sums::weights, Sums::zeros;
   using State = SharedState<bits, D, products>;
   static constexpr int kBlocks = D / 16, kHalf = kBlocks / 2;  // 16 channels each
   uint32_t cosines[4 * kHalf], sines[4 * kHalf];               // of rows g, g + 8 and pairs 16 i + 2 c, + 8
   uint32_t h[4];                                               // H_16: two words for columns 0 to 7, two for 8 to 15
   CodePlace<bits> place;
   int field, lane;
-  float reference[2 * products], weights[2 * products], zeros[2 * products];
 
   __device__ KeyWarp(const State& state, int field, int lane) : place(field), field(field), lane(lane) {
     const int g = lane / 4, c = lane % 4;
@@ -90,11 +92,7 @@ struct KeyWarp {
       h[i] = pack_halves((__popc(channel & column) & 1) != 0 ? -32768.0f : 32768.0f,
                          (__popc((channel + 1) & column) & 1) != 0 ? -32768.0f : 32768.0f);
     }
-#pragma unroll
-    for (int i = 0; i < 2 * products; ++i) {
-      reference[i] = kLowest;
-      weights[i] = zeros[i] = 0.0f;
-    }
+    Sums::clear();
   }
 
   /// The transform of a head, but for the bit that RoPE pairs: words of 16 channels each, rows g, g + 8, g, g + 8.
@@ -107,19 +105,7 @@ struct KeyWarp {
       mma_halves(x[i][0], x[i][1], a0, a1, a2, a3, h[0], h[1]);
       mma_halves(x[i][2], x[i][3], a0, a1, a2, a3, h[2], h[3]);
     }
-#pragma unroll
-    for (int step = 1; step < kHalf; step *= 2) {
-#pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        if (i & step) continue;
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const __half2 a = as_half2(x[i][r]), b = as_half2(x[i | step][r]);
-          x[i][r] = as_bits(__hadd2(a, b));
-          x[i | step][r] = as_bits(__hsub2(a, b));
-        }
-      }
-    }
+    transform_blocks(x);
   }
 
   /// Scores (base 2).
@@ -175,8 +161,7 @@ struct KeyWarp {
     }
   }
 
-  /// Raises references to scores, if any exceeds them by much. References are whole numbers: what follows from a change
-  /// of one is exact.
+  /// Raises references to scores, if any exceeds them by much.
   __device__ __forceinline__ void raise(const float (&scores)[products][4]) {
     float high[2 * products];
     bool must = false;
@@ -185,17 +170,7 @@ struct KeyWarp {
       high[i] = fmaxf(scores[i / 2][i % 2], scores[i / 2][2 + i % 2]);
       must = must || high[i] - reference[i] > kSlack;
     }
-    if (!__any_sync(0xffffffffu, must)) return;
-#pragma unroll
-    for (int i = 0; i < 2 * products; ++i) {
-#pragma unroll
-      for (int step = 4; step < kWarp; step *= 2) high[i] = fmaxf(high[i], __shfl_xor_sync(0xffffffffu, high[i], step));
-      const float raised = fmaxf(reference[i], high[i] > kLowest ? ceilf(high[i]) : kLowest);
-      const float keep = exp2_fast(reference[i] - raised);
-      reference[i] = raised;
-      weights[i] *= keep;
-      zeros[i] *= keep;
-    }
+    Sums::raise(high, must);
   }
 
   /// Weights of the 16 tokens, times values' scales, as operands. Tokens of rows g + 8 are negative, their codes
@@ -240,6 +215,7 @@ struct KeyWarp {
     }
   }
 
+  /// As ColumnSums::publish, with which nvcc makes 48 instructions more of the file's kernels.
   __device__ void publish_sums(State& state) {
 #pragma unroll
     for (int i = 0; i < 2 * products; ++i) {

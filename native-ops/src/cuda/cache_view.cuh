@@ -78,6 +78,12 @@ struct CacheView {
   }
   /// The same with a window, given the second of a sequence's lengths.
   __device__ int stored(int length, int least) const { return max(0, max(length - window, min(least, length))); }
+  /// Runs of 16 tokens that a sequence keeps exactly: sink pages, then those of the window, from the run on that the
+  /// first token without codes is in.
+  __device__ int exact_runs(int quantized, int length) const {
+    const int runs = window > 0 ? (length + kTileTokens - 1) / kTileTokens - quantized / kTileTokens : 0;
+    return sink_pages + max(0, runs);
+  }
   __device__ uint8_t* page(int b, int page_index) const {
     return pages + page_table[static_cast<int64_t>(b) * page_columns + page_index] * page_bytes;
   }

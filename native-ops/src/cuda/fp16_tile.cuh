@@ -22,6 +22,24 @@ __device__ __forceinline__ uint32_t as_bits(__half2 x) { return *reinterpret_cas
 __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2*>(&x); }
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) { return as_bits(__floats2half2_rn(low, high)); }
 
+/// The steps of a Walsh-Hadamard transform between the blocks of each half of them, of the words that a lane has.
+template <int blocks>
+__device__ __forceinline__ void transform_blocks(uint32_t (&x)[blocks][4]) {
+#pragma unroll
+  for (int step = 1; step < blocks / 2; step *= 2) {
+#pragma unroll
+    for (int i = 0; i < blocks; ++i) {
+      if (i & step) continue;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const __half2 a = as_half2(x[i][r]), b = as_half2(x[i | step][r]);
+        x[i][r] = as_bits(__hadd2(a, b));
+        x[i | step][r] = as_bits(__hsub2(a, b));
+      }
+    }
+  }
+}
+
 /// Online softmax of a warp: of query heads 2 c and 2 c + 1 the reference of weights and this lane's share of their
 /// sum.
 struct Softmax {

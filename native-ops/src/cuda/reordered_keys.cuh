@@ -160,19 +160,7 @@ struct KeyWarp : ColumnSums<products> {
       mma_halves(x[i][0], x[i][1], a[0], a[1], a[2], a[3], h[0], h[1]);
       mma_halves(x[i][2], x[i][3], a[0], a[1], a[2], a[3], h[2], h[3]);
     }
-#pragma unroll
-    for (int step = 1; step <= 2; step *= 2) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i & step) continue;
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const __half2 a = as_half2(x[i][r]), b = as_half2(x[i | step][r]);
-          x[i][r] = as_bits(__hadd2(a, b));
-          x[i | step][r] = as_bits(__hsub2(a, b));
-        }
-      }
-    }
+    transform_blocks(x);
   }
 
   /// Scores (base 2) of 16 tokens.

@@ -33,8 +33,7 @@ struct RotatedExact {
   __device__ __forceinline__ RotatedExact(const CacheView& cache, const Work& work, int sink)
       : cache(cache), work(work), sink(sink) {
     first_run = work.coded / kTileTokens;
-    const int runs = cache.window > 0 ? (work.length + kTileTokens - 1) / kTileTokens - first_run : 0;
-    units = cache.sink_pages + max(0, runs);
+    units = cache.exact_runs(work.coded, work.length);
   }
 
   /// Fetches a warp's first 16 tokens to L2.

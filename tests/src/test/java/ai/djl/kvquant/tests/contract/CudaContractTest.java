@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assumptions.assumeTrue;
 import ai.djl.kvquant.torch.Operators.Variant;
 import java.util.List;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -98,20 +99,15 @@ class CudaContractTest {
         Kernels.emulateCuda(false);
         float[][] expected = portable.state.dequantize(0, length / 3, length);
         for (int side = 0; side < 2; ++side) {
-            double off = relativeError(expected[side], actual[side]);
+            int n = expected[side].length;
+            assertEquals(n, actual[side].length);
+            double off = Tolerance.relativeError(widened(expected[side]), actual[side], 0, 0, n);
             assertTrue(off <= ROUNDED, () -> what(cuda.point) + ": dequantized by " + off);
         }
         return error;
     }
 
-    private static double relativeError(float[] expected, float[] actual) {
-        assertEquals(expected.length, actual.length);
-        double difference = 0;
-        double norm = 0;
-        for (int i = 0; i < expected.length; ++i) {
-            difference += Math.pow(actual[i] - expected[i], 2);
-            norm += Math.pow(expected[i], 2);
-        }
-        return difference == 0 ? 0 : Math.sqrt(difference / norm);
+    private static double[] widened(float[] x) {
+        return IntStream.range(0, x.length).mapToDouble(i -> x[i]).toArray();
     }
 }
